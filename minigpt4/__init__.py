@@ -1,0 +1,31 @@
+"""MiniGPT-4 (arXiv 2304.10592) as a Hugging Face model package.
+
+Names load when they are first touched, so that `minigpt4 --help` starts without torch; touching any of them registers all
+with transformers' Auto classes.
+"""
+
+from importlib import import_module
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "EfficientNetLiteConfig": "configuration.configuration_minigpt4",
+    "MiniGPT4Config": "configuration.configuration_minigpt4",
+    "MiniGPT4Model": "modeling_minigpt4.modeling_minigpt4",
+    "MiniGPT4ForConditionalGeneration": "modeling_minigpt4.modeling_minigpt4",
+    "MiniGPT4ImageProcessor": "processing.image_processing_minigpt4",
+    "MiniGPT4Processor": "processing.processing_minigpt4",
+    "MiniGPT4DataCollator": "processing.collator",
+}
+__all__ = list(_HOME)
+
+
+def __getattr__(name):
+    if name not in _HOME:
+        raise AttributeError(f"module 'minigpt4' has no attribute {name!r}")
+    import_module(".registration", __name__)
+    return getattr(import_module(f".{_HOME[name]}", __name__), name)
+
+
+def __dir__():
+    return [*globals(), *__all__]

@@ -1,0 +1,49 @@
+"""The command `minigpt4`: one module a subcommand, each with `add_arguments(parser)` and `run(arguments)`.
+
+Torch is imported by what a subcommand runs, not by `--help`. Bad input ends in one line and exit status 2, Ctrl-C in 130.
+"""
+
+import argparse
+import importlib
+import signal
+import sys
+
+import minigpt4
+
+COMMANDS = {
+    "quickstart": "train the embedded default on composed scenes, in both stages, and report what it learned",
+    "chat": "ask about pictures",
+    "export": "write a model as a folder for the Hub",
+}
+
+
+def main(argv=None):
+    """Runs a subcommand; returns its exit status."""
+    parser = argparse.ArgumentParser(prog="minigpt4", description=minigpt4.__doc__.splitlines()[0])
+    parser.add_argument("--version", action="version", version=minigpt4.__version__)
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, summary in COMMANDS.items():
+        module = importlib.import_module(f"minigpt4.cli.{name}")
+        subparser = subparsers.add_parser(name, help=summary, description=module.__doc__)
+        module.add_arguments(subparser)
+        subparser.set_defaults(run=module.run)
+    arguments = parser.parse_args(argv)
+    return run_reporting_errors(lambda: arguments.run(arguments), f"minigpt4 {arguments.command}")
+
+
+def run_reporting_errors(run, name):
+    """Calls run() and turns what a user can mend into one line on stderr and an exit status.
+
+    Returns 0; 2 after a ValueError or OSError; 130 after Ctrl-C; 143 after SIGTERM.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        run()
+    except (ValueError, OSError) as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        print(f"{name}: {lines[0]}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"{name}: stopped", file=sys.stderr)
+        return 130
+    return 0

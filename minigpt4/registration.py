@@ -1,0 +1,24 @@
+"""Makes transformers' Auto classes know MiniGPT-4; importing this module is all it takes."""
+
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForImageTextToText,
+    AutoModelForMultimodalLM,
+    AutoProcessor,
+)
+
+from .configuration.configuration_minigpt4 import EfficientNetLiteConfig, MiniGPT4Config
+from .modeling_minigpt4.efficientnet_lite import EfficientNetLiteModel
+from .modeling_minigpt4.modeling_minigpt4 import MiniGPT4ForConditionalGeneration
+from .processing.image_processing_minigpt4 import MiniGPT4ImageProcessor
+from .processing.processing_minigpt4 import MiniGPT4Processor
+
+AutoConfig.register("efficientnet_lite", EfficientNetLiteConfig)
+AutoModel.register(EfficientNetLiteConfig, EfficientNetLiteModel)
+AutoConfig.register("minigpt4", MiniGPT4Config)
+for auto_class in (AutoModel, AutoModelForImageTextToText, AutoModelForMultimodalLM):
+    auto_class.register(MiniGPT4Config, MiniGPT4ForConditionalGeneration)
+AutoImageProcessor.register(MiniGPT4Config, image_processor_classes={"pil": MiniGPT4ImageProcessor})
+AutoProcessor.register(MiniGPT4Config, MiniGPT4Processor)

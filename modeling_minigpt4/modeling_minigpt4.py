@@ -1,0 +1,363 @@
+"""MiniGPT-4 (Zhu, Chen, Shen, Li, Elhoseiny 2023, arXiv 2304.10592): a picture for a frozen LLM through ONE linear layer.
+
+    pixel_values [N, 3, H, W]
+      -> vision_tower    frozen                                   [N, 1 + P, V]      EVA ViT-g: [N, 257, 1408]
+      -> qformer         frozen, Q learned queries look at them   [N, Q, C]          BLIP-2:    [N, 32, 768]
+         or none: patches merged `patch_merge` at a time          [N, Q, C]          Llama-2:   [N, 64, 5632]
+      -> projection      ONE Linear, all that is trained          [N, Q, D]
+    input_ids [B, L] -> embeddings [B, L, D], the N * Q image tokens replaced in reading order by the projected ones
+      -> language_model  frozen, gradients pass through           [B, L, D]
+      -> lm_head         frozen; in training only where an answer token is predicted
+
+B batch rows, N pictures in all rows together, P patches, Q visual tokens of a picture, L sequence, V C D widths.
+
+The paper's choices, kept: vision tower, Q-Former and LLM frozen, the first two in eval mode also while training (the
+Q-Former has dropout); the tower's final LayerNorm (BLIP-2's `ln_vision`) has eps 1e-5 and not the ViT's 1e-6.
+Deviations, with their reasons:
+- The projection computes in the precision of its own weights (fp32 in training), the frozen parts in theirs: that is what
+  the original's autocast and gradient scaler are for, without either.
+- Training computes logits only for answer positions, and keeps none: the loss is the same, a vocabulary of 32,000 times
+  every visual and prompt token is not computed, and not stored.
+- Rows with other than one picture, or none, work.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import AutoModel, Blip2QFormerModel, Blip2VisionModel
+from transformers.cache_utils import Cache
+from transformers.generation import GenerationMixin
+from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
+from transformers.modeling_utils import PreTrainedModel
+from transformers.utils import can_return_tuple, torch_compilable_check
+
+from ..configuration.configuration_minigpt4 import MiniGPT4Config
+from .efficientnet_lite import EfficientNetLiteModel
+from .light import is_light, load_light
+
+# Towers that `AutoModel` does not build from their config (see VISION_CONFIGS in the configuration).
+VISION_TOWERS = {"blip_2_vision_model": Blip2VisionModel, "efficientnet_lite": EfficientNetLiteModel}
+
+
+@dataclass
+class MiniGPT4ModelOutputWithPast(BaseModelOutputWithPast):
+    """Output of `MiniGPT4Model`; `image_hidden_states` are the projected visual tokens [N, Q, D], or None."""
+
+    image_hidden_states: torch.FloatTensor | None = None
+
+
+@dataclass
+class MiniGPT4CausalLMOutputWithPast(CausalLMOutputWithPast):
+    """Output of `MiniGPT4ForConditionalGeneration`; `image_hidden_states` as in `MiniGPT4ModelOutputWithPast`."""
+
+    image_hidden_states: torch.FloatTensor | None = None
+
+
+class MiniGPT4PreTrainedModel(PreTrainedModel):
+    """What both classes share: loading, initialisation and which parts are frozen."""
+
+    config: MiniGPT4Config
+    config_class = MiniGPT4Config
+    base_model_prefix = "model"
+    main_input_name = "input_ids"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _skip_keys_device_placement = ["past_key_values"]
+    _no_split_modules = ["Blip2EncoderLayer", "Blip2QFormerLayer", "InvertedResidual"]
+    # Small, and trained: its own precision (see the module) survives loading the rest in bf16 or fp16.
+    _keep_in_fp32_modules_strict = ["projection"]
+    _can_compile_fullgraph = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
+        """Loads a full or a light repository, as `PreTrainedModel.from_pretrained` does, and freezes it for training."""
+        if is_light(pretrained_model_name_or_path, kwargs):
+            loaded = load_light(cls, pretrained_model_name_or_path, **kwargs)
+        else:
+            loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+        (loaded[0] if isinstance(loaded, tuple) else loaded).freeze()
+        return loaded
+
+    def freeze(self):
+        """Lets gradients reach only the parts named in `config.trained_parts`; returns the model."""
+        self.requires_grad_(False)
+        model = self.base_model
+        for name in self.config.trained_parts:
+            part = getattr(model, name, None)
+            if part is None:
+                raise ValueError(f"trained_parts names {name!r}, which this model does not have; see MiniGPT4Model")
+            part.requires_grad_(True)
+        return self
+
+    def train(self, mode=True):
+        """Train mode for the LLM (activation checkpointing looks at it); frozen vision parts stay in eval mode."""
+        super().train(mode)
+        model = self.base_model
+        for name in ("vision_tower", "qformer"):
+            if getattr(model, name) is not None and name not in self.config.trained_parts:
+                getattr(model, name).eval()
+        return self
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        if isinstance(module, MiniGPT4Model) and module.query_tokens is not None:
+            nn.init.normal_(module.query_tokens, std=self.config.initializer_range)
+
+
+class MiniGPT4Model(MiniGPT4PreTrainedModel):
+    """Pictures and text to the LLM's last hidden states; see the module for the way and the shapes."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.vision_tower = _build_vision_tower(config.vision_config)
+        self.query_tokens, self.qformer = None, None
+        vision_width = config.vision_config.hidden_size * config.patch_merge
+        if config.qformer_config is not None:
+            vision_width = config.qformer_config.hidden_size
+            self.query_tokens = nn.Parameter(torch.zeros(1, config.num_query_tokens, vision_width))
+            self.qformer = _build_qformer(config.qformer_config)
+        self.projection = _build_projection(vision_width, config.text_config.hidden_size, config.projection_layers)
+        self.language_model = AutoModel.from_config(config.text_config)
+        self.post_init()
+        self.freeze()
+
+    def get_input_embeddings(self):
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value):
+        self.language_model.set_input_embeddings(value)
+
+    def get_vision_features(self, pixel_values):
+        """The frozen part of the way: pixel_values [N, 3, H, W] -> [N, Q, C].
+
+        It is the same in every epoch, so that training may compute it once and pass it as `vision_features`.
+        """
+        patches = self.vision_tower(pixel_values, return_dict=True).last_hidden_state
+        if self.qformer is None:
+            return self._merge_patches(patches)
+        queries = self.query_tokens.expand(len(patches), -1, -1)
+        return self.qformer(query_embeds=queries, encoder_hidden_states=patches, return_dict=True).last_hidden_state
+
+    def _merge_patches(self, patches):
+        """[N, extra + P, V] -> [N, P / merge, V * merge]: class and register tokens dropped, neighbours concatenated."""
+        patches = patches[:, -self.config.num_patches :]
+        return patches.reshape(len(patches), -1, patches.shape[-1] * self.config.patch_merge)
+
+    @can_return_tuple
+    def get_image_features(self, pixel_values=None, vision_features=None, **kwargs):
+        """The visual tokens as the LLM reads them: `pooler_output` [N, Q, D].
+
+        Args:
+            pixel_values: float [N, 3, H, W], as the image processor gives them.
+            vision_features: [N, Q, C] in their place, kept from an earlier `get_vision_features`.
+        """
+        if vision_features is None:
+            vision_features = self.get_vision_features(pixel_values)
+        # The weights of a linear layer that is wrapped (LoRA) or quantized may lie deeper: any parameter tells the dtype.
+        dtype = next(self.projection.parameters()).dtype
+        projected = self.projection(vision_features.to(dtype if dtype.is_floating_point else vision_features.dtype))
+        return BaseModelOutputWithPooling(last_hidden_state=vision_features, pooler_output=projected)
+
+    def get_placeholder_mask(self, input_ids, inputs_embeds, image_features):
+        """Where the visual tokens go: bool [B, L, 1]. Raises ValueError, naming both counts, if they do not match."""
+        if input_ids is None:
+            image_token = torch.full((), self.config.image_token_id, dtype=torch.long, device=inputs_embeds.device)
+            mask = (inputs_embeds == self.get_input_embeddings()(image_token)).all(-1)
+        else:
+            mask = input_ids == self.config.image_token_id
+        found, expected = mask.sum(), image_features.shape[0] * image_features.shape[1]
+        torch_compilable_check(
+            found == expected,
+            f"the text holds {found} image tokens, but {len(image_features)} picture(s) give {expected} visual tokens; "
+            "let MiniGPT4Processor write one image token for each visual token",
+        )
+        return mask.unsqueeze(-1)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        pixel_values: torch.FloatTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        vision_features: torch.FloatTensor | None = None,
+        mm_encoder_outputs: dict | None = None,
+        **kwargs,
+    ):
+        """Returns the LLM's hidden states [B, L, D].
+
+        Args:
+            input_ids: [B, L], with `config.image_token_id` where a visual token goes; or `inputs_embeds` [B, L, D].
+            pixel_values: [N, 3, H, W]: pictures of all rows, in reading order. In their place `vision_features`
+                [N, Q, C], or `mm_encoder_outputs` {"image": output of `get_image_features`}.
+            attention_mask, position_ids, past_key_values, **kwargs: as the language model takes them.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("pass either input_ids or inputs_embeds, and not both")
+        if inputs_embeds is None:
+            inputs_embeds = self.get_input_embeddings()(input_ids)
+
+        image = (mm_encoder_outputs or {}).get("image")
+        if image is None and (pixel_values is not None or vision_features is not None):
+            image = self.get_image_features(pixel_values, vision_features, return_dict=True)
+        visual_tokens = None
+        if image is not None:
+            visual_tokens = image.pooler_output
+            if not isinstance(visual_tokens, torch.Tensor):  # generate's beams hand back a list of [Q, D]
+                visual_tokens = torch.stack(list(visual_tokens))
+            visual_tokens = visual_tokens.to(inputs_embeds.device, inputs_embeds.dtype)
+            where = self.get_placeholder_mask(input_ids, inputs_embeds, visual_tokens)
+            inputs_embeds = inputs_embeds.masked_scatter(where, visual_tokens)
+
+        outputs = self.language_model(
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            return_dict=True,
+            **kwargs,
+        )
+        return MiniGPT4ModelOutputWithPast(
+            last_hidden_state=outputs.last_hidden_state,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            image_hidden_states=visual_tokens,
+        )
+
+
+class MiniGPT4ForConditionalGeneration(MiniGPT4PreTrainedModel, GenerationMixin):
+    """MiniGPT-4 with the LLM's head: it describes, answers and is trained.
+
+    >>> from minigpt4 import MiniGPT4ForConditionalGeneration, MiniGPT4Processor
+    >>> model = MiniGPT4ForConditionalGeneration.from_pretrained("outputs/quickstart/model")
+    >>> processor = MiniGPT4Processor.from_pretrained("outputs/quickstart/model")
+    >>> content = [{"type": "image", "path": "photo.jpg"}, {"type": "text", "text": "What is in the picture?"}]
+    >>> inputs = processor.apply_chat_template(
+    ...     [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=True, return_dict=True,
+    ...     return_tensors="pt")
+    >>> answer = model.generate(**inputs, max_new_tokens=100)[:, inputs["input_ids"].shape[1]:]
+    >>> print(processor.decode(answer[0], skip_special_tokens=True))
+    """
+
+    _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
+    _tp_plan = {"lm_head": "colwise_gather_output"}
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.model = MiniGPT4Model(config)
+        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        self.post_init()
+        self.freeze()
+
+    def get_output_embeddings(self):
+        return self.lm_head
+
+    def set_output_embeddings(self, value):
+        self.lm_head = value
+
+    def get_image_features(self, pixel_values=None, **kwargs):
+        """See `MiniGPT4Model.get_image_features`."""
+        return self.model.get_image_features(pixel_values, **kwargs)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        pixel_values: torch.FloatTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        vision_features: torch.FloatTensor | None = None,
+        mm_encoder_outputs: dict | None = None,
+        **kwargs,
+    ):
+        """Returns logits [B, L, vocabulary] and, with labels, the mean cross-entropy over the answer tokens.
+
+        Args:
+            labels: [B, L], -100 wherever no answer token stands. In train mode only the logits of answer tokens are
+                computed and `logits` is None. With `position_ids` that restart, a row holds several packed sequences,
+                which do not see each other.
+            logits_to_keep: compute logits only for that many last positions, or for an index tensor of positions;
+                0 means all of them.
+            Everything else: see `MiniGPT4Model.forward`.
+        """
+        if labels is not None:
+            kwargs["use_cache"] = False
+            if position_ids is not None:  # packed: transformers finds the borders itself, if no mask says otherwise
+                attention_mask = None
+        loss_arguments = {"num_items_in_batch": kwargs.pop("num_items_in_batch", None)}
+        outputs = self.model(
+            input_ids=input_ids,
+            pixel_values=pixel_values,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            vision_features=vision_features,
+            mm_encoder_outputs=mm_encoder_outputs,
+            return_dict=True,
+            **kwargs,
+        )
+        hidden = outputs.last_hidden_state
+        loss, logits = None, None
+        if labels is not None and self.training:
+            loss = self._answer_loss(hidden, labels, **loss_arguments)
+        else:
+            keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            logits = self.lm_head(hidden[:, keep, :])
+            if labels is not None:
+                loss = self.loss_function(logits, labels, vocab_size=logits.shape[-1], **loss_arguments)
+        return MiniGPT4CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            image_hidden_states=outputs.image_hidden_states,
+        )
+
+    def _answer_loss(self, hidden, labels, **loss_arguments):
+        """Cross-entropy where a label stands: hidden [B, L, D], labels [B, L] -> scalar, logits [answer tokens, vocabulary]."""
+        targets = labels[:, 1:]
+        predicts = targets != -100
+        logits = self.lm_head(hidden[:, :-1][predicts])
+        targets = targets[predicts]
+        return self.loss_function(
+            logits, labels=None, shift_labels=targets, vocab_size=logits.shape[-1], **loss_arguments
+        )
+
+
+def _build_vision_tower(config):
+    tower_class = VISION_TOWERS.get(config.model_type)
+    if tower_class is None:
+        return AutoModel.from_config(config)
+    tower = tower_class(config)
+    if isinstance(tower, Blip2VisionModel):
+        tower.post_layernorm.eps = 1e-5  # BLIP-2's ln_vision is a plain LayerNorm; transformers gives it the ViT's 1e-6
+    return tower
+
+
+def _build_qformer(config):
+    if config._attn_implementation not in (None, "eager", "sdpa"):
+        config._attn_implementation = "sdpa"  # the only fast one it has; flash or flex then reach the other parts
+    return Blip2QFormerModel(config)
+
+
+def _build_projection(in_features, out_features, layers):
+    """One Linear, as in the paper; with more, GELU between them and every inner width that of the LLM."""
+    linear = [nn.Linear(in_features if i == 0 else out_features, out_features) for i in range(layers)]
+    if layers == 1:
+        return linear[0]
+    return nn.Sequential(*[part for layer in linear for part in (layer, nn.GELU())][:-1])

@@ -1,0 +1,113 @@
+"""Pictures to `pixel_values`: MiniGPT4ImageProcessor, and `load_image` for everything a person may hand over.
+
+Follows the original's evaluation transform: bicubic resize to a square without cropping, scale, normalise with CLIP's
+mean and standard deviation. PIL only: torchvision's resize differs by a uint8 level, and has no CPU build on PyPI.
+"""
+
+import io
+import os
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+from transformers.image_processing_backends import PilBackend
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, PILImageResampling
+
+# A picture beyond this many pixels is refused before it is decoded: 64 Mpx are 192 MB of RGB.
+MAX_PIXELS = 64_000_000
+
+
+class MiniGPT4ImageProcessor(PilBackend):
+    """PIL pictures, arrays or tensors -> `pixel_values` float32 [images, 3, size, size].
+
+    The defaults are the original's (EVA-CLIP: 224 pixels, CLIP statistics); the embedded default sets its own.
+    """
+
+    resample = PILImageResampling.BICUBIC
+    image_mean = OPENAI_CLIP_MEAN
+    image_std = OPENAI_CLIP_STD
+    size = {"height": 224, "width": 224}
+    do_resize = True
+    do_rescale = True
+    do_normalize = True
+    do_convert_rgb = True
+    do_center_crop = False
+    do_pad = False
+    model_input_names = ["pixel_values"]
+
+    def fetch_images(self, image_url_or_urls):
+        """Reads whatever `load_image` reads, in nested lists too; addresses are refused (see `load_image`)."""
+        if isinstance(image_url_or_urls, list | tuple):
+            return [self.fetch_images(image) for image in image_url_or_urls]
+        if isinstance(image_url_or_urls, str | bytes | os.PathLike | Image.Image):
+            return load_image(image_url_or_urls)
+        return image_url_or_urls
+
+    def convert_to_rgb(self, image, **kwargs):
+        """PIL picture of any mode -> uint8 [H, W, 3]; arrays pass through transformers' own conversion."""
+        if isinstance(image, Image.Image):
+            return np.array(to_rgb(image))
+        return super().convert_to_rgb(image, **kwargs)
+
+
+def load_image(source):
+    """Opens a picture and returns it as RGB, the way a viewer shows it.
+
+    Args:
+        source: path, bytes, or PIL picture. EXIF rotation is applied, transparency laid on white, 16 bits scaled to 8;
+            of an animation the first frame counts.
+
+    Raises:
+        ValueError: one line that names the file and what is wrong with it: missing, empty, not a picture, truncated,
+            larger than `MAX_PIXELS`, or an address (nothing is fetched here).
+    """
+    if isinstance(source, Image.Image):
+        return to_rgb(source)
+    name = "the picture" if isinstance(source, bytes) else str(source)
+    if name.startswith(("http://", "https://", "data:")):
+        raise ValueError(f"{name[:80]}: pictures are read from files; download it first and pass its path")
+    data = source if isinstance(source, bytes) else _read_file(Path(source))
+    if not data:
+        raise ValueError(f"{name}: the file is empty (0 bytes); expected a picture")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own, lower limit follows
+            image = Image.open(io.BytesIO(data))
+        if image.width * image.height > MAX_PIXELS:
+            raise ValueError(
+                f"{name}: {image.width} x {image.height} pixels are more than the limit of "
+                f"{MAX_PIXELS // 1_000_000} megapixels; scale it down first"
+            )
+        return to_rgb(image)
+    except (UnidentifiedImageError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{name}: not a picture that can be read ({_first_line(error)})") from error
+    except (OSError, SyntaxError, EOFError) as error:
+        raise ValueError(f"{name}: the picture is damaged or truncated ({_first_line(error)})") from error
+
+
+def to_rgb(image):
+    """PIL picture of any mode -> RGB as a viewer shows it: first frame, upright, on white, 8 bits."""
+    image.seek(0) if getattr(image, "is_animated", False) else None
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I") or image.mode == "F":
+        values = np.asarray(image, dtype=np.float64)
+        image = Image.fromarray(np.clip(values / max(values.max() / 255, 257 if values.max() > 255 else 1), 0, 255).astype(np.uint8))
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        canvas = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(canvas, image)
+    return image.convert("RGB")
+
+
+def _read_file(path):
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file; expected the path of a picture") from None
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def _first_line(error):
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

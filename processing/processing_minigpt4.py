@@ -1,0 +1,165 @@
+"""Text and pictures to model inputs: MiniGPT4Processor.
+
+    messages -> chat template -> one prompt with an image token for each picture
+             -> that token repeated for each visual token -> input_ids [B, L] (+ pixel_values [N, 3, H, W])
+
+What the original does and this keeps: each stretch of text between pictures is tokenized on its own (SentencePiece puts
+its word-start mark on each), and BOS goes first, once. Both are settled in the tokenizer itself (`prepare_tokenizer`),
+so every path takes them: the processor, `tokenizer(...)`, another engine.
+
+What it adds: user text is data. Whatever a message spells, `</s>`, the image token or a turn marker, is encoded as plain
+letters, so that nobody forges a picture or a turn.
+"""
+
+import copy
+import re
+
+from tokenizers import AddedToken, Regex, normalizers, pre_tokenizers
+from transformers.image_utils import make_flat_list_of_images
+from transformers.processing_utils import MultiModalData, ProcessorMixin
+
+from .chat_templates import VICUNA_V0, with_image_token
+
+# Stands between the letters of a marker that user text spells; the tokenizer splits there and drops it. A Unicode
+# noncharacter: no text that is meant for exchange holds one.
+BREAK = "\ufdd0"
+
+
+class MiniGPT4Processor(ProcessorMixin):
+    """Image processor and tokenizer in one, with the chat template of the LLM.
+
+    Args:
+        image_processor: a `MiniGPT4ImageProcessor`.
+        tokenizer: the LLM's (fast) tokenizer.
+        image_token: the token that marks a picture in a prompt, in the vocabulary and never written by the LLM;
+            by default the tokenizer's `<unk>` (LLaMA's byte fallback never yields it).
+        num_image_tokens: visual tokens of a picture: 32 with the Q-Former, see `MiniGPT4Config.num_image_tokens`.
+        turn_markers: texts that separate turns in the chat template without being special tokens; user text cannot
+            spell them.
+        chat_template: Jinja template; the paper's Vicuna conversation by default. With `training=True` it renders
+            the stage-2 form of a turn where that differs.
+    """
+
+    def __init__(
+        self,
+        image_processor=None,
+        tokenizer=None,
+        image_token=None,
+        num_image_tokens=32,
+        turn_markers=("###",),
+        chat_template=None,
+        **kwargs,
+    ):
+        self.image_token = image_token or tokenizer.unk_token
+        self.image_token_id = tokenizer.convert_tokens_to_ids(self.image_token)
+        if self.image_token_id is None or self.image_token not in tokenizer.get_vocab():
+            raise ValueError(f"the image token {self.image_token!r} is not in the tokenizer's vocabulary")
+        self.num_image_tokens = num_image_tokens
+        self.turn_markers = list(turn_markers)
+        prepare_tokenizer(tokenizer, self.image_token)
+        chat_template = chat_template or with_image_token(VICUNA_V0, self.image_token)
+        super().__init__(image_processor, tokenizer, chat_template=chat_template, **kwargs)
+
+    def __call__(self, images=None, text=None, **kwargs):
+        """A rendered prompt (or several) and its pictures -> `input_ids`, `attention_mask`, `pixel_values`.
+
+        Args:
+            images: one picture, a list, or a list for each text: paths, bytes, PIL, arrays.
+            text: prompts with `image_token` once for each picture. Special tokens in them count: for text that a
+                person typed, use `apply_chat_template`.
+
+        Raises:
+            ValueError: more or fewer pictures than image tokens, naming both counts; an unreadable picture.
+        """
+        texts = [text] if isinstance(text, str) else text
+        bos = getattr(self.tokenizer, "bos_token", None)
+        if texts and bos and texts[0].startswith(bos):
+            kwargs["add_special_tokens"] = False
+        return super().__call__(images=images, text=text, **kwargs)
+
+    def validate_inputs(self, images=None, text=None, videos=None, audio=None, **kwargs):
+        """One line for a mismatch of pictures and image tokens, in place of the library's two."""
+        placeholders = sum(sample.count(self.image_token) for sample in text or [])
+        pictures = 0 if images is None else len(make_flat_list_of_images(images))
+        if text is not None and placeholders != pictures:
+            raise ValueError(
+                f"found {placeholders} image token(s) {self.image_token} in the text but {pictures} picture(s); "
+                "expected one image token for each picture"
+            )
+        super().validate_inputs(images=images, text=text, videos=videos, audio=audio, **kwargs)
+
+    def replace_image_token(self, image_inputs, image_idx, **kwargs):
+        """What a picture's image token becomes in the prompt: one for each visual token."""
+        return self.image_token * self.num_image_tokens
+
+    def _get_num_multimodal_tokens(self, image_sizes=None, **kwargs):
+        """Visual tokens for pictures of these sizes, which do not matter here (vLLM plans its memory with it)."""
+        if image_sizes is None:
+            return MultiModalData()
+        return MultiModalData(
+            num_image_tokens=[self.num_image_tokens] * len(image_sizes), num_image_patches=[1] * len(image_sizes)
+        )
+
+    def apply_chat_template(self, conversation, *args, **kwargs):
+        """Messages -> prompt, or with `tokenize=True` model inputs; see `ProcessorMixin.apply_chat_template`.
+
+        Every text in the messages is data: markers and special tokens that it spells become plain letters.
+        """
+        return super().apply_chat_template(self._as_data(conversation), *args, **kwargs)
+
+    def _as_data(self, conversation):
+        """A copy of the conversation (or a batch of them) whose texts cannot be read as markers."""
+        if isinstance(conversation, str):
+            return self.plain_text(conversation)
+        if isinstance(conversation, dict):
+            return {
+                key: self._as_data(value) if key in ("content", "text") else value for key, value in conversation.items()
+            }
+        if isinstance(conversation, list | tuple):
+            return [self._as_data(part) for part in conversation]
+        return copy.copy(conversation)
+
+    def plain_text(self, text):
+        """Text in which every special token and turn marker is broken into letters for the tokenizer."""
+        markers = [self.image_token, *self.turn_markers, *map(str, self.tokenizer.added_tokens_decoder.values())]
+        pattern = "|".join(re.escape(marker) for marker in sorted(set(markers), key=len, reverse=True))
+        text = re.sub(pattern, lambda found: BREAK.join(found[0]) + BREAK, text.replace(BREAK, ""))
+        # A marker must not come about where the text ends and the template goes on.
+        return text + BREAK if text.endswith(tuple(marker[0] for marker in self.turn_markers)) else text
+
+    @property
+    def model_input_names(self):
+        return [*self.tokenizer.model_input_names, *self.image_processor.model_input_names]
+
+
+def prepare_tokenizer(tokenizer, image_token):
+    """Settles in the tokenizer, in place, what every path must share; running it again changes nothing.
+
+    - the image token is special, so that text splits there;
+    - SentencePiece's word-start mark is put on each stretch of text (not on the first alone), as the original does;
+    - text splits at `BREAK`, which is dropped;
+    - there is a padding token other than the image token.
+    """
+    backend = tokenizer.backend_tokenizer
+    split = pre_tokenizers.Split(BREAK, "removed")
+    if isinstance(backend.pre_tokenizer, pre_tokenizers.Metaspace):
+        # The same marks, put by the normalizer: it sees each stretch between special tokens, not the parts of a split.
+        symbols = [str(token) for token in tokenizer.added_tokens_decoder.values() if not token.special]
+        backend.normalizer = normalizers.Sequence([_word_start_mark(symbols), normalizers.Replace(" ", "▁")])
+        tokenizer.add_tokens([AddedToken(symbol, normalized=True) for symbol in symbols])
+        backend.pre_tokenizer = split
+    elif BREAK not in repr(backend.pre_tokenizer):
+        parts = [split] if backend.pre_tokenizer is None else [split, backend.pre_tokenizer]
+        backend.pre_tokenizer = pre_tokenizers.Sequence(parts)
+    tokenizer.add_tokens([AddedToken(image_token, special=True, normalized=False)], special_tokens=True)
+    if tokenizer.pad_token is None or tokenizer.pad_token == image_token:
+        tokenizer.pad_token = tokenizer.eos_token
+
+
+def _word_start_mark(symbols):
+    """Puts SentencePiece's mark in front of a stretch of text. Not in front of a lone user-defined symbol, for a
+    tokenizer normalizes such a symbol before it looks for it in normalized text."""
+    if not symbols:
+        return normalizers.Prepend("▁")
+    lone = "|".join(map(re.escape, symbols))
+    return normalizers.Replace(Regex(rf"^(?!(?:{lone})$)(?=[\s\S])"), "▁")
