@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
+from transformers import GenerationConfig
 
 from ..configuration.configuration_minigpt4 import MiniGPT4Config
 from ..processing.chat_templates import CHATML, with_image_token
@@ -33,7 +34,9 @@ def load_embedded(projection=SHIPPED_PROJECTION, **config_overrides):
     trained = fresh_projection(config) if projection is None else load_file(projection)
     source = "a fresh projection" if projection is None else str(projection)
     model = assemble(MiniGPT4ForConditionalGeneration, config, trained, source=source, dtype=torch.bfloat16)
-    return model.eval(), embedded_processor(config)
+    processor = embedded_processor(config)
+    model.generation_config = generation_defaults(processor.tokenizer)
+    return model.eval(), processor
 
 
 def embedded_processor(config):
@@ -49,6 +52,17 @@ def embedded_processor(config):
         num_image_tokens=config.num_image_tokens,
         turn_markers=[],
         chat_template=with_image_token(CHATML, image_token),
+    )
+
+
+def generation_defaults(tokenizer):
+    """How the embedded default answers unless it is told otherwise: the likeliest words, up to the end of its turn."""
+    return GenerationConfig(
+        do_sample=False,
+        max_new_tokens=200,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
     )
 
 

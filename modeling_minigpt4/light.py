@@ -4,8 +4,11 @@
     model.safetensors    what was trained: 3 MB for the embedded default, 12 MB for MiniGPT-4 7B
 """
 
+import contextlib
+
 import torch
 from safetensors.torch import load_file
+from transformers import GenerationConfig
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.utils import SAFE_WEIGHTS_NAME, cached_file
 
@@ -29,7 +32,11 @@ def load_light(cls, repo, config=None, **arguments):
     arguments = {name: value for name, value in arguments.items() if name not in hub}
     config = config or cls.config_class.from_pretrained(repo, **hub)
     trained = load_file(cached_file(repo, SAFE_WEIGHTS_NAME, **hub))
-    return assemble(cls, config, trained, source=str(repo), **arguments)
+    loaded = assemble(cls, config, trained, source=str(repo), **arguments)
+    model = loaded[0] if isinstance(loaded, tuple) else loaded
+    with contextlib.suppress(OSError):  # there may be none
+        model.generation_config = GenerationConfig.from_pretrained(repo, **hub)
+    return loaded
 
 
 def assemble(cls, config, trained, source="the trained tensors", **arguments):

@@ -34,7 +34,7 @@ from transformers.utils import can_return_tuple, torch_compilable_check
 
 from ..configuration.configuration_minigpt4 import MiniGPT4Config
 from .efficientnet_lite import EfficientNetLiteModel
-from .light import is_light, load_light
+from .light import is_light, load_light, trained_tensors
 
 # Towers that `AutoModel` does not build from their config (see VISION_CONFIGS in the configuration).
 VISION_TOWERS = {"blip_2_vision_model": Blip2VisionModel, "efficientnet_lite": EfficientNetLiteModel}
@@ -65,8 +65,9 @@ class MiniGPT4PreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _skip_keys_device_placement = ["past_key_values"]
     _no_split_modules = ["Blip2EncoderLayer", "Blip2QFormerLayer", "InvertedResidual"]
-    # Small, and trained: its own precision (see the module) survives loading the rest in bf16 or fp16.
-    _keep_in_fp32_modules_strict = ["projection"]
+    # Small, and trained: its own precision (see the module) survives loading the rest in bf16 or fp16. A pattern from the
+    # start of the name, for EVA's attention blocks have a `projection` too.
+    _keep_in_fp32_modules_strict = [r"^(?:model\.)?projection\b"]
     _can_compile_fullgraph = True
     _supports_sdpa = True
     _supports_flash_attn = True
@@ -82,6 +83,12 @@ class MiniGPT4PreTrainedModel(PreTrainedModel):
             loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
         (loaded[0] if isinstance(loaded, tuple) else loaded).freeze()
         return loaded
+
+    def save_pretrained(self, save_directory, is_main_process=True, state_dict=None, **kwargs):
+        """Saves the trained tensors alone if `config.base_parts` says where the others are, else every weight."""
+        if state_dict is None and self.config.base_parts is not None:
+            state_dict = trained_tensors(self) or None
+        super().save_pretrained(save_directory, is_main_process, state_dict, **kwargs)
 
     def freeze(self):
         """Lets gradients reach only the parts named in `config.trained_parts`; returns the model."""
@@ -267,6 +274,14 @@ class MiniGPT4ForConditionalGeneration(MiniGPT4PreTrainedModel, GenerationMixin)
     def get_image_features(self, pixel_values=None, **kwargs):
         """See `MiniGPT4Model.get_image_features`."""
         return self.model.get_image_features(pixel_values, **kwargs)
+
+    @torch.no_grad()
+    def generate(self, *args, vision_features=None, **kwargs):
+        """See `GenerationMixin.generate`, which encodes `pixel_values` once; this also takes `vision_features`."""
+        if vision_features is not None:
+            image = self.get_image_features(vision_features=vision_features, return_dict=True)
+            kwargs["mm_encoder_outputs"] = {"image": image}
+        return super().generate(*args, **kwargs)
 
     @can_return_tuple
     def forward(

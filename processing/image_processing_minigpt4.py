@@ -75,29 +75,40 @@ def load_image(source):
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own, lower limit follows
             image = Image.open(io.BytesIO(data))
         if image.width * image.height > MAX_PIXELS:
-            raise ValueError(
-                f"{name}: {image.width} x {image.height} pixels are more than the limit of "
-                f"{MAX_PIXELS // 1_000_000} megapixels; scale it down first"
-            )
+            raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels")
         return to_rgb(image)
-    except (UnidentifiedImageError, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError as error:
+        limit = f"the limit is {MAX_PIXELS // 1_000_000} megapixels"
+        raise ValueError(f"{name}: too large ({_first_line(error)}); {limit}, scale it down first") from error
+    except UnidentifiedImageError as error:
         raise ValueError(f"{name}: not a picture that can be read ({_first_line(error)})") from error
-    except (OSError, SyntaxError, EOFError) as error:
+    except Exception as error:  # each decoder fails in its own way: OSError, SyntaxError, RuntimeError, ...
         raise ValueError(f"{name}: the picture is damaged or truncated ({_first_line(error)})") from error
 
 
 def to_rgb(image):
     """PIL picture of any mode -> RGB as a viewer shows it: first frame, upright, on white, 8 bits."""
-    image.seek(0) if getattr(image, "is_animated", False) else None
+    if getattr(image, "is_animated", False):
+        image.seek(0)
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or image.mode == "F":
-        values = np.asarray(image, dtype=np.float64)
-        image = Image.fromarray(np.clip(values / max(values.max() / 255, 257 if values.max() > 255 else 1), 0, 255).astype(np.uint8))
+        image = _to_8_bits(image)
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         canvas = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(canvas, image)
     return image.convert("RGB")
+
+
+def _to_8_bits(image):
+    """Gray of 16 bits, integers or floats -> gray of 8 bits."""
+    values = np.asarray(image, dtype=np.float64)
+    brightest = values.max()
+    if image.mode.startswith("I;16") or (image.mode == "I" and 255 < brightest <= 65535):
+        values = values / 257  # the whole range of 16 bits: 65535 becomes 255
+    elif brightest > 255:
+        values = values * (255 / brightest)
+    return Image.fromarray(values.clip(0, 255).round().astype(np.uint8))
 
 
 def _read_file(path):

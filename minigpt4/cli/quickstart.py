@@ -1,0 +1,30 @@
+"""Train a real MiniGPT-4 from a fresh projection through both stages, in about a quarter of an hour on two CPU cores."""
+
+
+def add_arguments(parser):
+    """Adds the arguments of `minigpt4 quickstart`."""
+    parser.add_argument("--output", default="outputs/quickstart", metavar="FOLDER", help="default: outputs/quickstart")
+    parser.add_argument("--minutes", type=float, default=10, metavar="N", help="training time to aim at (default: 10)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
+
+
+def run(arguments):
+    """Runs the quickstart and prints what to type next."""
+    if not 0 < arguments.minutes <= 600:
+        raise ValueError(f"--minutes is {arguments.minutes:g}; expected more than 0 and at most 600")
+    from ..quickstart import quickstart
+
+    summary = quickstart(arguments.output, arguments.minutes, arguments.seed)
+    first, before, after = summary["stage1"], summary["before_stage2"], summary["stage2"]
+    print(
+        f"""
+held-out scenes     captions name {first["object_recall"]:.0%} of the objects, {first["caption_exact"]:.0%} are exact
+                    (with shuffled pictures: {first["object_recall_shuffled"]:.0%} of the objects)
+questions           {before["questions_right"]:.0%} right before stage 2, {after["questions_right"]:.0%} after
+descriptions        name {after["description_recall"]:.0%} of the objects, {after["failures"]:.1%} of all answers fail
+cost                {summary["train_seconds"] / 60:.1f} min of training, {summary["total_seconds"] / 60:.1f} min in all, {summary["peak_rss_mb"] / 1000:.1f} GB
+
+{arguments.output}/report.html shows pictures, truth and answers. Next:
+  minigpt4 chat --model {arguments.output}/model --image FILE
+  minigpt4 chat --image PHOTO --ask "Describe this image in detail."     (the shipped model)"""
+    )

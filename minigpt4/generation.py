@@ -1,0 +1,50 @@
+"""Answers to many pictures at once: greedy, batched, padded on the left."""
+
+import torch
+from tqdm.auto import tqdm
+
+
+def chat_prompt(processor, question, training=False):
+    """The prompt of a first question about one picture, as the chat template writes it."""
+    content = [{"type": "image"}, {"type": "text", "text": question}]
+    messages = [{"role": "user", "content": content}]
+    return processor.apply_chat_template(messages, add_generation_prompt=True, training=training)
+
+
+def caption_prompt(processor):
+    """The stage-1 prompt: BOS and the picture, nothing else."""
+    return (processor.tokenizer.bos_token or "") + processor.image_token
+
+
+@torch.inference_mode()
+def answers(model, processor, prompts, features, max_new_tokens=60, stop=None, batch_size=50, desc=None):
+    """A greedy answer for each prompt, as text without special tokens.
+
+    Args:
+        prompts: rendered prompts, each with one picture's image token.
+        features: [prompts, Q, C], the frozen vision part's output for each (`training.cache_features`).
+        stop: text of one token that ends an answer besides the model's own end of turn ("\\n" after a caption).
+        desc: label of a progress bar; none is shown without it.
+    """
+    tokenizer = processor.tokenizer
+    ends = [tokenizer.eos_token_id, *(tokenizer.encode(stop, add_special_tokens=False) if stop else [])]
+    texts = []
+    for start in tqdm(range(0, len(prompts), batch_size), desc=desc, disable=desc is None, unit="batch"):
+        batch = [
+            prompt.replace(processor.image_token, processor.replace_image_token({}, 0))
+            for prompt in prompts[start : start + batch_size]
+        ]
+        inputs = tokenizer(batch, padding=True, padding_side="left", add_special_tokens=False, return_tensors="pt")
+        inputs = inputs.to(model.device)
+        seen = model.model.get_image_features(vision_features=features[start : start + batch_size].to(model.device))
+        output = model.generate(
+            **inputs,
+            mm_encoder_outputs={"image": seen},
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            eos_token_id=ends,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+        new = output[:, inputs["input_ids"].shape[1] :]
+        texts += [text.strip() for text in processor.batch_decode(new, skip_special_tokens=True)]
+    return texts

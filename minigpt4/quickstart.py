@@ -1,0 +1,179 @@
+"""The quickstart: a real MiniGPT-4 learns to see, from nothing to answered questions, and shows what it learned.
+
+    shipped model on photographs -> stage 1 on composed scenes -> stage 2 -> measured on held-out scenes -> report
+
+It runs the same two recipes as the trainer scripts do bare, in one process, with the frozen vision part's features
+computed once for both.
+"""
+
+import dataclasses
+import time
+from pathlib import Path
+
+import torch
+
+from . import report
+from .generation import answers, caption_prompt, chat_prompt
+from .metrics import composed
+from .modeling_minigpt4.export import export
+from .models import load
+from .processing.datasets import PictureTexts, training_data
+from .processing.scenes import combination, noto, scenes
+from .recipes import load_recipe
+from .training import cache_features, load_model, peak_rss_mb, resumable, train, versions, write_json
+
+RECIPE_MINUTES = 10  # what both recipes' steps take on two CPU cores, about
+HELD_OUT = 200
+SHIFT = 7  # the shuffled control: each scene is judged by what was said of the scene that many places on
+NOTO_FONT = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
+
+
+def quickstart(output, minutes=RECIPE_MINUTES, seed=0):
+    """Trains and measures; returns the summary, which is also written to `output`/summary.json.
+
+    Args:
+        output: folder for stage1/, stage2/, model/, summary.json, loss.png and report.html.
+        minutes: training time to aim at on two CPU cores; steps and scenes scale with it.
+        seed: of scenes, projection and batches.
+    """
+    started, output = time.monotonic(), Path(output)
+    first, second = _recipes(output, minutes, seed)
+
+    print("1/5  the shipped model looks at photographs")
+    photographs = describe_photographs()
+
+    print(f"2/5  {first.data.scenes} scenes to learn from, {HELD_OUT} held out")
+    torch.manual_seed(seed)
+    model, processor = load_model(first.model)
+    held_out = scenes(HELD_OUT, seed, "test")
+    seen = cache_features(model, processor, held_out)[:, 0]
+    shown = _Held(held_out.with_format(None)[:], seen)
+    before_training = shown.captions(model, processor)
+
+    print("3/5  stage 1: captions")
+    train_started = time.monotonic()
+    data = training_data(first.data, stage=1)
+    _assert_disjoint(data.pictures, shown.rows)
+    data.features = cache_features(model, processor, data.pictures)
+    losses = {}
+    if resumable(second):
+        model, processor = load_model(second.model)
+    else:
+        _, _, losses["stage 1"] = train(first, model, processor, data)
+    train_seconds = time.monotonic() - train_started
+    after_stage1 = shown.captions(model, processor)
+    before_stage2 = shown.conversation(model, processor)
+
+    print("4/5  stage 2: descriptions and questions")
+    train_started = time.monotonic()
+    texts = training_data(second.data, stage=2).texts
+    _, _, losses["stage 2"] = train(second, model, processor, PictureTexts(data.pictures, texts, data.features))
+    train_seconds += time.monotonic() - train_started
+    after_stage2 = shown.conversation(model, processor)
+
+    print("5/5  report")
+    export(model, processor, output / "model")
+    summary = {
+        "stage1": {
+            **composed.caption_scores(shown.rows, after_stage1),
+            "object_recall_shuffled": composed.object_recall(shown.rows, after_stage1[SHIFT:] + after_stage1[:SHIFT]),
+        },
+        "before_stage2": shown.scores(before_stage2),
+        "stage2": shown.scores(after_stage2),
+        "unseen_artwork": _unseen_artwork(model, processor, seed),
+        "n": {"scenes": len(shown.rows), "questions": len(shown.questions)},
+        "seed": seed,
+        "minutes": minutes,
+        "train_seconds": round(train_seconds, 1),
+        "total_seconds": round(time.monotonic() - started, 1),
+        "peak_rss_mb": peak_rss_mb(),
+        "versions": versions(),
+        "recipes": {"stage1": dataclasses.asdict(first), "stage2": dataclasses.asdict(second)},
+    }
+    write_json(output / "summary.json", summary)
+    report.loss_curve(output / "loss.png", losses)
+    report.write(
+        output / "report.html",
+        summary,
+        report.scene_rows(held_out, shown, before_training, after_stage1, before_stage2, after_stage2),
+        photographs,
+    )
+    return summary
+
+
+class _Held:
+    """Held-out scenes, their features, and what is asked about them."""
+
+    def __init__(self, columns, features):
+        self.rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+        self.features = features
+        self.descriptions = [row["conversation"][0] for row in self.rows]
+        self.questions = [{**asked, "scene": i} for i, row in enumerate(self.rows) for asked in row["conversation"][1:]]
+
+    def captions(self, model, processor):
+        """A stage-1 caption of each scene."""
+        prompts = [caption_prompt(processor)] * len(self.rows)
+        return answers(model, processor, prompts, self.features, max_new_tokens=32, stop="\n", desc="captions")
+
+    def conversation(self, model, processor):
+        """(descriptions, answers) in the chat form."""
+        asked = [*self.descriptions, *self.questions]
+        prompts = [chat_prompt(processor, entry["instruction"], training=True) for entry in asked]
+        scene = [*range(len(self.rows)), *(question["scene"] for question in self.questions)]
+        said = answers(model, processor, prompts, self.features[scene], max_new_tokens=60, desc="answers")
+        return said[: len(self.rows)], said[len(self.rows) :]
+
+    def scores(self, said):
+        """What `conversation` returned, measured."""
+        descriptions, replies = said
+        return composed.answer_scores(self.rows, descriptions, self.questions, replies)
+
+
+def describe_photographs():
+    """[(picture, words)] of the shipped model about photographs that scikit-image carries."""
+    from PIL import Image
+    from skimage import data
+
+    model, processor = load("embedded")
+    pictures = [
+        Image.fromarray(getattr(data, name)()).convert("RGB") for name in ("rocket", "coffee", "chelsea", "astronaut")
+    ]
+    features = cache_features(model, processor, [{"image": picture} for picture in pictures])[:, 0]
+    prompts = [chat_prompt(processor, "Describe this image in detail.", training=True)] * len(pictures)
+    words = answers(model, processor, prompts, features, max_new_tokens=60)
+    for text in words:
+        print(f"     {text}")
+    return list(zip(pictures, words, strict=True))
+
+
+def _recipes(output, minutes, seed):
+    """Both recipes, scaled to the time and with the seed."""
+    share = minutes / RECIPE_MINUTES
+    recipes = []
+    for stage in (1, 2):
+        recipe = load_recipe(f"stage{stage}-embedded")
+        recipe.output = str(output / f"stage{stage}")
+        recipe.train.steps = max(20, round(recipe.train.steps * share))
+        recipe.train.warmup_steps = min(recipe.train.warmup_steps, recipe.train.steps // 4)
+        recipe.data.scenes = max(500, min(recipe.data.scenes, round(recipe.data.scenes * share)))
+        recipe.data.scene_seed = recipe.train.seed = seed
+        recipes.append(recipe)
+    recipes[1].model.projection = str(output / "stage1" / "model")
+    return recipes
+
+
+def _assert_disjoint(train_pictures, held_out_rows):
+    """No combination of objects, and no layout, is both trained on and measured."""
+    rows = train_pictures.with_format(None).select_columns(["kind", "objects", "count", "background", "boxes"])
+    for key in (combination, lambda row: (tuple(row["objects"]), str(row["boxes"]))):
+        shared = {key(row) for row in rows} & {key(row) for row in held_out_rows}
+        assert not shared, f"held-out scenes share {len(shared)} combinations or layouts with the training scenes"
+
+
+def _unseen_artwork(model, processor, seed):
+    """The stage-2 measures on held-out scenes drawn in Noto's artwork, or None without Debian's fonts-noto-color-emoji."""
+    if not NOTO_FONT.is_file():
+        return None
+    pictures = scenes(HELD_OUT, seed, "test", artwork=noto)
+    held = _Held(pictures.with_format(None)[:], cache_features(model, processor, pictures)[:, 0])
+    return held.scores(held.conversation(model, processor))

@@ -1,0 +1,145 @@
+"""Training recipes: YAML files checked against the fields below, each documented where it is defined.
+
+A recipe has four sections, `model`, `data`, `train` and `output`; what it leaves out has the default given here. On the
+command line `--set train.steps=100 data.path=shards` changes single fields. A key that is not known stops with the
+nearest known one.
+"""
+
+import difflib
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import get_args, get_type_hints
+
+import yaml
+
+RECIPES = Path(__file__).parent.parent / "configuration" / "recipes"
+
+
+@dataclass
+class ModelSection:
+    """Which model is trained, and from where its projection starts."""
+
+    base: str = "embedded"  # "embedded", or a folder or Hub id of a MiniGPT-4
+    projection: str = "fresh"  # "fresh": drawn at random; "base": the base's own; or the folder of an earlier stage
+    attn_implementation: str = "sdpa"  # "eager" is faster for short sequences on a CPU
+
+
+@dataclass
+class DataSection:
+    """What is learned from. Pictures are read from `source`; the texts follow from the stage."""
+
+    source: str = "scenes"  # "scenes": composed pictures; "webdataset": tar shards with .jpg, .txt and .json
+    path: str = ""  # webdataset: a file, folder or glob of shards
+    scenes: int = 6000  # scenes: how many pictures are composed
+    scene_seed: int = 0  # scenes: which
+    views: int = 1  # cached looks at a picture: 1 as it is, 2 mirrored too, more: random crops, every other one mirrored
+    joined_captions: int = 3  # webdataset, stage 2: an answer is that many of the picture's captions, one sentence each
+    clean_captions: bool = True  # stage 1: the original's clean-up (lower case, no punctuation, at most 50 words)
+
+
+@dataclass
+class TrainSection:
+    """How the projection is trained; the learning rate follows the original's schedule (see training.learning_rate)."""
+
+    steps: int = 400
+    batch_size: int = 16  # examples a step on each device
+    accumulation: int = 1  # batches whose gradients are added up to one step
+    learning_rate: float = 1e-2  # after warm-up
+    min_learning_rate: float = 0.0  # at the end
+    warmup_learning_rate: float = 0.0  # at the start
+    warmup_steps: int = 20
+    weight_decay: float = 0.0  # on weights, never on biases
+    feature_dropout: float = 0.0  # share of vision features set to zero, while training
+    max_answer_tokens: int = 32  # answers are cut there, the original: 32 in stage 1, 160 in stage 2
+    cache_features: bool = True  # compute the frozen vision part once for each picture, not once for each step
+    save_steps: int = 100  # a checkpoint every so many steps; the last one is resumed from
+    seed: int = 0
+
+
+@dataclass
+class Recipe:
+    """A whole run: `stage` 1 learns captions without a prompt, 2 learns to answer in the LLM's own conversation form."""
+
+    stage: int = 1
+    output: str = "outputs/stage1"  # a light repository of the trained model, summary.json and checkpoints
+    model: ModelSection = field(default_factory=ModelSection)
+    data: DataSection = field(default_factory=DataSection)
+    train: TrainSection = field(default_factory=TrainSection)
+
+    def save(self, path):
+        """Writes every field, defaults too, as YAML."""
+        Path(path).write_text(yaml.safe_dump(asdict(self), sort_keys=False), encoding="utf-8")
+
+
+def load_recipe(path, settings=()):
+    """Reads a recipe and applies "section.key=value" settings.
+
+    Args:
+        path: a YAML file, or the name of one that ships: "stage1-embedded".
+        settings: strings as `--set` takes them; values are YAML.
+
+    Raises:
+        ValueError: no such file, no YAML, an unknown key (with the nearest known one), a value of the wrong type.
+    """
+    path = Path(path)
+    shipped = RECIPES / f"{path}.yaml"
+    if not path.is_file() and not shipped.is_file():
+        known = ", ".join(sorted(recipe.stem for recipe in RECIPES.glob("*.yaml")))
+        raise ValueError(f"{path}: no such recipe; expected a YAML file, or one of those that ship: {known}")
+    values = _parse((path if path.is_file() else shipped).read_text(encoding="utf-8"), str(path))
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: holds {type(values).__name__}, expected keys such as stage, model, data, train")
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals:
+            raise ValueError(f"--set {setting}: expected key=value, for example train.steps=100")
+        _set(values, key.split("."), _parse(value, f"--set {setting}"), setting)
+    recipe = _build(Recipe, values, str(path))
+    if recipe.stage not in (1, 2):
+        raise ValueError(f"{path}: stage is {recipe.stage}, expected 1 or 2")
+    return recipe
+
+
+def _parse(text, source):
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{source}: not YAML ({str(error).splitlines()[0]})") from error
+
+
+def _set(values, keys, value, setting):
+    for key in keys[:-1]:
+        values = values.setdefault(key, {})
+        if not isinstance(values, dict):
+            raise ValueError(f"--set {setting}: {key} is a single value, not a section")
+    values[keys[-1]] = value
+
+
+def _build(cls, values, source, prefix=""):
+    """A dataclass from a dict; every key must be a field, every value of its type."""
+    types = get_type_hints(cls)
+    built = {}
+    for key, value in (values or {}).items():
+        if key not in types:
+            nearest = difflib.get_close_matches(key, types, n=1, cutoff=0.0)[0]
+            raise ValueError(f"{source}: unknown key {prefix}{key}; did you mean {prefix}{nearest}?")
+        if is_dataclass(types[key]):
+            if not isinstance(value, dict):
+                raise ValueError(
+                    f"{source}: {key} is {value!r}, expected a section with keys such as {fields(types[key])[0].name}"
+                )
+            built[key] = _build(types[key], value, source, f"{key}.")
+        else:
+            built[key] = _as_type(value, types[key], f"{source}: {prefix}{key}")
+    return cls(**built)
+
+
+def _as_type(value, expected, where):
+    if expected is float and isinstance(value, int | str) and not isinstance(value, bool):
+        try:
+            return float(value)  # YAML 1.1 reads 1e-4 as a text
+        except ValueError:
+            pass
+    if not isinstance(value, get_args(expected) or expected) or (expected is int and isinstance(value, bool)):
+        raise ValueError(f"{where} is {value!r}, expected {getattr(expected, '__name__', expected)}")
+    return value

@@ -1,0 +1,149 @@
+"""The original's checkpoints under this package's names: EVA ViT, BLIP-2 Q-Former, projection.
+
+    eva_vit_g.pth                     eva_vit_weights      vision_tower, without its last LayerNorm
+    blip2_pretrained_flant5xxl.pth    qformer_weights      vision_tower.post_layernorm, query_tokens, qformer
+    prerained_minigpt4_7b.pth (sic)   projection_weights   projection
+
+Each takes {name in the file: tensor} and gives {name in MiniGPT4ForConditionalGeneration: tensor}, precision as it was.
+Nothing is passed over in silence: what the original itself never uses is listed here, anything else is an error.
+"""
+
+import re
+from pathlib import Path
+
+import torch
+
+_EVA_STEM = {
+    "cls_token": "embeddings.class_embedding",
+    "pos_embed": "embeddings.position_embedding",
+    "patch_embed.proj.weight": "embeddings.patch_embedding.weight",
+    "patch_embed.proj.bias": "embeddings.patch_embedding.bias",
+}
+_EVA_BLOCK = {
+    "norm1.weight": "layer_norm1.weight",
+    "norm1.bias": "layer_norm1.bias",
+    "attn.q_bias": "self_attn.q_bias",  # with v_bias becomes qkv.bias, see eva_vit_weights
+    "attn.v_bias": "self_attn.v_bias",
+    "attn.qkv.weight": "self_attn.qkv.weight",
+    "attn.proj.weight": "self_attn.projection.weight",
+    "attn.proj.bias": "self_attn.projection.bias",
+    "norm2.weight": "layer_norm2.weight",
+    "norm2.bias": "layer_norm2.bias",
+    "mlp.fc1.weight": "mlp.fc1.weight",
+    "mlp.fc1.bias": "mlp.fc1.bias",
+    "mlp.fc2.weight": "mlp.fc2.weight",
+    "mlp.fc2.bias": "mlp.fc2.bias",
+}
+# EVA-CLIP's own last norm and classifier.
+_EVA_UNUSED = (r"norm\.(weight|bias)", r"head\.(weight|bias)")
+
+_QFORMER_ATTENTION = {
+    "self.query": "attention.query",
+    "self.key": "attention.key",
+    "self.value": "attention.value",
+    "output.dense": "output.dense",
+    "output.LayerNorm": "output.LayerNorm",
+}
+_QFORMER_FEED_FORWARD = ("intermediate_query.dense", "output_query.dense", "output_query.LayerNorm")
+# BLIP-2's projection for its own LLM; in the older file also the text branch and the heads of its first stage.
+_QFORMER_UNUSED = (
+    r"t5_proj\.(weight|bias)",
+    r"Qformer\.bert\.embeddings\.(position_ids|(word|position)_embeddings\.weight)",
+    r"Qformer\.bert\.encoder\.layer\.\d+\.(intermediate|output)\.(dense|LayerNorm)\.(weight|bias)",
+    r"Qformer\.cls\.predictions\..+",
+    r"(vision_proj|text_proj|itm_head)\.(weight|bias)",
+    r"temp",
+)
+
+# Computed, not learned: buffers of frozen parts that the original's runner saved along.
+_PROJECTION_UNUSED = (r"llama_model\..+\.rotary_emb\.inv_freq", r"Qformer\.bert\.embeddings\.position_ids")
+
+# How a file of torch.save starts: zip, or pickle before PyTorch 1.6.
+_MAGIC = (b"PK\x03\x04", b"\x80\x02")
+
+
+def eva_vit_weights(state, num_layers):
+    """EVA ViT-g under our names, for a tower of `num_layers` blocks; the file may have one more, which BLIP-2 drops.
+
+    Raises:
+        ValueError: a tensor that is unknown or missing.
+    """
+    names = {old: f"model.vision_tower.{new}" for old, new in _EVA_STEM.items()}
+    layers = [f"model.vision_tower.encoder.layers.{layer}" for layer in range(num_layers)]
+    for layer, ours in enumerate(layers):
+        names.update({f"blocks.{layer}.{old}": f"{ours}.{new}" for old, new in _EVA_BLOCK.items()})
+    last_block = rf"blocks\.{num_layers}\.({'|'.join(map(re.escape, _EVA_BLOCK))})"
+    weights = _take(state, names, (*_EVA_UNUSED, last_block), f"EVA ViT checkpoint for {num_layers} blocks")
+    for ours in layers:  # query and value have a bias, the key has none
+        q_bias, v_bias = weights.pop(f"{ours}.self_attn.q_bias"), weights.pop(f"{ours}.self_attn.v_bias")
+        weights[f"{ours}.self_attn.qkv.bias"] = torch.cat([q_bias, torch.zeros_like(v_bias), v_bias])
+    return weights
+
+
+def qformer_weights(state):
+    """BLIP-2's `ln_vision`, queries and Q-Former under our names; the text branch, where there is one, is left out.
+
+    Raises:
+        ValueError: a tensor that is unknown or missing.
+    """
+    pairs = {"ln_vision": "vision_tower.post_layernorm", "Qformer.bert.embeddings.LayerNorm": "qformer.layernorm"}
+    found = [re.match(r"Qformer\.bert\.encoder\.layer\.(\d+)\.", name) for name in state]
+    for layer in range(1 + max((int(match[1]) for match in found if match), default=0)):
+        theirs, ours = f"Qformer.bert.encoder.layer.{layer}", f"qformer.encoder.layer.{layer}"
+        kinds = ["attention"]
+        if any(name.startswith(f"{theirs}.crossattention.") for name in state):  # every second layer has it
+            kinds.append("crossattention")
+        for kind in kinds:
+            pairs.update({f"{theirs}.{kind}.{old}": f"{ours}.{kind}.{new}" for old, new in _QFORMER_ATTENTION.items()})
+        pairs.update({f"{theirs}.{part}": f"{ours}.{part}" for part in _QFORMER_FEED_FORWARD})
+    names = {f"{old}.{kind}": f"model.{new}.{kind}" for old, new in pairs.items() for kind in ("weight", "bias")}
+    return _take(state, {"query_tokens": "model.query_tokens", **names}, _QFORMER_UNUSED, "Q-Former checkpoint")
+
+
+def projection_weights(state):
+    """The projection of a MiniGPT-4 checkpoint under our names.
+
+    Raises:
+        ValueError: a tensor that is unknown or missing.
+    """
+    names = {f"llama_proj.{kind}": f"model.projection.{kind}" for kind in ("weight", "bias")}
+    return _take(state, names, _PROJECTION_UNUSED, "projection checkpoint")
+
+
+def read_checkpoint(path):
+    """{name: tensor} of a .pth file: what stands under "model", where the file has that. Pickled code is never run.
+
+    Raises:
+        ValueError: one line that names the file and what is wrong with it.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}; expected a checkpoint (.pth)")
+    with path.open("rb") as file:
+        start = file.read(40)
+    if start.startswith(b"version https://git-lfs"):
+        raise ValueError(f"{path}: a git-lfs pointer and not the file itself; run `git lfs pull` or download it again")
+    if not start.startswith(_MAGIC):
+        raise ValueError(f"{path}: not a checkpoint that PyTorch wrote (it starts with {start[:8]!r})")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # bytes in disorder make the unpickler fail in any way: KeyError, EOFError, ...
+        if code := re.search(r"GLOBAL ([\w.]+)", str(error)):
+            raise ValueError(f"{path}: refused, it holds a pickled {code[1]}; expected tensors alone") from error
+        raise ValueError(f"{path}: damaged, truncated or not a checkpoint that PyTorch wrote") from error
+    if isinstance(state, dict):
+        state = state.get("model", state)
+    if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
+        raise ValueError(f"{path}: holds no tensors by name; expected them at the top or under 'model'")
+    return state
+
+
+def _take(state, names, unused, what):
+    """The tensors of a file by `names` {theirs: ours}; what is left over must match one of the patterns `unused`."""
+    missing = [name for name in names if name not in state]
+    if missing:
+        raise ValueError(f"{what}: the tensor {missing[0]!r} is missing ({len(missing)} of {len(names)} are)")
+    for name in state:
+        if name not in names and not any(re.fullmatch(pattern, name) for pattern in unused):
+            raise ValueError(f"{what}: the tensor {name!r} is not known")
+    return {ours: state[theirs] for theirs, ours in names.items()}

@@ -1,0 +1,121 @@
+"""Tiny models for the tests: the original's own tiny weights (fixtures/parity), and pieces to build others from."""
+
+import copy
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoModelForCausalLM, AutoTokenizer, Blip2QFormerConfig, Blip2VisionConfig, LlamaConfig
+
+from minigpt4 import (
+    MiniGPT4Config,
+    MiniGPT4DataCollator,
+    MiniGPT4ForConditionalGeneration,
+    MiniGPT4ImageProcessor,
+    MiniGPT4Processor,
+)
+from minigpt4.modeling_minigpt4.convert import (
+    eva_vit_weights,
+    projection_weights,
+    qformer_weights,
+    read_checkpoint,
+)
+
+PARITY = Path(__file__).parent / "fixtures" / "parity"
+
+
+@pytest.fixture(scope="session")
+def parity_dir():
+    """What the original code gave on tiny random weights: its checkpoints, inputs and outputs."""
+    return PARITY
+
+
+@pytest.fixture(scope="session")
+def parity():
+    """parity("out_vision.pth"): the content of a fixture file, tensors or JSON."""
+
+    def load(name):
+        path = PARITY / name
+        return json.loads(path.read_text()) if path.suffix == ".json" else torch.load(path, weights_only=True)
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def tiny_config(parity):
+    """The configuration of the original's tiny model, from the original's own names."""
+    sizes = parity("tiny_config.json")
+    return MiniGPT4Config(
+        vision_config=Blip2VisionConfig(
+            hidden_size=sizes["vit_width"],
+            intermediate_size=int(sizes["vit_width"] * sizes["vit_mlp_ratio"]),
+            num_hidden_layers=sizes["vit_depth"],
+            num_attention_heads=sizes["vit_heads"],
+            image_size=sizes["img_size"],
+            patch_size=sizes["patch_size"],
+            initializer_range=0.2,
+        ),
+        qformer_config=Blip2QFormerConfig(
+            hidden_size=sizes["q_hidden"],
+            intermediate_size=sizes["q_inter"],
+            num_hidden_layers=sizes["q_layers"],
+            num_attention_heads=sizes["q_heads"],
+            cross_attention_frequency=sizes["cross_attention_freq"],
+        ),
+        text_config=LlamaConfig.from_pretrained(PARITY / "llama_tiny"),
+        num_query_tokens=sizes["num_query"],
+    )
+
+
+@pytest.fixture(scope="session")
+def _original(tiny_config):
+    checkpoints = PARITY / "checkpoints"
+    llama = AutoModelForCausalLM.from_pretrained(PARITY / "llama_tiny").state_dict()
+    weights = {
+        **eva_vit_weights(read_checkpoint(checkpoints / "eva_vit_g.pth"), num_layers=3),
+        **qformer_weights(read_checkpoint(checkpoints / "blip2_pretrained_flant5xxl.pth")),
+        **projection_weights(read_checkpoint(checkpoints / "pretrained_minigpt4_tiny.pth")),
+        **{name.replace("model.", "model.language_model.", 1): tensor for name, tensor in llama.items()},
+    }
+    model = MiniGPT4ForConditionalGeneration(copy.deepcopy(tiny_config)).eval()
+    model.load_state_dict(weights)  # strict: each weight of the model is in the checkpoints
+    return model
+
+
+@pytest.fixture
+def original(_original):
+    """The tiny model with the original's weights, in eval mode; a copy for each test."""
+    return copy.deepcopy(_original)
+
+
+@pytest.fixture
+def tokenizer():
+    """The tiny LLaMA tokenizer, SentencePiece as published."""
+    return AutoTokenizer.from_pretrained(PARITY / "llama_tiny")
+
+
+@pytest.fixture
+def processor(tokenizer, tiny_config):
+    """Processor of the tiny model."""
+    image_processor = MiniGPT4ImageProcessor(size={"height": 56, "width": 56})
+    return MiniGPT4Processor(image_processor, tokenizer, num_image_tokens=tiny_config.num_image_tokens)
+
+
+@pytest.fixture
+def collator(processor):
+    """MiniGPT4DataCollator of the tiny model, defaults."""
+    return MiniGPT4DataCollator(processor)
+
+
+@pytest.fixture(scope="session")
+def picture():
+    """picture(seed): a small RGB picture of noise."""
+
+    def make(seed=0, size=(20, 30)):
+        noise = np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
+        return Image.fromarray(noise)
+
+    return make

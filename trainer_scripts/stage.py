@@ -1,0 +1,33 @@
+"""What stage1.py and stage2.py share: arguments, recipe, training, one line for what went wrong."""
+
+import argparse
+
+from minigpt4.cli import run_reporting_errors
+
+
+def main(default_recipe, stage, doc):
+    """Parses the command line, trains as the recipe says; returns the exit status (2: bad input, 130 and 143: stopped)."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", default=default_recipe, help=f"YAML file (default: the shipped {default_recipe})")
+    parser.add_argument(
+        "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="change single fields of the recipe"
+    )
+    arguments = parser.parse_args()
+    return run_reporting_errors(lambda: _train(arguments, stage), f"stage{stage}")
+
+
+def _train(arguments, stage):
+    from minigpt4.recipes import load_recipe
+
+    recipe = load_recipe(arguments.recipe, arguments.set)
+    if recipe.stage != stage:
+        raise ValueError(
+            f"{arguments.recipe}: is a recipe of stage {recipe.stage}; run trainer_scripts/stage{recipe.stage}.py"
+        )
+    from minigpt4.training import train
+
+    _, _, summary = train(recipe)
+    print(
+        f"loss {summary['first_loss']:.3f} -> {summary['last_loss']:.3f} in {summary['seconds']:.0f} s; {recipe.output}/model"
+    )
+    print(f"next: minigpt4 chat --model {recipe.output}/model --image FILE")
