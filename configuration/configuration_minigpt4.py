@@ -159,8 +159,11 @@ def _as_config(config, default):
         return config
     fields = dict(config or {})
     model_type = fields.pop("model_type", default)
-    config_class = VISION_CONFIGS.get(model_type) or CONFIG_MAPPING[model_type]
-    return config_class(**fields)
+    if model_type in VISION_CONFIGS:
+        return VISION_CONFIGS[model_type](**fields)
+    if model_type not in CONFIG_MAPPING:
+        raise ValueError(f"unknown model_type {model_type!r} in a sub-config; expected one that transformers knows")
+    return CONFIG_MAPPING[model_type](**fields)
 
 
 def _eva_with_qformer(text_config):

@@ -4,11 +4,11 @@ import torch
 from tqdm.auto import tqdm
 
 
-def chat_prompt(processor, question, training=False):
+def chat_prompt(processor, question):
     """The prompt of a first question about one picture, as the chat template writes it."""
     content = [{"type": "image"}, {"type": "text", "text": question}]
     messages = [{"role": "user", "content": content}]
-    return processor.apply_chat_template(messages, add_generation_prompt=True, training=training)
+    return processor.apply_chat_template(messages, add_generation_prompt=True)
 
 
 def caption_prompt(processor):
@@ -17,7 +17,7 @@ def caption_prompt(processor):
 
 
 @torch.inference_mode()
-def answers(model, processor, prompts, features, max_new_tokens=60, stop=None, batch_size=50, desc=None):
+def answers(model, processor, prompts, features, max_new_tokens=60, stop=None, batch_size=128, desc=None):
     """A greedy answer for each prompt, as text without special tokens.
 
     Args:

@@ -1,9 +1,10 @@
-"""Models by name: "embedded", a folder, or a repository on the Hub.
+"""Models by name: `load("embedded")`, `load("outputs/quickstart/model")`, `load("NAME/ON-THE-HUB")`."""
 
-model, processor = load("embedded")
-"""
-
+import re
 from pathlib import Path
+
+# Without any of them transformers would quietly build a tokenizer that knows no words.
+VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
 def load(name):
@@ -26,9 +27,16 @@ def load(name):
         return load_embedded()
     _check_config(str(name))
     try:
-        return _load_weights(str(name)), _load_processor(str(name))
+        model = _load_weights(str(name))
     except SafetensorError as error:
         raise ValueError(f"{name}: its weights are damaged ({error}); copy or export it again") from error
+    processor = _load_processor(str(name))
+    if processor.num_image_tokens != model.config.num_image_tokens:
+        raise ValueError(
+            f"{name}: its processor writes {processor.num_image_tokens} image tokens for a picture, its config.json says "
+            f"{model.config.num_image_tokens}; they are of different models"
+        )
+    return model, processor
 
 
 def _check_config(name):
@@ -40,16 +48,15 @@ def _check_config(name):
         raise ValueError(f"{name}: a folder that is not a model: no config.json in it")
     if folder.is_file():
         raise ValueError(f"{name}: is a file; expected the folder of a model, an id on the Hub, or 'embedded'")
-    if not folder.is_dir() and _is_path(name):
+    if not folder.is_dir() and not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
         raise ValueError(f"{name}: no such folder; expected the folder of a model, an id on the Hub, or 'embedded'")
-    config, _ = PreTrainedConfig.get_config_dict(name)
+    try:
+        config, _ = PreTrainedConfig.get_config_dict(name)
+    except OSError as error:
+        where = "its config.json cannot be read" if folder.is_dir() else "no such folder, and the Hub does not give it"
+        raise OSError(f"{name}: {where} ({_first_line(error)})") from error
     if config.get("model_type") != "minigpt4":
         raise ValueError(f"{name}: its config.json says model_type {config.get('model_type')!r}, expected 'minigpt4'")
-
-
-def _is_path(name):
-    """Whether a name that no folder has can only mean one: an id on the Hub is NAME or OWNER/NAME."""
-    return name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name
 
 
 def _load_weights(name):
@@ -67,6 +74,9 @@ def _load_weights(name):
     except StrictDataclassError as error:
         reason = str(error).strip().splitlines()[-1].strip()
         raise ValueError(f"{name}: its config.json does not describe a MiniGPT-4 ({reason})") from error
+    except ValueError as error:
+        reason = _first_line(error)
+        raise ValueError(reason if reason.startswith(name) else f"{name}: {reason}") from error
     finally:
         logging.set_verbosity(verbosity)
     for tensor, found, expected in sorted(info["mismatched_keys"]):
@@ -75,15 +85,23 @@ def _load_weights(name):
             "the weights are of another model"
         )
     if missing := sorted(info["missing_keys"]):
-        raise ValueError(f"{name}: {len(missing)} weights are missing, {missing[0]} the first; the folder is not complete")
+        raise ValueError(f"{name}: not complete; missing weights: {missing[0]}, the first of {len(missing)}")
     return model.eval()
 
 
 def _load_processor(name):
     from . import MiniGPT4Processor
 
+    folder = Path(name)
+    if folder.is_dir() and not any((folder / file).is_file() for file in VOCABULARIES):
+        raise ValueError(f"{name}: no tokenizer in it, expected {' or '.join(VOCABULARIES)}; export the model again")
     try:
         return MiniGPT4Processor.from_pretrained(name)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{name}: its processor or tokenizer cannot be read ({reason})") from error
+        raise ValueError(
+            f"{name}: its processor or tokenizer cannot be read ({_first_line(error)}); export the model again"
+        ) from error
+
+
+def _first_line(error):
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -28,6 +28,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 import minigpt4
 
+from .modeling_minigpt4.embedded import load_embedded
 from .modeling_minigpt4.export import export
 from .models import load
 from .processing.collator import MiniGPT4DataCollator
@@ -76,7 +77,7 @@ class MiniGPT4Trainer(Trainer):
     def _get_train_sampler(self, train_dataset=None):
         if self.lengths is None:
             return super()._get_train_sampler(train_dataset)
-        return LengthGroupedSampler(self.args.train_batch_size, lengths=self.lengths)
+        return LengthBuckets(self.args.train_batch_size, lengths=self.lengths, seed=self.args.seed)
 
     def _get_output_dir(self, trial):
         return getattr(self, "_scratch", None) or super()._get_output_dir(trial)
@@ -106,6 +107,19 @@ class MiniGPT4Trainer(Trainer):
         unknown = model.load_state_dict(trained, strict=False).unexpected_keys
         if unknown:
             raise ValueError(f"{resume_from_checkpoint}: holds {unknown[0]}, which this model does not have")
+
+
+class LengthBuckets(LengthGroupedSampler):
+    """Batches of like length, in an order that depends on seed and epoch alone, so that a resumed run has the same."""
+
+    def __init__(self, *args, seed, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.seed = seed
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch):
+        """Called by accelerate's data loader when an epoch begins."""
+        self.generator = torch.Generator().manual_seed(self.seed + epoch)
 
 
 class StopOnSignal(TrainerCallback):
@@ -153,6 +167,7 @@ def train(recipe, model=None, processor=None, dataset=None):
         SystemExit: status 130 or 143 after Ctrl-C or SIGTERM, when the checkpoint is written.
     """
     started = time.monotonic()
+    _use_every_core()
     output = _prepare_output(recipe)
     if model is None:
         model, processor = load_model(recipe.model)
@@ -195,13 +210,17 @@ def load_model(section):
             f'model.projection is {section.projection!r}: no model.safetensors there; expected "fresh", "base" or the '
             "output folder of an earlier stage"
         )
-    model, processor = load(section.base)
+    fresh = section.projection != "base"
+    model, processor = load_embedded(projection=None) if fresh and section.base == "embedded" else load(section.base)
     if section.projection == "fresh":
         for layer in model.model.projection.modules():
             if isinstance(layer, torch.nn.Linear):
                 layer.reset_parameters()
     elif section.projection != "base":
         MiniGPT4Trainer._load_from_checkpoint(None, projection, model)
+    if model.config.base_parts is None:  # what is saved is light all the same
+        base = Path(section.base)
+        model.config.base_parts = {"model": {"repo": str(base.absolute() if base.is_dir() else base), "revision": None}}
     model.set_attn_implementation(section.attn_implementation)
     model.model.projection.float()
     return model, processor
@@ -217,7 +236,7 @@ def cache_features(model, processor, pictures, views=1, batch_size=16):
     first = model.model.get_vision_features(_pixels(model, processor, [pictures[0]["image"]]))
     features = torch.empty(len(pictures), views, *first.shape[1:], dtype=first.dtype)
     for start in tqdm(range(0, len(pictures), batch_size), desc="looking at the pictures", unit="batch"):
-        images = pictures[start : start + batch_size]["image"]
+        images = [pictures[i]["image"] for i in range(start, min(start + batch_size, len(pictures)))]
         for view in range(views):
             looks = [_view(image, view) for image in images]
             seen = model.model.get_vision_features(_pixels(model, processor, looks))
@@ -249,13 +268,20 @@ def _arguments(recipe, output):
         adam_epsilon=1e-8,
         max_grad_norm=0.0,  # the original does not clip
         save_steps=train.save_steps,
-        logging_steps=10,
+        logging_steps=max(1, min(10, train.steps // 20)),
         logging_first_step=True,
         seed=train.seed,
         remove_unused_columns=False,
         dataloader_pin_memory=torch.cuda.is_available(),
         report_to="none",
     )
+
+
+def _use_every_core():
+    """A single process on a CPU may use all of it; `accelerate launch` alone would leave it one thread."""
+    if not torch.cuda.is_available() and int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        # Not on every system can a process be held to some of the cores.
+        torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
 
 
 def _prepare_output(recipe):

@@ -29,21 +29,26 @@ STAGES = (
 STEM_CHANNELS = 32
 
 
-class ConvNorm(nn.Module):
-    """Convolution with "SAME" padding, batch normalisation and, unless `linear`, ReLU6: [N, C, H, W] -> [N, C', H', W']."""
+class SameConv(nn.Conv2d):
+    """Convolution with "SAME" padding and, unless `linear`, ReLU6: [N, C, H, W] -> [N, C', H', W'].
+
+    The batch normalisation behind each convolution is folded into its weight and bias (parts.py): the tower is frozen.
+    """
 
     def __init__(self, in_channels, out_channels, kernel, stride=1, groups=1, linear=False):
-        super().__init__()
-        self.conv = nn.Conv2d(in_channels, out_channels, kernel, stride, groups=groups, bias=False)
-        self.norm = nn.BatchNorm2d(out_channels, eps=1e-3)
+        super().__init__(in_channels, out_channels, kernel, stride, groups=groups)
         self.linear = linear
 
     def forward(self, hidden):
-        hidden = self.norm(self.conv(F.pad(hidden, self._same_padding(*hidden.shape[-2:]))))
+        left, right, top, bottom = self._same_padding(*hidden.shape[-2:])
+        if (left, top) == (right, bottom):  # the usual case needs no padded copy
+            hidden = F.conv2d(hidden, self.weight, self.bias, self.stride, (top, left), groups=self.groups)
+        else:
+            hidden = super().forward(F.pad(hidden, (left, right, top, bottom)))
         return hidden if self.linear else F.relu6(hidden)
 
     def _same_padding(self, height, width):
-        kernel, stride = self.conv.kernel_size[0], self.conv.stride[0]
+        kernel, stride = self.kernel_size[0], self.stride[0]
         rows, columns = (max((-(-size // stride) - 1) * stride + kernel - size, 0) for size in (height, width))
         return columns // 2, columns - columns // 2, rows // 2, rows - rows // 2
 
@@ -54,9 +59,9 @@ class InvertedResidual(nn.Module):
     def __init__(self, in_channels, out_channels, kernel, stride, expansion):
         super().__init__()
         width = in_channels * expansion
-        self.expand = ConvNorm(in_channels, width, 1) if expansion != 1 else nn.Identity()
-        self.depthwise = ConvNorm(width, width, kernel, stride, groups=width)
-        self.project = ConvNorm(width, out_channels, 1, linear=True)
+        self.expand = SameConv(in_channels, width, 1) if expansion != 1 else nn.Identity()
+        self.depthwise = SameConv(width, width, kernel, stride, groups=width)
+        self.project = SameConv(width, out_channels, 1, linear=True)
         self.residual = stride == 1 and in_channels == out_channels
 
     def forward(self, hidden):
@@ -76,20 +81,20 @@ class EfficientNetLiteModel(PreTrainedModel):
 
     def __init__(self, config):
         super().__init__(config)
-        self.stem = ConvNorm(3, STEM_CHANNELS, 3, stride=2)
+        self.stem = SameConv(3, STEM_CHANNELS, 3, stride=2)
         blocks, channels = [], STEM_CHANNELS
         for kernel, stride, expansion, out_channels, repeats in STAGES:
             for repeat in range(repeats):
                 blocks.append(InvertedResidual(channels, out_channels, kernel, stride if repeat == 0 else 1, expansion))
                 channels = out_channels
         self.blocks = nn.ModuleList(blocks)
-        self.head = ConvNorm(channels, config.hidden_size, 1)
+        self.head = SameConv(channels, config.hidden_size, 1)
         self.post_init()
 
     def forward(self, pixel_values, **kwargs):
         """pixel_values: float [N, 3, H, W] scaled to (x - 127) / 128. Returns `BaseModelOutput` with [N, P, hidden]."""
         # A depthwise convolution on a CPU is several times faster with the channels innermost, in bf16 above all.
-        hidden = pixel_values.to(self.stem.conv.weight.dtype).contiguous(memory_format=torch.channels_last)
+        hidden = pixel_values.to(self.stem.weight.dtype).contiguous(memory_format=torch.channels_last)
         hidden = self.stem(hidden)
         for block in self.blocks:
             hidden = block(hidden)

@@ -54,6 +54,7 @@ _KNOWN_PARTS = {
 _TAGS = ["minigpt4", "vision", "image-captioning", "conversational", "custom_code"]
 
 _RELATIVE_IMPORT = re.compile(r"^(\s*from )(\.+)((?:\w+\.)*)(\w+)(?= import )", re.MULTILINE)
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 _EXPORTED_SUFFIXES = {".py", ".json", ".safetensors", ".jinja", ".model", ".txt", ".md"}
 
 
@@ -89,12 +90,21 @@ def export(model, processor, directory, light=False, card_data=None, repo_id=Non
 
 
 def check_target(directory):
-    """The absolute path of a folder to export to; raises ValueError if it holds anything but an earlier export."""
-    directory = Path(directory).absolute()
-    if not directory.exists():
+    """The absolute path of a folder to export to.
+
+    Raises:
+        ValueError: it is a file, or holds anything but an earlier export.
+        OSError: nothing can be written there.
+    """
+    directory = Path(directory).resolve()
+    nearest = next(path for path in [directory, *directory.parents] if path.exists())
+    if not nearest.is_dir():
+        raise ValueError(f"{directory}: {nearest.name} is a file; expected a new folder to export to")
+    place = directory.parent if nearest == directory else nearest  # what takes the folder's place is written beside it
+    if not os.access(place, os.W_OK):
+        raise OSError(f"{directory}: cannot be written (no permission to write to {place})")
+    if nearest != directory:
         return directory
-    if not directory.is_dir():
-        raise ValueError(f"{directory}: is a file; expected a new folder to export to")
     found = sorted(directory.iterdir())
     foreign = [path.name for path in found if path.suffix not in _EXPORTED_SUFFIXES and path.name != "LICENSE"]
     if found and (foreign or not _is_export(directory)):
@@ -142,8 +152,8 @@ def create_repository(repo_id, private=False):
 
 def push(directory, repo_id):
     """Uploads an exported folder in one commit, removing what an earlier one left there; returns the commit's address."""
-    # A stale shard or weight file would be loaded in place of the new one.
-    stale = ["*.safetensors", "*.safetensors.index.json", "*.py"]
+    # Weights that an earlier export left in more or fewer files would be loaded in place of the new ones.
+    stale = ["model*.safetensors", "model.safetensors.index.json"]
     with _hub_errors(repo_id):
         commit = HfApi().upload_folder(
             repo_id=repo_id, folder_path=directory, delete_patterns=stale, commit_message="Export of minigpt4-hf"
@@ -212,7 +222,7 @@ def _is_export(directory):
 
 @contextlib.contextmanager
 def _taking_the_place_of(directory):
-    """A fresh folder to fill; at the end it is safe on the disk and takes the place of `directory`. After an error it goes."""
+    """A fresh folder to fill. At the end it is safe on the disk and takes the place of `directory`; on error it goes."""
     mark = uuid.uuid4().hex[:8]
     scratch, before = (directory.with_name(f".{directory.name}-{mark}{kind}") for kind in ("", "-before"))
     directory.parent.mkdir(parents=True, exist_ok=True)
@@ -245,7 +255,8 @@ def _parts(config):
     parts = []
     for part, origin in (config.base_parts or {}).items():
         repo, revision = origin["repo"], origin.get("revision")
-        what, licence, base_model = _KNOWN_PARTS.get(repo, (repo, None, None if ":" in repo else repo))
+        on_the_hub = _HUB_ID.fullmatch(repo) and not Path(repo).exists()
+        what, licence, base_model = _KNOWN_PARTS.get(repo, (repo, None, repo if on_the_hub else None))
         source = f"{repo} {revision}" if revision else repo
         parts.append({"part": part, "what": what, "source": source, "licence": licence, "base_model": base_model})
     return parts

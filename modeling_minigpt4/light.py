@@ -51,8 +51,6 @@ def assemble(cls, config, trained, source="the trained tensors", **arguments):
     Raises:
         ValueError: base parts that are not known here, or a trained tensor that does not fit the model.
     """
-    if config.base_parts != BASE_PARTS:
-        raise ValueError(f"{source}: its base parts are {config.base_parts}; those known here are {BASE_PARTS}")
     with torch.device("meta"):
         expected = cls(config).state_dict()
     for name, tensor in trained.items():
@@ -63,11 +61,20 @@ def assemble(cls, config, trained, source="the trained tensors", **arguments):
                 f"{source}: tensor {name!r} has shape {tuple(tensor.shape)}, expected {tuple(expected[name].shape)}; "
                 "it was trained for another vision tower or LLM"
             )
-    llm, _ = language_model()
-    weights = {f"model.vision_tower.{name}": tensor for name, tensor in vision_tower_weights().items()}
-    weights.update({f"model.language_model.{name}": tensor for name, tensor in llm.model.state_dict().items()})
-    weights.update(trained)
+    weights = {**_frozen_weights(cls, config.base_parts, source), **trained}
     return cls.from_pretrained(None, config=config, state_dict=weights, **arguments)
+
+
+def _frozen_weights(cls, base_parts, source):
+    """{name in the model: tensor} of what the base parts hold: the embedded default's, or those of a whole model."""
+    if base_parts == BASE_PARTS:
+        llm, _ = language_model()
+        weights = {f"model.vision_tower.{name}": tensor for name, tensor in vision_tower_weights().items()}
+        return {**weights, **{f"model.language_model.{name}": tensor for name, tensor in llm.model.state_dict().items()}}
+    if list(base_parts) == ["model"]:
+        base = base_parts["model"]
+        return cls.from_pretrained(base["repo"], revision=base["revision"]).state_dict()
+    raise ValueError(f"{source}: its base parts are {base_parts}; those known here are {BASE_PARTS}, or a whole model's")
 
 
 def trained_tensors(model):

@@ -331,7 +331,8 @@ class MiniGPT4ForConditionalGeneration(MiniGPT4PreTrainedModel, GenerationMixin)
             loss = self._answer_loss(hidden, labels, **loss_arguments)
         else:
             keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-            logits = self.lm_head(hidden[:, keep, :])
+            # A slice that is not contiguous would make PyTorch's CPU matmul copy the head's weights for each row.
+            logits = self.lm_head(hidden[:, keep, :].contiguous())
             if labels is not None:
                 loss = self.loss_function(logits, labels, vocab_size=logits.shape[-1], **loss_arguments)
         return MiniGPT4CausalLMOutputWithPast(

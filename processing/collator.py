@@ -52,8 +52,10 @@ class MiniGPT4DataCollator:
         self.max_tokens = max_tokens
 
     def __call__(self, examples):
-        """list of examples -> batch; raises ValueError for an example without text, or too long."""
+        """list of examples -> batch; raises ValueError for an example without text or picture, or too long."""
         rows = [self.encode(example) for example in examples]
+        for example, (input_ids, _) in zip(examples, rows, strict=True):
+            self._check_pictures(example, input_ids)
         batch = self._pack(rows) if self.packing else self._pad(rows)
         batch.update(self._pictures(examples))
         return batch
@@ -78,6 +80,8 @@ class MiniGPT4DataCollator:
         """An example as [(text, is_answer), ...], image tokens expanded."""
         if "messages" in example:
             return self._conversation(example["messages"])
+        if not isinstance(example.get("text"), str):
+            raise ValueError(f"an example needs `text`, a string, or `messages`; found {_fields(example)}")
         instruction = example.get("instruction")
         if instruction is None and self.instructions:
             instruction = random.choice(self.instructions)
@@ -161,6 +165,18 @@ class MiniGPT4DataCollator:
 
     @staticmethod
     def _pictures_of(example):
-        if "image" in example:
+        if example.get("image") is not None:
             return [example["image"]]
         return example.get("images") or []
+
+    def _check_pictures(self, example, input_ids):
+        places = input_ids.count(self.processor.image_token_id) // self.processor.num_image_tokens
+        pictures = 1 if "vision_features" in example else len(self._pictures_of(example))
+        if places != pictures:
+            raise ValueError(
+                f"an example has {pictures} picture(s), but its text a place for {places}; found {_fields(example)}"
+            )
+
+
+def _fields(example):
+    return ", ".join(f"{name} ({type(value).__name__})" for name, value in example.items()) or "no field"

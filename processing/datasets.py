@@ -18,6 +18,14 @@ from .image_processing_minigpt4 import load_image
 from .scenes import DETAIL_INSTRUCTIONS, scenes
 
 MAX_CAPTION_WORDS = 50
+SHORT_INSTRUCTIONS = (
+    "Describe this image in one short sentence.",
+    "Write a short caption for this picture.",
+    "What is in this image? Answer briefly.",
+    "Caption this image.",
+    "Please describe the image shortly and precisely, in less than 20 words.",  # the paper's, for CHAIR
+    "What do you see in the picture?",
+)
 
 
 class PictureTexts(Dataset):
@@ -115,7 +123,7 @@ def _scene_texts(pictures, stage):
 
 def _caption_texts(pictures, section, stage):
     rng = random.Random(0)
-    captions = pictures.with_format(None).remove_columns("jpg").with_transform(_webdataset_rows)
+    captions = pictures.with_format(None).remove_columns("jpg").with_transform(_webdataset_rows)  # no picture is opened
     texts = []
     for i in range(len(captions)):
         of_picture = captions[i]["captions"]
@@ -145,4 +153,4 @@ def _webdataset_rows(batch):
 
 def _sentence(caption):
     caption = caption.strip().rstrip(" .")
-    return caption[:1].upper() + caption[1:] + "."
+    return caption[:1].upper() + caption[1:] + ("" if caption.endswith(("!", "?")) else ".")

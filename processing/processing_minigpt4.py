@@ -124,8 +124,9 @@ class MiniGPT4Processor(ProcessorMixin):
         markers = [self.image_token, *self.turn_markers, *map(str, self.tokenizer.added_tokens_decoder.values())]
         pattern = "|".join(re.escape(marker) for marker in sorted(set(markers), key=len, reverse=True))
         text = re.sub(pattern, lambda found: BREAK.join(found[0]) + BREAK, text.replace(BREAK, ""))
-        # A marker must not come about where the text ends and the template goes on.
-        return text + BREAK if text.endswith(tuple(marker[0] for marker in self.turn_markers)) else text
+        # A marker must not come about where the text ends and the template, or the next text, goes on.
+        beginnings = tuple(marker[:length] for marker in markers for length in range(1, len(marker)))
+        return text + BREAK if text.endswith(beginnings) else text
 
     @property
     def model_input_names(self):

@@ -29,8 +29,8 @@ ARTWORK_LICENSE = "Artwork: OpenMoji (openmoji.org), licensed CC BY-SA 4.0; comp
 NUMBERS = {1: "one", 2: "two", 3: "three", 4: "four"}
 BACKGROUNDS = {
     "red": (205, 45, 45),
-    "orange": (240, 145, 40),
-    "yellow": (245, 220, 70),
+    "orange": (235, 125, 30),
+    "yellow": (250, 228, 70),
     "green": (70, 160, 75),
     "blue": (60, 100, 205),
     "purple": (130, 70, 165),
@@ -38,30 +38,22 @@ BACKGROUNDS = {
     "white": (245, 245, 245),
 }
 # Name and code point of each object; what the artwork shows, in one or two plain words.
-OBJECTS = {
-    name: int(code, 16)
-    for name, code in (
-        entry.rsplit(" ", 1)
-        for entry in """
-        dog 1F415, cat 1F408, horse 1F40E, cow 1F404, pig 1F416, sheep 1F411, camel 1F42A, elephant 1F418, rhino 1F98F,
-        mouse 1F401, rabbit 1F407, hedgehog 1F994, bat 1F987, bear 1F43B, koala 1F428, panda 1F43C, rooster 1F413,
-        duck 1F986, owl 1F989, penguin 1F427, frog 1F438, crocodile 1F40A, turtle 1F422, snake 1F40D, dragon 1F409,
-        whale 1F40B, dolphin 1F42C, fish 1F41F, shark 1F988, octopus 1F419, snail 1F40C, butterfly 1F98B, ant 1F41C,
-        bee 1F41D, spider 1F577, crab 1F980, shrimp 1F990, zebra 1F993, giraffe 1F992, parrot 1F99C,
-        apple 1F34E, lemon 1F34B, banana 1F34C, watermelon 1F349, strawberry 1F353, pineapple 1F34D, coconut 1F965,
-        tomato 1F345, avocado 1F951, broccoli 1F966, carrot 1F955, mushroom 1F344, cheese 1F9C0, pizza 1F355,
-        hamburger 1F354, taco 1F32E, cake 1F382, cookie 1F36A, egg 1F95A, pretzel 1F968,
-        car 1F697, bus 1F68C, truck 1F69A, tractor 1F69C, bicycle 1F6B2, motorcycle 1F3CD, airplane 2708,
-        helicopter 1F681, rocket 1F680, sailboat 26F5, anchor 2693, house 1F3E0, castle 1F3F0, tent 26FA,
-        umbrella 2602, key 1F511, hammer 1F528, book 1F4D5, clock 23F0, laptop 1F4BB, camera 1F4F7, television 1F4FA,
-        radio 1F4FB, candle 1F56F, guitar 1F3B8, drum 1F941, trumpet 1F3BA, violin 1F3BB, bell 1F514, balloon 1F388,
-        gift 1F381, chair 1FA91, bed 1F6CF, crown 1F451, shirt 1F455, dress 1F457, boot 1F462, backpack 1F392,
-        ring 1F48D, basketball 1F3C0, tree 1F333, cactus 1F335, tulip 1F337, rose 1F339, sunflower 1F33B, sun 2600,
-        moon 1F319, star 2B50, cloud 2601, snowman 26C4, fire 1F525, robot 1F916, ghost 1F47B, skull 1F480
-        """.replace("\n", " ").split(",")
-        for entry in [entry.strip()]
-    )
-}
+_ARTWORK = """
+    dog 1F415, cat 1F408, horse 1F40E, cow 1F404, pig 1F416, sheep 1F411, camel 1F42A, elephant 1F418, mouse 1F401,
+    rabbit 1F407, hedgehog 1F994, bear 1F43B, panda 1F43C, rooster 1F413, duck 1F986, owl 1F989, penguin 1F427,
+    frog 1F438, crocodile 1F40A, turtle 1F422, snake 1F40D, dragon 1F409, whale 1F40B, fish 1F41F, shark 1F988,
+    octopus 1F419, snail 1F40C, butterfly 1F98B, bee 1F41D, spider 1F577, crab 1F980, zebra 1F993, giraffe 1F992,
+    parrot 1F99C, apple 1F34E, lemon 1F34B, banana 1F34C, watermelon 1F349, strawberry 1F353, pineapple 1F34D,
+    tomato 1F345, avocado 1F951, broccoli 1F966, carrot 1F955, mushroom 1F344, cheese 1F9C0, pizza 1F355,
+    hamburger 1F354, taco 1F32E, cake 1F382, cookie 1F36A, pretzel 1F968, car 1F697, bus 1F68C, tractor 1F69C,
+    bicycle 1F6B2, motorcycle 1F3CD, airplane 2708, helicopter 1F681, rocket 1F680, sailboat 26F5, anchor 2693,
+    house 1F3E0, castle 1F3F0, umbrella 2602, key 1F511, hammer 1F528, book 1F4D5, clock 23F0, laptop 1F4BB,
+    camera 1F4F7, television 1F4FA, candle 1F56F, guitar 1F3B8, trumpet 1F3BA, violin 1F3BB, bell 1F514,
+    balloon 1F388, gift 1F381, chair 1FA91, bed 1F6CF, crown 1F451, shirt 1F455, dress 1F457, boot 1F462,
+    backpack 1F392, basketball 1F3C0, tree 1F333, cactus 1F335, tulip 1F337, rose 1F339, sunflower 1F33B, sun 2600,
+    moon 1F319, star 2B50, snowman 26C4, fire 1F525, robot 1F916, ghost 1F47B, skull 1F480
+"""
+OBJECTS = {name: int(code, 16) for name, code in (entry.split() for entry in _ARTWORK.split(","))}
 DETAIL_INSTRUCTIONS = (  # the paper's four (ORIGINAL: stage 2)
     "Describe this image in detail.",
     "Take a look at this image and describe what you notice.",
@@ -108,14 +100,14 @@ def draw(row, artwork):
         sprite = artwork(name)
         if mirrored:
             sprite = sprite.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        sprite = sprite.rotate(angle, Image.Resampling.BICUBIC).resize((size, size), Image.Resampling.BICUBIC)
+        sprite = sprite.rotate(angle, Image.Resampling.BICUBIC, expand=True).resize((size, size), Image.Resampling.BICUBIC)
         picture.paste(sprite, (x - size // 2, y - size // 2), sprite)
     return picture
 
 
 def plural(name):
     """Plural of an object's name."""
-    irregular = {"mouse": "mice", "sheep": "sheep", "fish": "fish", "shrimp": "shrimp", "snowman": "snowmen"}
+    irregular = {"mouse": "mice", "sheep": "sheep", "fish": "fish", "snowman": "snowmen"}
     if name in irregular:
         return irregular[name]
     if name.endswith(("s", "sh", "ch", "x")):
@@ -175,7 +167,7 @@ def _compose(rng):
         "relation": relation,
         "background": rng.choice(sorted(BACKGROUNDS)),
         "boxes": _boxes(rng, kind, count, relation),
-        "shade": [rng.randint(-25, 25), *(rng.randint(-8, 8) for _ in range(3)), rng.randint(-20, 20)],
+        "shade": [rng.randint(-15, 15), *(rng.randint(-6, 6) for _ in range(3)), rng.randint(-15, 15)],
     }
     row["text"] = _caption(row)
     row["conversation"] = [_description(row, rng), *_questions(row)]
@@ -185,19 +177,19 @@ def _compose(rng):
 def _boxes(rng, kind, count, relation):
     """[x, y of the centre, size, angle, mirrored] of each object."""
     if kind == "single":
-        centres, sizes = [(112, 112)], (100, 170)
+        centres, sizes = [(112, 112)], (120, 190)
     elif kind == "pair":
-        centres, sizes = [(60, 112), (164, 112)] if relation == "left" else [(112, 60), (112, 164)], (76, 104)
+        centres, sizes = [(60, 112), (164, 112)] if relation == "left" else [(112, 60), (112, 164)], (88, 110)
     else:
         corners = [(58, 58), (166, 58), (58, 166), (166, 166)]
         centres = rng.sample(corners, count)
-        sizes = (60, 92)
-    size, away = rng.randint(*sizes), 14 if kind != "single" else 18
+        sizes = (72, 100)
+    size, away = rng.randint(*sizes), 8 if kind != "single" else 16
     return [
         [
             x + rng.randint(-away, away),
             y + rng.randint(-away, away),
-            size + rng.randint(-8, 8),
+            size + rng.randint(-6, 6),
             rng.randint(-15, 15),
             int(rng.random() < 0.5),
         ]

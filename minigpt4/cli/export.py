@@ -22,9 +22,7 @@ def run(arguments):
     hub_folder.check_target(arguments.output)
     model, processor = load(arguments.model)
     repo_id = arguments.push and hub_folder.create_repository(arguments.push, private=arguments.private)
-    directory = hub_folder.export(
-        model, processor, arguments.output, arguments.light, _card_data(arguments.model), repo_id
-    )
+    directory = hub_folder.export(model, processor, arguments.output, arguments.light, _card_data(arguments.model), repo_id)
     size = sum(path.stat().st_size for path in directory.iterdir()) / 1e6
     print(f"{arguments.output}: {'trained weights only' if arguments.light else 'every weight'}, {size:.1f} MB")
     if repo_id:

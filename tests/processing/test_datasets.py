@@ -1,0 +1,83 @@
+"""Training data: webdataset shards and scenes become the collator's examples."""
+
+import io
+import json
+import random
+import tarfile
+
+import pytest
+import torch
+
+from minigpt4.processing.datasets import PictureTexts, clean_caption, joined_answer, random_view, training_data
+from minigpt4.recipes import DataSection
+
+
+@pytest.fixture
+def shards(tmp_path, picture):
+    """Two shards of three pictures with two captions each, as img2dataset writes them."""
+    for shard in range(2):
+        with tarfile.open(tmp_path / f"{shard:04}.tar", "w") as tar:
+            for key in range(3):
+                buffer = io.BytesIO()
+                picture(10 * shard + key).save(buffer, "JPEG")
+                captions = [f"A dog ({shard}) number {key} .", "Two dogs!"]
+                members = {
+                    "jpg": buffer.getvalue(),
+                    "txt": captions[0].encode(),
+                    "json": json.dumps({"captions": captions}).encode(),
+                }
+                for suffix, data in members.items():
+                    info = tarfile.TarInfo(f"{shard}{key}.{suffix}")
+                    info.size = len(data)
+                    tar.addfile(info, io.BytesIO(data))
+    return tmp_path
+
+
+def test_stage1_has_every_caption_cleaned(shards):
+    data = training_data(DataSection(source="webdataset", path=str(shards)), stage=1)
+    assert len(data) == 12 and len(data.pictures) == 6
+    assert data[0]["text"] == "a dog 0 number 0" and data[1]["text"] == "two dogs"
+    assert data[0]["image"].size == (30, 20)
+
+
+def test_stage2_joins_captions_under_each_instruction(shards):
+    data = training_data(DataSection(source="webdataset", path=str(shards / "0000.tar")), stage=2)
+    assert len(data) == 3 * 4
+    assert data[0]["instruction"] == "Describe this image in detail."
+    assert data[0]["text"] in ("A dog (0) number 0. Two dogs!", "Two dogs! A dog (0) number 0.")
+
+
+def test_a_path_without_shards_says_what_is_expected(tmp_path):
+    for path in (str(tmp_path), str(tmp_path / "*.tar"), ""):
+        with pytest.raises(ValueError, match="no .tar shards there"):
+            training_data(DataSection(source="webdataset", path=path), stage=1)
+    with pytest.raises(ValueError, match='expected "scenes" or "webdataset"'):
+        training_data(DataSection(source="scene"), stage=1)
+
+
+def test_captions_are_cleaned_as_in_the_original(parity):
+    for case in parity("caption_processor_cases.json"):
+        assert clean_caption(case["in"]) == case["out"]
+
+
+def test_an_answer_joins_distinct_captions_as_sentences():
+    captions = ["a dog runs .", "Two dogs", "a brown dog."]
+    answer = joined_answer(captions, random.Random(0), 2)
+    assert len(answer.split(". ")) == 2 and answer.endswith(".") and answer[0].isupper()
+
+
+def test_features_take_the_place_of_pictures_and_views_vary():
+    features = torch.arange(2 * 3).float().reshape(2, 3, 1, 1)
+    data = PictureTexts([None, None], [{"picture": 1, "text": "x"}], features)
+    drawn = {data[0]["vision_features"].item() for _ in range(50)}
+    assert drawn == {3.0, 4.0, 5.0}
+    assert "image" not in data[0]
+
+
+def test_random_views_keep_area_and_shape_within_bounds(picture):
+    torch.manual_seed(0)
+    source = picture(size=(200, 300))
+    for _ in range(50):
+        view = random_view(source)
+        assert 0.45 <= view.width * view.height / (200 * 300) <= 1
+        assert 0.7 <= view.width / view.height <= 1.4

@@ -1,0 +1,207 @@
+"""Pixels are the original's; whatever a person hands over becomes RGB as a viewer shows it, or one clear line."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import PIL
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoImageProcessor
+
+from minigpt4 import MiniGPT4ImageProcessor
+from minigpt4.processing.image_processing_minigpt4 import load_image
+
+
+def encoded(image, file_format="PNG", **options):
+    """A picture as the bytes of a file."""
+    file = io.BytesIO()
+    image.save(file, file_format, **options)
+    return file.getvalue()
+
+
+def colours(image):
+    """All colours of a picture, as a set."""
+    return {colour for _, colour in image.getcolors()}
+
+
+# The original's pixels
+
+
+@pytest.mark.parametrize("name", ["a_75x50", "b_40x90", "c_gray_30x30"])
+def test_pixels_are_the_originals(name, parity, parity_dir):
+    expected = parity("out_image_processors_v1.pth")[f"{name}/eval"]
+    image_processor = MiniGPT4ImageProcessor(size={"height": 56, "width": 56})
+    # The fixture was made with Pillow 13, which resizes an upright picture in the other direction first: 3 levels of 255.
+    levels = 3 if name == "b_40x90" and int(PIL.__version__.split(".")[0]) < 13 else 0
+    tolerance = levels / 255 / min(image_processor.image_std) + 1e-6
+    path = parity_dir / "images" / f"{name}.png"
+    for source in (path, str(path), Image.open(path), load_image(path)):
+        pixel_values = image_processor(source, return_tensors="pt")["pixel_values"]
+        torch.testing.assert_close(pixel_values, expected[None], rtol=0, atol=tolerance)
+
+
+def test_default_size_is_the_originals(parity, parity_dir):
+    expected = parity("out_image_processors_v1.pth")["a_75x50/eval224_sum_per_channel"]
+    pixel_values = MiniGPT4ImageProcessor()(parity_dir / "images" / "a_75x50.png", return_tensors="pt")["pixel_values"]
+    assert pixel_values.shape == (1, 3, 224, 224)
+    torch.testing.assert_close(pixel_values[0].double().sum((1, 2)), expected, rtol=0, atol=1e-2)
+
+
+def test_array_and_picture_give_the_same_pixels(picture):
+    image_processor = MiniGPT4ImageProcessor(size={"height": 56, "width": 56})
+    images = [picture(0), np.asarray(picture(0)), torch.from_numpy(np.array(picture(0))).permute(2, 0, 1)]
+    pixel_values = image_processor(images, return_tensors="pt")["pixel_values"]
+    assert torch.equal(pixel_values[0], pixel_values[1])
+    assert torch.equal(pixel_values[0], pixel_values[2])
+
+
+def test_saved_image_processor_is_the_same(tmp_path):
+    saved = MiniGPT4ImageProcessor(size={"height": 56, "width": 56}, rescale_factor=1 / 128)
+    saved.save_pretrained(tmp_path)
+    loaded = AutoImageProcessor.from_pretrained(tmp_path)
+    assert type(loaded) is MiniGPT4ImageProcessor
+    assert loaded.to_dict() == saved.to_dict()
+
+
+# Pictures that cannot be read
+
+
+def huge_png(side):
+    """A PNG of a few bytes that claims side x side pixels."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+BAD = {
+    "missing": (lambda path: None, "no such file"),
+    "folder": (lambda path: path.mkdir(), "cannot be read .*directory"),
+    "empty": (lambda path: path.touch(), "0 bytes"),
+    "text": (lambda path: path.write_text("no picture"), "not a picture that can be read"),
+    "truncated JPEG": (lambda path: path.write_bytes(encoded(NOISE, "JPEG")[:1500]), "damaged or truncated"),
+    "truncated PNG": (lambda path: path.write_bytes(encoded(NOISE)[:3000]), "damaged or truncated"),
+    "headless PNG": (lambda path: path.write_bytes(encoded(NOISE)[:20]), "not a picture|damaged"),
+    "400 megapixels": (lambda path: path.write_bytes(huge_png(20_000)), "too large .*64 megapixels"),
+    "100 megapixels": (lambda path: path.write_bytes(huge_png(10_000)), "too large .10000 x 10000.*64 megapixels"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_bad_file_is_one_clear_line(kind, tmp_path, recwarn):
+    write, message = BAD[kind]
+    path = tmp_path / "picture.png"
+    write(path)
+    with pytest.raises(ValueError, match=message) as error:
+        load_image(path)
+    assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize("address", ["http://localhost/a.png", "https://example.org/a.png", "data:image/png;base64,AA"])
+def test_nothing_is_fetched(address):
+    with pytest.raises(ValueError, match="pictures are read from files"):
+        load_image(address)
+    with pytest.raises(ValueError, match="pictures are read from files"):
+        MiniGPT4ImageProcessor()([address])
+
+
+@pytest.mark.filterwarnings("ignore")  # Pillow's own, about metadata
+def test_damaged_bytes_never_raise_anything_else():
+    """Each decoder fails in its own way; some broken files still show a picture."""
+    random = np.random.default_rng(0)
+    for file_format in ("PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP"):
+        data = encoded(NOISE.resize((16, 16)), file_format)
+        for _ in range(100):
+            broken = bytearray(data)
+            for position in random.integers(0, min(len(broken), 120), 3):
+                broken[position] = random.integers(256)
+            try:
+                assert load_image(bytes(broken)).mode == "RGB"
+            except ValueError as error:
+                assert str(error).startswith("the picture: ")
+
+
+# Pictures of all kinds
+
+
+def test_first_frame_of_an_animation_counts(tmp_path):
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "lime", "blue")]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    assert colours(load_image(tmp_path / "a.gif")) == {(255, 0, 0)}
+    opened = Image.open(tmp_path / "a.gif")
+    opened.seek(2)
+    assert colours(load_image(opened)) == {(255, 0, 0)}
+
+
+@pytest.mark.parametrize(
+    ("mode", "colour", "shown"),
+    [
+        ("RGBA", (255, 0, 0, 0), (255, 255, 255)),
+        ("RGBA", (255, 0, 0, 128), (255, 127, 127)),
+        ("LA", (0, 0), (255, 255, 255)),
+        ("LA", (0, 255), (0, 0, 0)),
+        ("L", 100, (100, 100, 100)),
+        ("1", 1, (255, 255, 255)),
+    ],
+)
+def test_transparency_lies_on_white(mode, colour, shown):
+    assert colours(load_image(encoded(Image.new(mode, (8, 8), colour)))) == {shown}
+
+
+def test_transparent_palette_colour_lies_on_white():
+    image = Image.new("P", (8, 8), 0)
+    image.putpalette([200, 0, 0, 0, 0, 200])
+    image.paste(1, (0, 0, 4, 8))
+    assert colours(load_image(encoded(image))) == {(200, 0, 0), (0, 0, 200)}
+    assert colours(load_image(encoded(image, transparency=0))) == {(255, 255, 255), (0, 0, 200)}
+
+
+def test_cmyk_is_shown_in_its_colours():
+    image = Image.new("CMYK", (16, 16), (0, 255, 255, 0))  # red
+    [(red, green, blue)] = colours(load_image(encoded(image, "TIFF")))
+    assert red > 240
+    assert green < 20
+    assert blue < 20
+
+
+@pytest.mark.parametrize(
+    ("values", "shown"),
+    [
+        (np.array([[0, 257 * 100, 65535]], dtype=np.uint16), [0, 100, 255]),
+        (np.array([[0, 100, 200]], dtype=np.uint16), [0, 0, 1]),  # a dark picture stays dark
+        (np.array([[0, 257 * 100, 65535]], dtype=np.int32), [0, 100, 255]),
+        (np.array([[0, 100, 255]], dtype=np.int32), [0, 100, 255]),
+        (np.array([[-5, 500_000, 1_000_000]], dtype=np.int32), [0, 128, 255]),
+        (np.array([[0, 100.4, 255]], dtype=np.float32), [0, 100, 255]),
+        (np.array([[0, 500, 1000]], dtype=np.float32), [0, 128, 255]),
+    ],
+)
+def test_more_than_eight_bits_become_eight(values, shown):
+    image = load_image(Image.fromarray(values))
+    assert np.asarray(image)[0].tolist() == [[value] * 3 for value in shown]
+
+
+def test_sixteen_bit_png_is_not_white():
+    """Clipping to 8 bits, as Pillow's own conversion does, would show almost all of it white."""
+    values = np.linspace(0, 65535, 64, dtype=np.uint16).reshape(8, 8)
+    shown = np.asarray(load_image(encoded(Image.fromarray(values))))[..., 0].ravel()
+    assert shown.tolist() == [round(value / 257) for value in values.ravel()]
+
+
+def test_exif_rotation_is_applied():
+    image = Image.new("RGB", (20, 10), "white")
+    image.paste((255, 0, 0), (0, 0, 10, 10))  # the left half, which a camera held upright means as the top
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn clockwise
+    shown = load_image(encoded(image, exif=exif))
+    assert shown.size == (10, 20)
+    assert shown.getpixel((5, 2)) == (255, 0, 0)
+    assert shown.getpixel((5, 17)) == (255, 255, 255)
