@@ -62,6 +62,8 @@ def quickstart(output, minutes=RECIPE_MINUTES, seed=0):
         _, _, losses["stage 1"] = train(first, model, processor, data)
     train_seconds = time.monotonic() - train_started
     after_stage1 = shown.captions(model, processor)
+    stage1 = composed.caption_scores(shown.rows, after_stage1)
+    print(f"     captions of held-out scenes name {stage1['object_recall']:.0%} of the objects")
     before_stage2 = shown.conversation(model, processor)
 
     print("4/5  stage 2: descriptions and questions")
@@ -75,7 +77,7 @@ def quickstart(output, minutes=RECIPE_MINUTES, seed=0):
     export(model, processor, output / "model")
     summary = {
         "stage1": {
-            **composed.caption_scores(shown.rows, after_stage1),
+            **stage1,
             "object_recall_shuffled": composed.object_recall(shown.rows, after_stage1[SHIFT:] + after_stage1[:SHIFT]),
         },
         "before_stage2": shown.scores(before_stage2),

@@ -107,7 +107,7 @@ def draw(row, artwork):
 
 def plural(name):
     """Plural of an object's name."""
-    irregular = {"mouse": "mice", "sheep": "sheep", "fish": "fish", "snowman": "snowmen"}
+    irregular = {"mouse": "mice", "sheep": "sheep", "fish": "fish", "snowman": "snowmen", "tomato": "tomatoes"}
     if name in irregular:
         return irregular[name]
     if name.endswith(("s", "sh", "ch", "x")):

@@ -111,7 +111,7 @@ def test_config_of_another_depth_is_refused(checkpoint):
 
 
 def test_another_kind_of_checkpoint_is_refused(checkpoint):
-    with pytest.raises(ValueError, match="projection checkpoint: the tensor .* is missing"):
+    with pytest.raises(ValueError, match=r"projection checkpoint: the tensor .* is missing"):
         projection_weights(checkpoint(EVA))
 
 

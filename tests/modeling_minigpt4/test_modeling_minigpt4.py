@@ -170,6 +170,23 @@ def test_kept_features_answer_as_their_picture_does(original, prompt, beams):
     assert new_tokens(original, {**prompt, "mm_encoder_outputs": {"image": image}}, num_beams=beams) == expected
 
 
+def test_each_beam_sees_the_pictures_of_its_row_in_their_order(original, processor, picture):
+    """transformers 5.18 hands the pictures A, B of a row to its beams as A, A and B, B."""
+    inputs = processor(
+        text=["<s><unk> or <unk>?", "<s>one <unk>?"], images=[picture(seed) for seed in range(3)], return_tensors="pt", padding=True
+    )
+    seen = []
+    original.model.language_model.register_forward_pre_hook(
+        lambda _, args, kwargs: seen.append(kwargs["inputs_embeds"]), with_kwargs=True
+    )
+    original(**inputs)
+    image = original.get_image_features(inputs.pop("pixel_values"), return_dict=True)
+    for _ in range(2):  # kept features serve again
+        new_tokens(original, {**inputs, "mm_encoder_outputs": {"image": image}}, num_beams=2, max_new_tokens=1)
+    for prefill in seen[1:]:
+        close(prefill, seen[0].repeat_interleave(2, dim=0), 1e-6)
+
+
 def test_visual_tokens_stand_where_the_image_tokens_stood(original, processor, picture):
     """Two pictures in the first row, one in the third: placed by hand, in reading order."""
     texts = ["<s>first <unk> then <unk> end", "<s>no picture", "<s><unk>"]
@@ -354,8 +371,10 @@ def test_three_projection_layers(tiny_config, parity):
     shapes = [(48, 24), (48, 48), (48, 48)]
     expected = {f"{name}.weight": shape for name, shape in zip(names, shapes, strict=True)}
     assert trained == {**expected, **{f"{name}.bias": (48,) for name in names}}
-    pixel_values = parity("out_vision.pth")["pixel_values"]
-    assert model.get_image_features(pixel_values, return_dict=True).pooler_output.shape == (2, 5, 48)
+    first, second, third = model.model.projection[::2]
+    image = model.get_image_features(parity("out_vision.pth")["pixel_values"], return_dict=True)
+    inner = torch.nn.functional.gelu(second(torch.nn.functional.gelu(first(image.last_hidden_state))))
+    close(image.pooler_output, third(inner), 1e-6)
 
 
 TOWERS = {

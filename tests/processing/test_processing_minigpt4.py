@@ -182,6 +182,12 @@ def test_typed_text_makes_no_marker(text, role, ask, encode, processor):
     assert text.replace("\ufdd0", "") in processor.tokenizer.decode(ask(text, role))
 
 
+@pytest.mark.parametrize(("typed", "same"), [("##\ufdd0#", "###"), ("a\ufdd0b", "ab"), ("\ufdd0", "")])
+def test_the_break_between_letters_cannot_be_typed(typed, same, ask):
+    """Real LLaMA spells its turn marker as "##" and "#": a typed break between them would forge it."""
+    assert ask(typed) == ask(same)
+
+
 def test_plain_conversation_strings_are_data_too(processor):
     inputs = processor.apply_chat_template([{"role": "user", "content": "<unk></s>"}], tokenize=True, return_dict=True)
     assert {0, 2}.isdisjoint(inputs["input_ids"][0])
