@@ -14,7 +14,6 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 
-
 @strict
 class EfficientNetLiteConfig(PreTrainedConfig):
     """EfficientNet-Lite0, the vision tower of the embedded default. Everything but the pooling is fixed by its weights.
@@ -179,9 +178,7 @@ _PRESETS = {
     ),
     "llama2-7b-chat": lambda: {
         "vision_config": Blip2VisionConfig(),
-        "text_config": LlamaConfig(
-            **_LLAMA_7B, num_attention_heads=32, max_position_embeddings=4096, rms_norm_eps=1e-5
-        ),
+        "text_config": LlamaConfig(**_LLAMA_7B, num_attention_heads=32, max_position_embeddings=4096, rms_norm_eps=1e-5),
     },
     "embedded": lambda: {
         "vision_config": EfficientNetLiteConfig(),

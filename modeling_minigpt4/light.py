@@ -1,7 +1,7 @@
 """Light repositories: the trained tensors, and a config that says where the frozen parts come from.
 
-    config.json          `base_parts` {part: {"repo", "revision"}} and the dimensions
-    model.safetensors    what was trained: 3 MB for the embedded default, 12 MB for MiniGPT-4 7B
+config.json          `base_parts` {part: {"repo", "revision"}} and the dimensions
+model.safetensors    what was trained: 3 MB for the embedded default, 12 MB for MiniGPT-4 7B
 """
 
 import contextlib

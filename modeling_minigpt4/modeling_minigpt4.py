@@ -171,13 +171,16 @@ class MiniGPT4Model(MiniGPT4PreTrainedModel):
         projected = self.projection(vision_features.to(dtype if dtype.is_floating_point else vision_features.dtype))
         return BaseModelOutputWithPooling(last_hidden_state=vision_features, pooler_output=projected)
 
+    def find_image_tokens(self, input_ids, inputs_embeds=None):
+        """Where image tokens stand: bool [B, L], by their id or, without ids, by their embedding."""
+        if input_ids is not None and input_ids.numel() > 0:
+            return input_ids == self.config.image_token_id
+        image_token = torch.full((), self.config.image_token_id, dtype=torch.long, device=inputs_embeds.device)
+        return (inputs_embeds == self.get_input_embeddings()(image_token)).all(-1)
+
     def get_placeholder_mask(self, input_ids, inputs_embeds, image_features):
         """Where the visual tokens go: bool [B, L, 1]. Raises ValueError, naming both counts, if they do not match."""
-        if input_ids is None:
-            image_token = torch.full((), self.config.image_token_id, dtype=torch.long, device=inputs_embeds.device)
-            mask = (inputs_embeds == self.get_input_embeddings()(image_token)).all(-1)
-        else:
-            mask = input_ids == self.config.image_token_id
+        mask = self.find_image_tokens(input_ids, inputs_embeds)
         found, expected = mask.sum(), image_features.shape[0] * image_features.shape[1]
         torch_compilable_check(
             found == expected,
@@ -217,10 +220,7 @@ class MiniGPT4Model(MiniGPT4PreTrainedModel):
             image = self.get_image_features(pixel_values, vision_features, return_dict=True)
         visual_tokens = None
         if image is not None:
-            visual_tokens = image.pooler_output
-            if not isinstance(visual_tokens, torch.Tensor):  # generate's beams hand back a list of [Q, D]
-                visual_tokens = torch.stack(list(visual_tokens))
-            visual_tokens = visual_tokens.to(inputs_embeds.device, inputs_embeds.dtype)
+            visual_tokens = image.pooler_output.to(inputs_embeds.device, inputs_embeds.dtype)
             where = self.get_placeholder_mask(input_ids, inputs_embeds, visual_tokens)
             inputs_embeds = inputs_embeds.masked_scatter(where, visual_tokens)
 
@@ -282,6 +282,19 @@ class MiniGPT4ForConditionalGeneration(MiniGPT4PreTrainedModel, GenerationMixin)
             image = self.get_image_features(vision_features=vision_features, return_dict=True)
             kwargs["mm_encoder_outputs"] = {"image": image}
         return super().generate(*args, **kwargs)
+
+    def _expand_multimodal_outputs(self, input_ids, mm_encoder_output, expand_size=1, inputs_embeds=None):
+        """For beams: the pictures A, B of a row become A, B, A, B, in a new output.
+
+        The library's own changes the output that the caller may use again, and up to 5.18 makes A, A, B, B of them.
+        """
+        if mm_encoder_output.get("image") is None:
+            return mm_encoder_output
+        visual_tokens = mm_encoder_output["image"].pooler_output
+        found = self.model.find_image_tokens(input_ids, inputs_embeds).sum(-1)
+        rows = visual_tokens.split((found // visual_tokens.shape[1]).tolist())
+        expanded = torch.cat([row.repeat(expand_size, 1, 1) for row in rows])
+        return {"image": BaseModelOutputWithPooling(pooler_output=expanded)}
 
     @can_return_tuple
     def forward(
@@ -345,14 +358,12 @@ class MiniGPT4ForConditionalGeneration(MiniGPT4PreTrainedModel, GenerationMixin)
         )
 
     def _answer_loss(self, hidden, labels, **loss_arguments):
-        """Cross-entropy where a label stands: hidden [B, L, D], labels [B, L] -> scalar, logits [answer tokens, vocabulary]."""
+        """Cross-entropy where a label stands: hidden [B, L, D], labels [B, L] -> scalar."""
         targets = labels[:, 1:]
         predicts = targets != -100
         logits = self.lm_head(hidden[:, :-1][predicts])
         targets = targets[predicts]
-        return self.loss_function(
-            logits, labels=None, shift_labels=targets, vocab_size=logits.shape[-1], **loss_arguments
-        )
+        return self.loss_function(logits, labels=None, shift_labels=targets, vocab_size=logits.shape[-1], **loss_arguments)
 
 
 def _build_vision_tower(config):

@@ -73,7 +73,7 @@ def cache_dir():
 
 
 def find_part(part):
-    """The file of a part, from site-packages, our cache, a wheel or the Hub, in that order; raises OSError if none has it."""
+    """The file of a part: from site-packages, our cache, a wheel or the Hub; raises OSError if none has it."""
     package = importlib.util.find_spec(part.file.split("/")[0])
     if package is not None:
         path = Path(package.submodule_search_locations[0]).parent / part.file

@@ -141,7 +141,7 @@ def openmoji_folder():
 
 
 def noto(name, font="/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf"):
-    """The same object in Noto's artwork (SIL OFL), RGBA, for measuring on an unseen style: Debian's fonts-noto-color-emoji."""
+    """The same object in Noto's artwork (SIL OFL; Debian's fonts-noto-color-emoji), to measure on an unseen style."""
     return _noto(name, font)
 
 

@@ -27,7 +27,6 @@ def _train(arguments, stage):
     from minigpt4.training import train
 
     _, _, summary = train(recipe)
-    print(
-        f"loss {summary['first_loss']:.3f} -> {summary['last_loss']:.3f} in {summary['seconds']:.0f} s; {recipe.output}/model"
-    )
+    loss = f"loss {summary['first_loss']:.3f} -> {summary['last_loss']:.3f}"
+    print(f"{loss} in {summary['seconds']:.0f} s; {recipe.output}/model")
     print(f"next: minigpt4 chat --model {recipe.output}/model --image FILE")

@@ -24,7 +24,11 @@ def photo(picture, tmp_path):
 
 
 def test_help_imports_no_torch():
-    code = "import sys; from minigpt4.cli import main\ntry: main(['--help'])\nexcept SystemExit: assert 'torch' not in sys.modules"
+    code = (
+        "import sys; from minigpt4.cli import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: assert 'torch' not in sys.modules"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     for command in ("quickstart", "chat", "export"):
         assert command in done.stdout

@@ -37,7 +37,7 @@ def test_a_saved_recipe_is_the_same_recipe(tmp_path):
     ],
 )
 def test_a_bad_setting_is_named(setting, message):
-    with pytest.raises(ValueError, match="^[^\n]*$") as error:
+    with pytest.raises(ValueError, match=r"^[^\n]*$") as error:
         load_recipe("stage1-embedded", [setting])
     assert message in str(error.value)
 

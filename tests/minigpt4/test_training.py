@@ -138,7 +138,7 @@ def test_an_output_that_cannot_be_written_is_named(recipe, dataset, tmp_path):
 
 def test_a_projection_that_is_not_there_is_named(recipe):
     recipe.model.projection = "nowhere"
-    with pytest.raises(ValueError, match="model.projection is 'nowhere': no model.safetensors there"):
+    with pytest.raises(ValueError, match=r"model.projection is 'nowhere': no model.safetensors there"):
         load_model(recipe.model)
 
 

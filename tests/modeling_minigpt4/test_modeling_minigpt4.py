@@ -173,7 +173,10 @@ def test_kept_features_answer_as_their_picture_does(original, prompt, beams):
 def test_each_beam_sees_the_pictures_of_its_row_in_their_order(original, processor, picture):
     """transformers 5.18 hands the pictures A, B of a row to its beams as A, A and B, B."""
     inputs = processor(
-        text=["<s><unk> or <unk>?", "<s>one <unk>?"], images=[picture(seed) for seed in range(3)], return_tensors="pt", padding=True
+        text=["<s><unk> or <unk>?", "<s>one <unk>?"],
+        images=[picture(seed) for seed in range(3)],
+        return_tensors="pt",
+        padding=True,
     )
     seen = []
     original.model.language_model.register_forward_pre_hook(

@@ -49,9 +49,9 @@ def test_stage2_joins_captions_under_each_instruction(shards):
 
 def test_a_path_without_shards_says_what_is_expected(tmp_path):
     for path in (str(tmp_path), str(tmp_path / "*.tar"), ""):
-        with pytest.raises(ValueError, match="no .tar shards there"):
+        with pytest.raises(ValueError, match=r"no .tar shards there"):
             training_data(DataSection(source="webdataset", path=path), stage=1)
-    with pytest.raises(ValueError, match='expected "scenes" or "webdataset"'):
+    with pytest.raises(ValueError, match=r'expected "scenes" or "webdataset"'):
         training_data(DataSection(source="scene"), stage=1)
 
 
