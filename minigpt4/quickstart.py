@@ -22,7 +22,7 @@ from .processing.scenes import combination, noto, scenes
 from .recipes import load_recipe
 from .training import cache_features, load_model, peak_rss_mb, resumable, train, versions, write_json
 
-RECIPE_MINUTES = 10  # what both recipes' steps take on two CPU cores, about
+RECIPE_MINUTES = 15  # what both recipes' steps take on two CPU cores, about
 HELD_OUT = 160
 SHIFT = 7  # the shuffled control: each scene is judged by what was said of the scene that many places on
 NOTO_FONT = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")

@@ -171,16 +171,13 @@ class MiniGPT4Model(MiniGPT4PreTrainedModel):
         projected = self.projection(vision_features.to(dtype if dtype.is_floating_point else vision_features.dtype))
         return BaseModelOutputWithPooling(last_hidden_state=vision_features, pooler_output=projected)
 
-    def find_image_tokens(self, input_ids, inputs_embeds=None):
-        """Where image tokens stand: bool [B, L], by their id or, without ids, by their embedding."""
-        if input_ids is not None and input_ids.numel() > 0:
-            return input_ids == self.config.image_token_id
-        image_token = torch.full((), self.config.image_token_id, dtype=torch.long, device=inputs_embeds.device)
-        return (inputs_embeds == self.get_input_embeddings()(image_token)).all(-1)
-
     def get_placeholder_mask(self, input_ids, inputs_embeds, image_features):
         """Where the visual tokens go: bool [B, L, 1]. Raises ValueError, naming both counts, if they do not match."""
-        mask = self.find_image_tokens(input_ids, inputs_embeds)
+        if input_ids is None or input_ids.numel() == 0:  # generate has empty ids beside embeddings
+            image_token = torch.full((), self.config.image_token_id, dtype=torch.long, device=inputs_embeds.device)
+            mask = (inputs_embeds == self.get_input_embeddings()(image_token)).all(-1)
+        else:
+            mask = input_ids == self.config.image_token_id
         found, expected = mask.sum(), image_features.shape[0] * image_features.shape[1]
         torch_compilable_check(
             found == expected,
@@ -291,8 +288,8 @@ class MiniGPT4ForConditionalGeneration(MiniGPT4PreTrainedModel, GenerationMixin)
         if mm_encoder_output.get("image") is None:
             return mm_encoder_output
         visual_tokens = mm_encoder_output["image"].pooler_output
-        found = self.model.find_image_tokens(input_ids, inputs_embeds).sum(-1)
-        rows = visual_tokens.split((found // visual_tokens.shape[1]).tolist())
+        where = self.model.get_placeholder_mask(input_ids, inputs_embeds, visual_tokens)
+        rows = visual_tokens.split((where.sum((1, 2)) // visual_tokens.shape[1]).tolist())
         expanded = torch.cat([row.repeat(expand_size, 1, 1) for row in rows])
         return {"image": BaseModelOutputWithPooling(pooler_output=expanded)}
 

@@ -114,11 +114,14 @@ def _scene_texts(pictures, stage):
     rows = pictures.with_format(None)
     if stage == 1:
         return [{"picture": i, "text": text} for i, text in enumerate(rows["text"])]
-    return [
-        {"picture": i, "instruction": asked["instruction"], "text": asked["text"]}
-        for i, conversation in enumerate(rows["conversation"])
-        for asked in conversation
-    ]
+    # Colours are learned long before names and sides: a third of the scenes ask for the background, each is described twice.
+    texts = []
+    for i, conversation in enumerate(rows["conversation"]):
+        description, background, *others = conversation
+        described = [{**description, "instruction": DETAIL_INSTRUCTIONS[(i + turn) % 4]} for turn in range(2)]
+        for asked in (*described, *others, *([background] if i % 3 == 0 else [])):
+            texts.append({"picture": i, "instruction": asked["instruction"], "text": asked["text"]})
+    return texts
 
 
 def _caption_texts(pictures, section, stage):

@@ -1,7 +1,7 @@
 """accelerate launch trainer_scripts/stage2.py [--recipe YAML] [--set key=value ...]
 
 Stage 2 (paper, section 3.3): the projection learns to answer instructions in the LLM's own conversation form, loss on the
-answer only. Without --recipe it goes on from stage 1's output on composed scenes: about six minutes on two CPU cores.
+answer only. Without --recipe it goes on from stage 1's output on composed scenes: about seven minutes on two CPU cores.
 """
 
 import sys

@@ -4,7 +4,7 @@
 def add_arguments(parser):
     """Adds the arguments of `minigpt4 quickstart`."""
     parser.add_argument("--output", default="outputs/quickstart", metavar="FOLDER", help="default: outputs/quickstart")
-    parser.add_argument("--minutes", type=float, default=10, metavar="N", help="training time to aim at (default: 10)")
+    parser.add_argument("--minutes", type=float, default=15, metavar="N", help="training time to aim at (default: 15)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
 
 

@@ -210,6 +210,8 @@ def test_wrong_number_of_pictures_names_both_counts(original, processor, picture
     inputs["pixel_values"] = inputs["pixel_values"][:1].expand(pictures, -1, -1, -1)
     with pytest.raises(ValueError, match=counts):
         original(**inputs)
+    with pytest.raises(ValueError, match=counts):
+        original.generate(**inputs, num_beams=2, max_new_tokens=1)
 
 
 def test_either_ids_or_embeddings(original, prompt):
@@ -217,11 +219,12 @@ def test_either_ids_or_embeddings(original, prompt):
         original(**prompt, inputs_embeds=torch.zeros(1, 1, 48))
 
 
-def test_image_tokens_are_found_in_embeddings_too(original, prompt):
-    """What `generate(inputs_embeds=...)` passes."""
+@pytest.mark.parametrize("beams", [1, 2])
+def test_image_tokens_are_found_in_embeddings_too(original, prompt, beams):
     embeddings = original.get_input_embeddings()(prompt["input_ids"])
-    output = original(inputs_embeds=embeddings, pixel_values=prompt["pixel_values"])
-    close(output.logits, original(**prompt).logits, 0)
+    given = {"inputs_embeds": embeddings, "pixel_values": prompt["pixel_values"]}
+    close(original(**given).logits, original(**prompt).logits, 0)
+    assert original.generate(**given, **GREEDY, num_beams=beams).tolist() == new_tokens(original, prompt, num_beams=beams)
 
 
 def test_logits_to_keep_are_the_last_or_the_named_ones(original, prompt):
