@@ -14,7 +14,7 @@ from minigpt4 import MiniGPT4ForConditionalGeneration
 from minigpt4.modeling_minigpt4.export import export
 from minigpt4.processing.datasets import PictureTexts
 from minigpt4.recipes import Recipe, TrainSection, load_recipe
-from minigpt4.training import cache_features, learning_rate, load_model, train
+from minigpt4.training import LengthBuckets, cache_features, learning_rate, load_model, train
 
 
 @pytest.fixture
@@ -104,6 +104,21 @@ def test_a_run_stopped_by_sigterm_goes_on_to_the_same_weights(recipe, dataset, t
     assert summary["steps"] == 8
     assert torch.equal(resumed.model.projection.weight, whole.model.projection.weight)
     assert not list((tmp_path / "stopped").glob("checkpoint-*"))
+
+
+def test_batches_are_of_like_length_in_shuffled_order():
+    lengths = [length for length in range(100) for _ in range(4)]
+    sampler = LengthBuckets(4, lengths=lengths, seed=0)
+    order = list(sampler)
+    assert sorted(order) == list(range(400))
+    batches = [[lengths[i] for i in order[start : start + 4]] for start in range(0, 400, 4)]
+    assert sum(max(batch) - min(batch) for batch in batches) / len(batches) < 5  # of 100
+    firsts = [batch[0] for batch in batches]
+    assert sum(a > b for a, b in zip(firsts, firsts[1:], strict=False)) < 70  # the library's order falls nearly always
+    sampler.set_epoch(1)
+    assert list(sampler) != order
+    sampler.set_epoch(0)
+    assert list(sampler) == order
 
 
 def test_frozen_parts_stay_in_eval_mode_while_training(recipe, dataset, monkeypatch):
