@@ -101,12 +101,7 @@ class MiniGPT4Trainer(Trainer):
         export(self.accelerator.unwrap_model(self.model), self.processing_class, output_dir, light=True)
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
-        """The trained tensors alone; the frozen ones are not in a checkpoint."""
-        trained = load_file(Path(resume_from_checkpoint) / "model.safetensors")
-        model = model or self.model
-        unknown = model.load_state_dict(trained, strict=False).unexpected_keys
-        if unknown:
-            raise ValueError(f"{resume_from_checkpoint}: holds {unknown[0]}, which this model does not have")
+        load_trained(model or self.model, resume_from_checkpoint)
 
 
 class LengthBuckets(LengthGroupedSampler):
@@ -228,13 +223,27 @@ def load_model(section):
             if isinstance(layer, torch.nn.Linear):
                 layer.reset_parameters()
     elif section.projection != "base":
-        MiniGPT4Trainer._load_from_checkpoint(None, projection, model)
+        load_trained(model, projection)
     if model.config.base_parts is None:  # what is saved is light all the same
         base = Path(section.base)
         model.config.base_parts = {"model": {"repo": str(base.absolute() if base.is_dir() else base), "revision": None}}
     model.set_attn_implementation(section.attn_implementation)
     model.model.projection.float()
     return model, processor
+
+
+def load_trained(model, folder):
+    """Puts a light repository's trained tensors into a model, in place; the frozen ones are not in it.
+
+    Raises:
+        ValueError: a tensor that the model does not have, or has in another shape.
+    """
+    parameters = model.state_dict()
+    for name, tensor in load_file(Path(folder) / "model.safetensors").items():
+        expected = tuple(parameters[name].shape) if name in parameters else "no such tensor"
+        if expected != tuple(tensor.shape):
+            raise ValueError(f"{folder}: tensor {name!r} has shape {tuple(tensor.shape)}, the model expects {expected}")
+        parameters[name].copy_(tensor)
 
 
 @torch.inference_mode()

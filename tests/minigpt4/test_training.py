@@ -1,5 +1,6 @@
 """Training on a tiny model: the original's schedule, what moves and what does not, resume, signals, bad input."""
 
+import itertools
 import json
 import os
 import signal
@@ -9,6 +10,7 @@ import time
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from minigpt4 import MiniGPT4ForConditionalGeneration
 from minigpt4.modeling_minigpt4.export import export
@@ -114,7 +116,7 @@ def test_batches_are_of_like_length_in_shuffled_order():
     batches = [[lengths[i] for i in order[start : start + 4]] for start in range(0, 400, 4)]
     assert sum(max(batch) - min(batch) for batch in batches) / len(batches) < 5  # of 100
     firsts = [batch[0] for batch in batches]
-    assert sum(a > b for a, b in zip(firsts, firsts[1:], strict=False)) < 70  # the library's order falls nearly always
+    assert sum(a > b for a, b in itertools.pairwise(firsts)) < 70  # the library's order falls nearly always
     sampler.set_epoch(1)
     assert list(sampler) != order
     sampler.set_epoch(0)
@@ -154,6 +156,15 @@ def test_an_output_that_cannot_be_written_is_named(recipe, dataset, tmp_path):
 def test_a_projection_that_is_not_there_is_named(recipe):
     recipe.model.projection = "nowhere"
     with pytest.raises(ValueError, match=r"model.projection is 'nowhere': no model.safetensors there"):
+        load_model(recipe.model)
+
+
+def test_a_checkpoint_of_other_dims_is_named(recipe, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    save_file({"model.projection.weight": torch.zeros(3, 4)}, other / "model.safetensors")
+    recipe.model.projection = str(other)
+    with pytest.raises(ValueError, match=r"has shape \(3, 4\), the model expects \(48, 24\)"):
         load_model(recipe.model)
 
 
