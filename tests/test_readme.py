@@ -31,22 +31,22 @@ NOT_RUN = (
 )  # this test itself; the network; tests/modeling_minigpt4/test_export.py pushes
 
 
-def blocks(language):
-    """Code blocks of a language in README, in order."""
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+def blocks(*languages):
+    """Code blocks of these languages in README, in order; "" is a block without one."""
+    return [
+        code
+        for language, code in re.findall(r"^```(\w*)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+        if language in languages
+    ]
 
 
 def commands():
     """Every command line of README that this test runs, comments cut, in order."""
-    lines = [
-        line.split("  #")[0].strip()
-        for block in re.findall(r"```(?:bash)?\n(.*?)```", README, re.DOTALL)
-        for line in block.splitlines()
-    ]
+    lines = [line.split("  #")[0].strip() for block in blocks("", "bash") for line in block.splitlines()]
     return [
         line
         for line in lines
-        if line.startswith(("make", "minigpt4", "accelerate", "python")) and not any(n in line for n in NOT_RUN)
+        if line.startswith(("make", "minigpt4", "accelerate", "python")) and not any(part in line for part in NOT_RUN)
     ]
 
 
