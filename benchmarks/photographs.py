@@ -28,7 +28,7 @@ def measure(model_name, data):
     references = [row["captions"] for row in pictures.remove_columns("jpg")]
     features = cache_features(model, processor, pictures)[:, 0]
     ways = {
-        "caption": (caption_prompt(processor), "\n", 32),
+        "caption": (caption_prompt(processor), "\n", 28),
         "short": (chat_prompt(processor, SHORT), None, 40),
         "detail": (chat_prompt(processor, DETAIL), None, 120),
     }
