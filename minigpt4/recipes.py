@@ -33,7 +33,7 @@ class DataSection:
     scenes: int = 6000  # scenes: how many pictures are composed
     scene_seed: int = 0  # scenes: which
     views: int = 1  # cached looks at a picture: 1 as it is, 2 mirrored too, more: random crops, every other one mirrored
-    detailed_answers: int = 4  # webdataset, stage 2: how many of the four instructions are asked about each picture
+    detailed_answers: int = 4  # webdataset, stage 2: how often a picture is asked about with one of the four instructions
     short_answers: int = 0  # webdataset, stage 2: how often a short caption is asked for besides
     plain_captions: int = 0  # webdataset, stage 2: captions in the form of stage 1, without a prompt, not to forget it
     joined_captions: int = 3  # webdataset, stage 2: an answer is that many of the picture's captions, one sentence each

@@ -78,6 +78,11 @@ class EfficientNetLiteModel(PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ("image",)
     _no_split_modules = ["InvertedResidual"]
+    # It has no attention, so whichever implementation the LLM is given does for it.
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
 
     def __init__(self, config):
         super().__init__(config)

@@ -88,8 +88,13 @@ def clean_caption(text):
 
 
 def joined_answer(captions, rng, n):
-    """A detailed answer from n of a picture's captions, in random order, each made a sentence."""
-    chosen = rng.sample(captions, min(n, len(captions)))
+    """A detailed answer from n of a picture's captions, each made a sentence: any one, then what adds most new words."""
+    left = rng.sample(captions, len(captions))
+    chosen = [left.pop()]
+    while left and len(chosen) < n:
+        said = set(" ".join(chosen).lower().split())
+        chosen.append(max(left, key=lambda caption: len(set(caption.lower().split()) - said)))
+        left.remove(chosen[-1])
     return " ".join(_sentence(caption) for caption in chosen)
 
 
@@ -126,22 +131,19 @@ def _scene_texts(pictures, stage):
 
 def _caption_texts(pictures, section, stage):
     rng = random.Random(0)
+    clean = clean_caption if section.clean_captions else str.strip
     captions = pictures.with_format(None).remove_columns("jpg").with_transform(_webdataset_rows)  # no picture is opened
     texts = []
     for i in range(len(captions)):
         of_picture = captions[i]["captions"]
-        if stage == 1:
-            clean = clean_caption if section.clean_captions else str.strip
-            texts += [{"picture": i, "text": clean(caption)} for caption in of_picture]
-        else:
-            texts += [
-                {
-                    "picture": i,
-                    "instruction": instruction,
-                    "text": joined_answer(of_picture, rng, section.joined_captions),
-                }
-                for instruction in DETAIL_INSTRUCTIONS
-            ]
+        plain = of_picture if stage == 1 else rng.sample(of_picture, min(section.plain_captions, len(of_picture)))
+        texts += [{"picture": i, "text": clean(caption)} for caption in plain]
+        if stage == 2:
+            for instruction in rng.choices(DETAIL_INSTRUCTIONS, k=section.detailed_answers):
+                answer = joined_answer(of_picture, rng, section.joined_captions)
+                texts.append({"picture": i, "instruction": instruction, "text": answer})
+            for instruction in rng.choices(SHORT_INSTRUCTIONS, k=section.short_answers):
+                texts.append({"picture": i, "instruction": instruction, "text": joined_answer(of_picture, rng, 1)})
     return texts
 
 

@@ -104,3 +104,10 @@ def test_published_weights_compute_what_their_names_say():
     with torch.no_grad():
         tokens = tower(pixels).last_hidden_state
     torch.testing.assert_close(tokens, F.layer_norm(cells, (1280,)), rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa", "flex_attention"])
+def test_any_attention_implementation_may_be_asked_for(implementation):
+    model = EfficientNetLiteModel(EfficientNetLiteConfig())
+    model.set_attn_implementation(implementation)
+    assert model.config._attn_implementation == implementation

@@ -8,7 +8,15 @@ import tarfile
 import pytest
 import torch
 
-from minigpt4.processing.datasets import PictureTexts, clean_caption, joined_answer, random_view, training_data
+from minigpt4.processing.datasets import (
+    SHORT_INSTRUCTIONS,
+    PictureTexts,
+    clean_caption,
+    joined_answer,
+    random_view,
+    training_data,
+)
+from minigpt4.processing.scenes import DETAIL_INSTRUCTIONS
 from minigpt4.recipes import DataSection
 
 
@@ -40,11 +48,19 @@ def test_stage1_has_every_caption_cleaned(shards):
     assert data[0]["image"].size == (30, 20)
 
 
-def test_stage2_joins_captions_under_each_instruction(shards):
-    data = training_data(DataSection(source="webdataset", path=str(shards / "0000.tar")), stage=2)
-    assert len(data) == 3 * 4
-    assert data[0]["instruction"] == "Describe this image in detail."
-    assert data[0]["text"] in ("A dog (0) number 0. Two dogs!", "Two dogs! A dog (0) number 0.")
+def test_stage2_has_detailed_and_short_answers_and_plain_captions(shards):
+    section = DataSection(
+        source="webdataset", path=str(shards / "0000.tar"), detailed_answers=2, short_answers=3, plain_captions=1
+    )
+    texts = training_data(section, stage=2).texts
+    assert len(texts) == 3 * (2 + 3 + 1)
+    detailed = [text for text in texts if text.get("instruction") in DETAIL_INSTRUCTIONS]
+    short = [text for text in texts if text.get("instruction") in SHORT_INSTRUCTIONS]
+    plain = [text for text in texts if "instruction" not in text]
+    assert (len(detailed), len(short), len(plain)) == (6, 9, 3)
+    assert detailed[0]["text"] in ("A dog (0) number 0. Two dogs!", "Two dogs! A dog (0) number 0.")
+    assert short[0]["text"] in ("A dog (0) number 0.", "Two dogs!")
+    assert plain[0]["text"] in ("a dog 0 number 0", "two dogs")
 
 
 def test_a_path_without_shards_says_what_is_expected(tmp_path):
@@ -60,10 +76,12 @@ def test_captions_are_cleaned_as_in_the_original(parity):
         assert clean_caption(case["in"]) == case["out"]
 
 
-def test_an_answer_joins_distinct_captions_as_sentences():
-    captions = ["a dog runs .", "Two dogs", "a brown dog."]
-    answer = joined_answer(captions, random.Random(0), 2)
-    assert len(answer.split(". ")) == 2 and answer.endswith(".") and answer[0].isupper()
+def test_an_answer_joins_the_captions_that_add_most():
+    captions = ["a dog runs .", "a dog", "a brown hound on wet grass", "the dog"]
+    for seed in range(5):
+        answer = joined_answer(captions, random.Random(seed), 2)
+        assert len(answer.split(". ")) == 2 and answer.endswith(".") and answer[0].isupper()
+        assert "A brown hound on wet grass." in answer
 
 
 def test_features_take_the_place_of_pictures_and_views_vary():
