@@ -1,8 +1,8 @@
 """python benchmarks/photographs.py --data SHARDS [--model embedded|DIR|ID] [--output FILE.json]
 
 Captions of photographs against their human captions (webdataset shards with five captions each, Flickr8k's dev split, say):
-CIDEr, BLEU-4 and the share with repetition, greedy, for three ways to ask, each beside the same captions on shuffled
-pictures. A detailed answer is also measured by its first sentence, for references are one sentence long.
+CIDEr and BLEU-4 of an answer's first sentence (references are one sentence long) and the share of whole answers with
+repetition, greedy, for three ways to ask; each score beside that of the same answers on shuffled pictures.
 """
 
 import argparse
@@ -10,12 +10,13 @@ import re
 import sys
 
 from minigpt4.cli import run_reporting_errors
+from minigpt4.files import write_json
 from minigpt4.generation import answers, caption_prompt, chat_prompt
 from minigpt4.metrics.captions import caption_scores
-from minigpt4.metrics.failures import failure_rate
+from minigpt4.metrics.failures import failure, failure_rate
 from minigpt4.models import load
 from minigpt4.processing.datasets import webdataset
-from minigpt4.training import cache_features, versions, write_json
+from minigpt4.training import cache_features, versions
 
 SHORT, DETAIL = "Describe this image in one short sentence.", "Describe this image in detail."
 SHIFT = 7  # the control judges each picture by what was said of the one that many places on
@@ -26,6 +27,8 @@ def measure(model_name, data):
     model, processor = load(model_name)
     pictures = webdataset(data)
     references = [row["captions"] for row in pictures.remove_columns("jpg")]
+    if len(references) <= SHIFT:
+        raise ValueError(f"{data}: {len(references)} pictures; the shuffled control needs more than {SHIFT}")
     features = cache_features(model, processor, pictures)[:, 0]
     ways = {
         "caption": (caption_prompt(processor), "\n", 28),
@@ -36,9 +39,12 @@ def measure(model_name, data):
     for way, (prompt, stop, longest) in ways.items():
         said = answers(model, processor, [prompt] * len(references), features, longest, stop, desc=way)
         first = [re.split(r"(?<=[.!?])\s", text)[0] for text in said]
+        shuffled = caption_scores(first[SHIFT:] + first[:SHIFT], references)
         results[way] = {
             **caption_scores(first, references),
-            "cider_shuffled": caption_scores(first[SHIFT:] + first[:SHIFT], references)["cider"],
+            "cider_shuffled": shuffled["cider"],
+            "bleu4_shuffled": shuffled["bleu4"],
+            "repetition": sum(failure(text) == "repetition" for text in said) / len(said),
             "words": sum(len(text.split()) for text in said) / len(said),
             "examples": said[:3],
         }

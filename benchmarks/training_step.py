@@ -11,6 +11,7 @@ Writes benchmarks/results/training_step.json with the ratio.
 import argparse
 import datetime
 import statistics
+import sys
 import time
 from pathlib import Path
 
@@ -18,10 +19,12 @@ import torch
 from tqdm import tqdm
 
 from minigpt4 import MiniGPT4DataCollator
+from minigpt4.cli import run_reporting_errors
+from minigpt4.files import write_json
 from minigpt4.modeling_minigpt4.embedded import load_embedded
 from minigpt4.processing.datasets import training_data
 from minigpt4.recipes import DataSection
-from minigpt4.training import LengthBuckets, cache_features, versions, write_json
+from minigpt4.training import LengthBuckets, cache_features, versions
 
 BATCH = 16
 
@@ -44,6 +47,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=20, help="steps of each way (default: 20)")
     steps = parser.parse_args().steps + 2
+    if steps < 3:
+        raise ValueError(f"--steps is {steps - 2}; expected at least 1")
     model, processor = load_embedded(projection=None)
     data = training_data(DataSection(scenes=steps * BATCH), stage=1)
     collator = MiniGPT4DataCollator(processor, max_answer_tokens=32)
@@ -76,4 +81,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_reporting_errors(main, "training_step"))

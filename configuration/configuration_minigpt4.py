@@ -134,6 +134,9 @@ class MiniGPT4Config(PreTrainedConfig):
     def _check(self):
         if self.projection_layers < 1:
             raise ValueError(f"projection_layers is {self.projection_layers}; at least one linear layer is needed")
+        for name in ("patch_merge", "num_query_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1")
         if not 0 <= self.image_token_id < self.text_config.vocab_size:
             raise ValueError(
                 f"image_token_id is {self.image_token_id}, outside the LLM's embedding table of "

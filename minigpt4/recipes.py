@@ -12,7 +12,19 @@ from typing import get_args, get_type_hints
 
 import yaml
 
+from .files import write_bytes
+
 RECIPES = Path(__file__).parent.parent / "configuration" / "recipes"
+
+# Where a number is too small to mean anything.
+_AT_LEAST = {
+    **dict.fromkeys(("data.scenes", "data.views", "data.joined_captions"), 1),
+    **dict.fromkeys(("data.detailed_answers", "data.short_answers", "data.plain_captions", "train.warmup_steps"), 0),
+    **dict.fromkeys(("train.steps", "train.batch_size", "train.accumulation", "train.max_answer_tokens"), 1),
+    **dict.fromkeys(("train.weight_decay", "train.feature_dropout", "train.min_learning_rate", "train.seed"), 0),
+    "train.save_steps": 1,
+    "train.learning_rate": 1e-12,
+}
 
 
 @dataclass
@@ -30,14 +42,14 @@ class DataSection:
 
     source: str = "scenes"  # "scenes": composed pictures; "webdataset": tar shards with .jpg, .txt and .json
     path: str = ""  # webdataset: a file, folder or glob of shards
-    scenes: int = 6000  # scenes: how many pictures are composed
+    scenes: int = 8000  # scenes: how many pictures are composed
     scene_seed: int = 0  # scenes: which
-    views: int = 1  # cached looks at a picture: 1 as it is, 2 mirrored too, more: random crops, every other one mirrored
+    views: int = 1  # webdataset: cached looks at a picture: as it is, mirrored, then random crops, every other mirrored
     detailed_answers: int = 4  # webdataset, stage 2: how often a picture is asked about with one of the four instructions
     short_answers: int = 0  # webdataset, stage 2: how often a short caption is asked for besides
     plain_captions: int = 0  # webdataset, stage 2: captions in the form of stage 1, without a prompt, not to forget it
     joined_captions: int = 3  # webdataset, stage 2: an answer is that many of the picture's captions, one sentence each
-    clean_captions: bool = True  # stage 1: the original's clean-up (lower case, no punctuation, at most 50 words)
+    clean_captions: bool = True  # plain captions: the original's clean-up (lower case, no punctuation, at most 50 words)
 
 
 @dataclass
@@ -52,7 +64,7 @@ class TrainSection:
     warmup_learning_rate: float = 0.0  # at the start
     warmup_steps: int = 20
     weight_decay: float = 0.0  # on weights, never on biases
-    feature_dropout: float = 0.0  # share of vision features set to zero, while training
+    feature_dropout: float = 0.0  # share of cached vision features set to zero, while training
     max_answer_tokens: int = 32  # answers are cut there, the original: 32 in stage 1, 160 in stage 2
     cache_features: bool = True  # compute the frozen vision part once for each picture, not once for each step
     save_steps: int = 100  # a checkpoint every so many steps; the last one is resumed from
@@ -70,8 +82,12 @@ class Recipe:
     train: TrainSection = field(default_factory=TrainSection)
 
     def save(self, path):
-        """Writes every field, defaults too, as YAML."""
-        Path(path).write_text(yaml.safe_dump(asdict(self), sort_keys=False), encoding="utf-8")
+        """Writes `as_yaml()` to a file."""
+        write_bytes(path, self.as_yaml().encode())
+
+    def as_yaml(self):
+        """Every field, defaults too."""
+        return yaml.safe_dump(asdict(self), sort_keys=False)
 
 
 def load_recipe(path, settings=()):
@@ -124,7 +140,7 @@ def _build(cls, values, source, prefix=""):
     built = {}
     for key, value in (values or {}).items():
         if key not in types:
-            nearest = difflib.get_close_matches(key, types, n=1, cutoff=0.0)[0]
+            nearest = difflib.get_close_matches(str(key), types, n=1, cutoff=0.0)[0]
             raise ValueError(f"{source}: unknown key {prefix}{key}; did you mean {prefix}{nearest}?")
         if is_dataclass(types[key]):
             if not isinstance(value, dict):
@@ -134,6 +150,9 @@ def _build(cls, values, source, prefix=""):
             built[key] = _build(types[key], value, source, f"{key}.")
         else:
             built[key] = _as_type(value, types[key], f"{source}: {prefix}{key}")
+            least = _AT_LEAST.get(prefix + key)
+            if least is not None and built[key] < least:
+                raise ValueError(f"{source}: {prefix}{key} is {value}, expected at least {least}")
     return cls(**built)
 
 

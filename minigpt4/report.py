@@ -4,6 +4,9 @@ import base64
 import html
 import io
 
+from matplotlib.figure import Figure
+
+from .files import write_bytes
 from .processing.scenes import ARTWORK_LICENSE
 
 SHOWN = 24
@@ -75,13 +78,11 @@ def write(path, summary, scene_rows, photographs):
         license=html.escape(ARTWORK_LICENSE),
         photographs="".join(_row(picture, words) for picture, words in photographs),
     )
-    path.write_text(page, encoding="utf-8")
+    write_bytes(path, page.encode())
 
 
 def loss_curve(path, stages):
     """Writes a PNG of the losses: stages {name: summary of `training.train`}."""
-    from matplotlib.figure import Figure
-
     figure = Figure(figsize=(8, 3.5), layout="constrained")
     axes = figure.subplots()
     start = 0
@@ -92,7 +93,9 @@ def loss_curve(path, stages):
     axes.set(xlabel="step", ylabel="loss on the answer tokens", yscale="log")
     axes.legend()
     axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=110)
+    png = io.BytesIO()
+    figure.savefig(png, dpi=110)
+    write_bytes(path, png.getvalue())
 
 
 def _figures(summary):

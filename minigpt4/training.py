@@ -1,12 +1,11 @@
 """Training of both stages with the HF Trainer: only the projection moves.
 
-    recipe -> model, processor, data -> MiniGPT4Trainer -> output folder: a light repository, summary.json, loss.png
+    recipe -> model, processor, data -> MiniGPT4Trainer -> output folder: a light repository, summary.json
 
 A checkpoint is a light repository plus optimizer, scheduler, random and trainer state, and appears in the output folder
 all at once; an unfinished run goes on from its last one. Ctrl-C and SIGTERM save first.
 """
 
-import json
 import math
 import os
 import shutil
@@ -18,16 +17,19 @@ from pathlib import Path
 import psutil
 import torch
 import transformers
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm.auto import tqdm
 from transformers import Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerState
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import get_last_checkpoint
 
 import minigpt4
 
+from .files import write_json
 from .modeling_minigpt4.embedded import load_embedded
 from .modeling_minigpt4.export import export
 from .models import load
@@ -200,12 +202,20 @@ def train(recipe, model=None, processor=None, dataset=None):
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(LiveLoss)
     _print_batch(recipe, trainer, dataset)
-    trainer.train(resume_from_checkpoint=_unfinished(output, recipe.train.steps))
+    checkpoint = _unfinished(output)
+    begun = int(checkpoint.rsplit("-", 1)[1]) if checkpoint else 0
+    training_started = time.monotonic()
+    if begun < recipe.train.steps:
+        trainer.train(resume_from_checkpoint=checkpoint)
+    else:  # killed after its last step; the Trainer would take one more
+        load_trained(model, checkpoint)
+        trainer.state = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
+    seconds_per_step = (time.monotonic() - training_started) / max(1, trainer.state.global_step - begun)
     if stop.signum is not None:
         print(f"stopped; the checkpoint is in {output}, the same command goes on from it")
         raise SystemExit(128 + stop.signum)
     model.eval()
-    return model, processor, _finish(trainer, output, time.monotonic() - started)
+    return model, processor, _finish(trainer, output, time.monotonic() - started, seconds_per_step)
 
 
 def load_model(section):
@@ -236,10 +246,14 @@ def load_trained(model, folder):
     """Puts a light repository's trained tensors into a model, in place; the frozen ones are not in it.
 
     Raises:
-        ValueError: a tensor that the model does not have, or has in another shape.
+        ValueError: a damaged file, or a tensor that the model does not have, or has in another shape.
     """
     parameters = model.state_dict()
-    for name, tensor in load_file(Path(folder) / "model.safetensors").items():
+    try:
+        trained = load_file(Path(folder) / "model.safetensors")
+    except SafetensorError as error:
+        raise ValueError(f"{folder}/model.safetensors: cannot be read ({error}); export or train it again") from error
+    for name, tensor in trained.items():
         expected = tuple(parameters[name].shape) if name in parameters else "no such tensor"
         if expected != tuple(tensor.shape):
             raise ValueError(f"{folder}: tensor {name!r} has shape {tuple(tensor.shape)}, the model expects {expected}")
@@ -261,7 +275,7 @@ def cache_features(model, processor, pictures, views=1, batch_size=16):
             looks = [_view(image, view) for image in images]
             seen = model.model.get_vision_features(_pixels(model, processor, looks))
             features[start : start + len(images), view] = seen.cpu()
-    return features.clone()
+    return features
 
 
 def _view(image, view):
@@ -315,26 +329,22 @@ def _prepare_output(recipe):
         raise ValueError(f"{output}: the output folder cannot be written ({error.strerror})") from error
     written = output / RECIPE_FILE
     before = written.read_text(encoding="utf-8") if written.is_file() else None
-    recipe.save(written)
-    if before not in (None, written.read_text(encoding="utf-8")) and _unfinished(output, recipe.train.steps):
-        written.write_text(before, encoding="utf-8")
+    if before not in (None, recipe.as_yaml()) and _unfinished(output):
         raise ValueError(
             f"{output}: holds an unfinished run of another recipe; remove the folder, or choose another with --set output="
         )
+    recipe.save(written)
     return output
 
 
 def resumable(recipe):
     """Whether the recipe's output folder holds a checkpoint of an unfinished run of it."""
-    return _unfinished(Path(recipe.output), recipe.train.steps) is not None
+    return _unfinished(Path(recipe.output)) is not None
 
 
-def _unfinished(output, steps):
-    """The last checkpoint of a run that has steps left, or None."""
-    last = get_last_checkpoint(output) if output.is_dir() else None
-    if last is None or int(last.rsplit("-", 1)[1]) >= steps:
-        return None
-    return last
+def _unfinished(output):
+    """The last checkpoint of an unfinished run, or None: a finished one leaves none."""
+    return get_last_checkpoint(output) if output.is_dir() else None
 
 
 def _print_batch(recipe, trainer, dataset):
@@ -348,8 +358,8 @@ def _print_batch(recipe, trainer, dataset):
     )
 
 
-def _finish(trainer, output, seconds):
-    """Writes the trained model as a light repository, the loss curve and summary.json; removes the checkpoints."""
+def _finish(trainer, output, seconds, seconds_per_step):
+    """Writes the trained model as a light repository and summary.json; removes the checkpoints."""
     history = [entry for entry in trainer.state.log_history if "loss" in entry]
     summary = {
         "stage": trainer.recipe.stage,
@@ -359,7 +369,7 @@ def _finish(trainer, output, seconds):
         "last_loss": history[-1]["loss"],
         "losses": [[entry["step"], entry["loss"]] for entry in history],
         "seconds": round(seconds, 1),
-        "seconds_per_step": round(trainer.state.log_history[-1]["train_runtime"] / trainer.state.global_step, 3),
+        "seconds_per_step": round(seconds_per_step, 3),
         "peak_rss_mb": peak_rss_mb(),
         "versions": versions(),
     }
@@ -385,16 +395,6 @@ def peak_rss_mb():
         return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6)
     except ImportError:  # Windows has it in psutil instead
         return round(memory.peak_wset / 1e6)
-
-
-def write_json(path, value):
-    """Writes JSON aside, syncs and renames, so that a reader never finds half a file."""
-    scratch = Path(f"{path}.part")
-    with open(scratch, "w", encoding="utf-8") as file:
-        json.dump(value, file, indent=2)
-        file.flush()
-        os.fsync(file.fileno())
-    scratch.replace(path)
 
 
 def _fsync(folder):

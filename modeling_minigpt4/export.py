@@ -76,7 +76,7 @@ def export(model, processor, directory, light=False, card_data=None, repo_id=Non
     """
     directory = check_target(directory)
     if light:
-        _check_light(model)
+        check_light(model)
     try:
         with _taking_the_place_of(directory) as folder:
             _write_model(model, folder, light)
@@ -161,7 +161,8 @@ def push(directory, repo_id):
     return commit.commit_url
 
 
-def _check_light(model):
+def check_light(model):
+    """Raises ValueError if a model cannot be exported light: unknown frozen parts, or nothing trained."""
     if model.config.base_parts is None:
         raise ValueError(
             "light: this model's config has no base_parts that say where its frozen weights come from; "

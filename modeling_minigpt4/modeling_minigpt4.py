@@ -259,6 +259,9 @@ class MiniGPT4ForConditionalGeneration(MiniGPT4PreTrainedModel, GenerationMixin)
         super().__init__(config)
         self.model = MiniGPT4Model(config)
         self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        embeddings = self.get_input_embeddings().weight  # not every LLM calls them embed_tokens
+        [name] = [name for name, parameter in self.named_parameters() if parameter is embeddings]
+        self._tied_weights_keys = {"lm_head.weight": name}
         self.post_init()
         self.freeze()
 

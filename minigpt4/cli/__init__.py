@@ -34,7 +34,7 @@ def main(argv=None):
 def run_reporting_errors(run, name):
     """Calls run() and turns what a user can mend into one line on stderr and an exit status.
 
-    Returns 0; 2 after a ValueError or OSError; 130 after Ctrl-C; 143 after SIGTERM.
+    Returns 0; 2 after a ValueError, an OSError or a missing package; 130 after Ctrl-C; 143 after SIGTERM.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
@@ -42,6 +42,10 @@ def run_reporting_errors(run, name):
     except (ValueError, OSError) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         print(f"{name}: {lines[0]}", file=sys.stderr)
+        return 2
+    except ImportError as error:
+        extras = "pip install 'minigpt4-hf[embedded,quickstart,metrics]'"
+        print(f"{name}: {str(error).strip().splitlines()[0]}; run `{extras}`", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"{name}: stopped", file=sys.stderr)

@@ -21,6 +21,8 @@ def run(arguments):
 
     hub_folder.check_target(arguments.output)
     model, processor = load(arguments.model)
+    if arguments.light:
+        hub_folder.check_light(model)
     repo_id = arguments.push and hub_folder.create_repository(arguments.push, private=arguments.private)
     directory = hub_folder.export(model, processor, arguments.output, arguments.light, _card_data(arguments.model), repo_id)
     size = sum(path.stat().st_size for path in directory.iterdir()) / 1e6

@@ -12,6 +12,8 @@ def run(arguments):
     """Runs the quickstart and prints what to type next."""
     if not 0 < arguments.minutes <= 600:
         raise ValueError(f"--minutes is {arguments.minutes:g}; expected more than 0 and at most 600")
+    if not 0 <= arguments.seed < 2**32:
+        raise ValueError(f"--seed is {arguments.seed}; expected 0 to {2**32 - 1}")
     from ..quickstart import quickstart
 
     summary = quickstart(arguments.output, arguments.minutes, arguments.seed)

@@ -33,6 +33,9 @@ def test_a_saved_recipe_is_the_same_recipe(tmp_path):
         ("train.steps", "expected key=value"),
         ("train.steps=[", "not YAML"),
         ("stage=3", "stage is 3, expected 1 or 2"),
+        ("train.steps=0", "train.steps is 0, expected at least 1"),
+        ("train.learning_rate=0", "train.learning_rate is 0, expected at least"),
+        ("data.views=0", "data.views is 0, expected at least 1"),
         ("stage.x=3", "stage is a single value"),
     ],
 )
@@ -45,6 +48,13 @@ def test_a_bad_setting_is_named(setting, message):
 def test_an_unknown_recipe_names_those_that_ship():
     with pytest.raises(ValueError, match=r"stage9: no such recipe.*stage1-embedded"):
         load_recipe("stage9")
+
+
+def test_a_key_that_is_no_text_is_named(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("on: 1\n")
+    with pytest.raises(ValueError, match="unknown key True; did you mean"):
+        load_recipe(path)
 
 
 def test_a_recipe_that_is_no_mapping_is_named(tmp_path):

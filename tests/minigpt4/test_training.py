@@ -146,6 +146,32 @@ def test_an_unfinished_run_of_another_recipe_is_not_overwritten(recipe, dataset,
     assert load_recipe(tmp_path / "run" / "recipe.yaml").train.learning_rate == 1e-2
 
 
+def test_fewer_steps_than_a_checkpoint_has_is_another_recipe_too(recipe, dataset, tmp_path):
+    (tmp_path / "run" / "checkpoint-6").mkdir(parents=True)
+    recipe.save(tmp_path / "run" / "recipe.yaml")
+    recipe.train.steps = 4
+    with pytest.raises(ValueError, match="unfinished run of another recipe"):
+        train(recipe, dataset=dataset)
+
+
+def test_a_run_killed_after_its_last_step_only_finishes(recipe, dataset, monkeypatch):
+    model, processor = load_model(recipe.model)
+    recipe.train.save_steps = recipe.train.steps
+
+    def killed(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("minigpt4.training._finish", killed)
+        train(recipe, model, processor, dataset)
+    trained = model.model.projection.weight.clone()
+    model, processor = load_model(recipe.model)
+    monkeypatch.setattr(model, "forward", killed)  # no step is run again
+    finished, _, summary = train(recipe, model, processor, dataset)
+    assert torch.equal(finished.model.projection.weight, trained)
+    assert summary["steps"] == 8
+
+
 def test_an_output_that_cannot_be_written_is_named(recipe, dataset, tmp_path):
     (tmp_path / "file").write_text("")
     recipe.output = str(tmp_path / "file" / "run")
@@ -165,6 +191,14 @@ def test_a_checkpoint_of_other_dims_is_named(recipe, tmp_path):
     save_file({"model.projection.weight": torch.zeros(3, 4)}, other / "model.safetensors")
     recipe.model.projection = str(other)
     with pytest.raises(ValueError, match=r"has shape \(3, 4\), the model expects \(48, 24\)"):
+        load_model(recipe.model)
+
+
+def test_a_damaged_checkpoint_is_named(recipe, tmp_path):
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "model.safetensors").write_bytes(b"not a tensor")
+    recipe.model.projection = str(tmp_path / "damaged")
+    with pytest.raises(ValueError, match=r"damaged/model.safetensors: cannot be read"):
         load_model(recipe.model)
 
 

@@ -1,6 +1,7 @@
 """The embedded default's vision tower: TensorFlow's padding, pooled cells in reading order, the published weights."""
 
 import importlib.util
+import math
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from transformers import AutoModel
 
 from minigpt4 import EfficientNetLiteConfig
 from minigpt4.modeling_minigpt4 import parts
-from minigpt4.modeling_minigpt4.efficientnet_lite import EfficientNetLiteModel, SameConv
+from minigpt4.modeling_minigpt4.efficientnet_lite import POSITION_SCALE, EfficientNetLiteModel, SameConv
 
 
 @pytest.fixture(scope="module")
@@ -34,13 +35,22 @@ def test_same_padding_is_tensorflows(size, kernel, stride):
     torch.testing.assert_close(layer(pixels), pixels[..., ::stride, ::stride] + 0.5)
 
 
-def test_tokens_are_normalised_cells_in_reading_order(tower):
-    model = EfficientNetLiteModel(tower.config)
+def test_tokens_are_normalised_cells_in_reading_order_plus_their_position():
+    model = EfficientNetLiteModel(EfficientNetLiteConfig(hidden_size=6, image_size=64, pool_grid=2))
     model.stem, model.head, model.blocks = PassThrough(), PassThrough(), nn.ModuleList()
-    features = torch.randn(1, 5, 6, 6)
+    features = torch.randn(1, 6, 6, 6)
     tokens = model(features).last_hidden_state
     cells = [features[0, :, row : row + 3, column : column + 3].mean((1, 2)) for row in (0, 3) for column in (0, 3)]
-    torch.testing.assert_close(tokens, F.layer_norm(torch.stack(cells), (5,))[None])
+    torch.testing.assert_close(tokens, F.layer_norm(torch.stack(cells), (6,))[None] + position_code(2, 6))
+
+
+def position_code(grid, channels):
+    """The tower's code written out: each cell's row, then its column."""
+    cells = [(row, column) for row in range(grid) for column in range(grid)]
+    waves = range(1, channels // 2 + 1)
+    return POSITION_SCALE * torch.tensor(
+        [[math.cos(math.pi * (at + 0.5) * k / grid) for at in cell for k in waves] for cell in cells]
+    )
 
 
 class PassThrough(nn.Module):
@@ -103,7 +113,7 @@ def test_published_weights_compute_what_their_names_say():
     tower.load_state_dict(parts.vision_tower_weights())  # strict
     with torch.no_grad():
         tokens = tower(pixels).last_hidden_state
-    torch.testing.assert_close(tokens, F.layer_norm(cells, (1280,)), rtol=0, atol=1e-3)
+    torch.testing.assert_close(tokens, F.layer_norm(cells, (1280,)) + position_code(3, 1280), rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize("implementation", ["eager", "sdpa", "flex_attention"])

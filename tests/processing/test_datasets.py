@@ -71,6 +71,25 @@ def test_a_path_without_shards_says_what_is_expected(tmp_path):
         training_data(DataSection(source="scene"), stage=1)
 
 
+def test_shards_that_cannot_be_read_are_named(shards, tmp_path):
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "0.tar").write_bytes((shards / "0000.tar").read_bytes()[:700])
+    with pytest.raises(ValueError, match=r"bad: cannot be read as webdataset shards"):
+        training_data(DataSection(source="webdataset", path=str(tmp_path / "bad")), stage=1)
+    (tmp_path / "other").mkdir()
+    with tarfile.open(tmp_path / "other" / "0.tar", "w") as tar:
+        info = tarfile.TarInfo("0.txt")
+        info.size = 1
+        tar.addfile(info, io.BytesIO(b"x"))
+    with pytest.raises(ValueError, match=r"shards without .jpg; found"):
+        training_data(DataSection(source="webdataset", path=str(tmp_path / "other")), stage=1)
+
+
+def test_scenes_are_never_mirrored():
+    with pytest.raises(ValueError, match=r"data.views is 2: a mirrored scene is not what its text says"):
+        training_data(DataSection(views=2, scenes=3), stage=1)
+
+
 def test_captions_are_cleaned_as_in_the_original(parity):
     for case in parity("caption_processor_cases.json"):
         assert clean_caption(case["in"]) == case["out"]
