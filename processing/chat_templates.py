@@ -76,6 +76,32 @@ CHATML = (
 )
 
 
+# Any other LLM's own template behind this reads plain strings: it knows no pictures.
+_AS_STRINGS = (
+    _BARE
+    + """
+{%- set found = namespace(messages=[]) -%}
+{%- for message in messages -%}
+    {%- set found.messages = found.messages + [{'role': message.role, 'content': parts(message.content)}] -%}
+{%- endfor -%}
+{%- set messages = found.messages -%}"""
+)
+
+
+def template_for(own):
+    """The template here for an LLM whose tokenizer brings the template `own`, or None: then it is the paper's."""
+    if own is None:
+        return VICUNA_V0
+    if "<|im_start|>" in own:
+        return CHATML
+    return LLAMA_2 if "[INST]" in own else _AS_STRINGS + own
+
+
+def turn_markers(template):
+    """Texts that separate turns in a template without being special tokens."""
+    return {VICUNA_V0: ["###"], LLAMA_2: ["[INST]", "[/INST]"]}.get(template, [])
+
+
 def with_image_token(template, image_token):
     """The template with a model's own image token where a picture goes."""
     return template.replace("IMAGE", image_token)

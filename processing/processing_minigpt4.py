@@ -18,7 +18,8 @@ from tokenizers import AddedToken, Regex, normalizers, pre_tokenizers
 from transformers.image_utils import make_flat_list_of_images
 from transformers.processing_utils import MultiModalData, ProcessorMixin
 
-from .chat_templates import VICUNA_V0, with_image_token
+from .chat_templates import VICUNA_V0, template_for, turn_markers, with_image_token
+from .image_processing_minigpt4 import MiniGPT4ImageProcessor
 
 # Stands between the letters of a marker that user text spells; the tokenizer splits there and drops it. A Unicode
 # noncharacter: no text that is meant for exchange holds one.
@@ -59,6 +60,29 @@ class MiniGPT4Processor(ProcessorMixin):
         prepare_tokenizer(tokenizer, self.image_token)
         chat_template = chat_template or with_image_token(VICUNA_V0, self.image_token)
         super().__init__(image_processor, tokenizer, chat_template=chat_template, **kwargs)
+
+    @classmethod
+    def for_model(cls, config, tokenizer, chat_template=None, image_processor=None):
+        """The processor of a model that was put together from parts.
+
+        Args:
+            config: the model's `MiniGPT4Config`.
+            tokenizer: the LLM's.
+            chat_template: with IMAGE where a picture goes (see chat_templates.py); by default the conversation that the
+                LLM was tuned on, or the paper's if its tokenizer brings none.
+            image_processor: by default CLIP's colours, which EVA-CLIP was trained on, at the vision tower's size.
+        """
+        template = chat_template or template_for(tokenizer.chat_template)
+        side = config.vision_config.image_size
+        image_token = tokenizer.convert_ids_to_tokens(config.image_token_id)
+        return cls(
+            image_processor or MiniGPT4ImageProcessor(size={"height": side, "width": side}),
+            tokenizer,
+            image_token=image_token,
+            num_image_tokens=config.num_image_tokens,
+            turn_markers=turn_markers(template),
+            chat_template=with_image_token(template, image_token),
+        )
 
     def __call__(self, images=None, text=None, **kwargs):
         """A rendered prompt (or several) and its pictures -> `input_ids`, `attention_mask`, `pixel_values`.

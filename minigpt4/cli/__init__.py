@@ -14,6 +14,7 @@ COMMANDS = {
     "quickstart": "train the embedded default on composed scenes, in both stages, and report what it learned",
     "chat": "ask about pictures",
     "export": "write a model as a folder for the Hub",
+    "convert": "turn the authors' published files into a model folder",
 }
 
 

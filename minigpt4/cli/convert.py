@@ -1,0 +1,59 @@
+"""Turns the authors' published files into a model folder that loads in one line, here and on the Hub."""
+
+import json
+from pathlib import Path
+
+
+def add_arguments(parser):
+    """Adds what `minigpt4 convert` takes."""
+    parser.add_argument("--projection", required=True, metavar="FILE", help="pretrained_minigpt4_7b.pth, or a runner's own")
+    parser.add_argument("--vision", required=True, metavar="FILE", help="eva_vit_g.pth")
+    parser.add_argument("--qformer", metavar="FILE", help="blip2_pretrained_flant5xxl.pth; none for the Llama-2 variant")
+    parser.add_argument("--text", required=True, metavar="DIR|ID", help="the LLM: Vicuna-7B or 13B, Llama-2-7B-chat")
+    parser.add_argument("--output", required=True, metavar="DIR", help="a new folder, or an earlier export to replace")
+    parser.add_argument("--config", metavar="FILE.json", help="dims of other than the published sizes, see README")
+    parser.add_argument("--light", action="store_true", help="name the LLM in config.json in place of storing it")
+
+
+def run(arguments):
+    """Converts, and prints where to; raises ValueError or OSError with one line."""
+    from ..modeling_minigpt4 import export as hub_folder
+    from ..modeling_minigpt4.originals import load_originals
+
+    hub_folder.check_target(arguments.output)
+    dims = read_dims(arguments.config) if arguments.config else {}
+    model, processor = load_originals(arguments.projection, arguments.vision, arguments.text, arguments.qformer, dims)
+    directory = hub_folder.export(model, processor, arguments.output, arguments.light)
+    size = sum(path.stat().st_size for path in directory.iterdir()) / 1e6
+    print(f"{arguments.output}: {'light, without the LLM' if arguments.light else 'every weight'}, {size:.1f} MB")
+
+
+# The names of the original's own settings, and ours.
+_ORIGINAL_NAMES = {
+    "vit_heads": ("vision_config", "num_attention_heads"),
+    "vit_depth": ("vision_config", "num_hidden_layers"),
+    "img_size": ("vision_config", "image_size"),
+    "q_heads": ("qformer_config", "num_attention_heads"),
+}
+
+
+def read_dims(path):
+    """{"vision_config": {...}, "qformer_config": {...}} of a JSON file, which may also use the original's names.
+
+    Raises:
+        ValueError: not there, not JSON, or neither form.
+    """
+    try:
+        content = json.loads(Path(path).read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: cannot be read as JSON ({error})") from error
+    dims = {"vision_config": {}, "qformer_config": {}}
+    for name, value in content.items() if isinstance(content, dict) else ():
+        if name in dims and isinstance(value, dict):
+            dims[name].update(value)
+        elif name in _ORIGINAL_NAMES:
+            part, ours = _ORIGINAL_NAMES[name]
+            dims[part][ours] = value
+    if not any(dims.values()):
+        raise ValueError(f"{path}: expected vision_config and qformer_config, or {', '.join(_ORIGINAL_NAMES)}")
+    return dims

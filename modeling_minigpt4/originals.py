@@ -1,0 +1,93 @@
+"""The authors' published files as one model: what `minigpt4 convert` does.
+
+projection  prerained_minigpt4_7b.pth (sic), pretrained_minigpt4.pth, pretrained_minigpt4_llama2_7b.pth, or a checkpoint
+            that the original's own training wrote
+vision      eva_vit_g.pth
+qformer     blip2_pretrained_flant5xxl.pth; none for the Llama-2 variant
+text        the LLM: a Hub id or a folder
+"""
+
+import torch
+
+from ..configuration.configuration_minigpt4 import MiniGPT4Config
+from ..processing.chat_templates import LLAMA_2, VICUNA_V0
+from ..processing.processing_minigpt4 import MiniGPT4Processor
+from .convert import (
+    eva_vit_weights,
+    mend_llama_config,
+    projection_weights,
+    qformer_config_of,
+    qformer_weights,
+    read_checkpoint,
+    vision_config_of,
+)
+from .from_parts import generation_defaults, image_token_id, load_config, load_tokenizer, origin_of
+from .light import assemble, variant_of
+from .modeling_minigpt4 import MiniGPT4ForConditionalGeneration
+
+
+def load_originals(projection, vision, text, qformer=None, dims=None, **arguments):
+    """(model, processor) with every tensor as the authors published it, in the LLM's dtype, in eval mode.
+
+    Args:
+        projection, vision, qformer: the authors' files.
+        text: the LLM, a Hub id or a folder; `config.base_parts` names it.
+        dims: {"vision_config": {...}, "qformer_config": {...}} for other than the published sizes: what the shapes in the
+            files do not tell (num_attention_heads), or tell otherwise (num_hidden_layers, image_size).
+        arguments: of `from_pretrained`.
+
+    Raises:
+        OSError: the LLM cannot be found.
+        ValueError: one line that names the file, or the tensor, and what is wrong with it.
+    """
+    dims = dims or {}
+    given, eyes = projection_weights(read_checkpoint(projection)), read_checkpoint(vision)
+    fields = {"vision_config": vision_config_of(eyes, **dims.get("vision_config", {}))}
+    weights = {}
+    if qformer is not None:
+        queries = read_checkpoint(qformer)
+        fields["qformer_config"] = qformer_config_of(queries, **dims.get("qformer_config", {}))
+        weights = qformer_weights(queries)
+        fields["num_query_tokens"] = weights["model.query_tokens"].shape[1]
+    text_config, tokenizer = mend_llama_config(load_config(text)), load_tokenizer(text)
+    config = MiniGPT4Config(
+        text_config=text_config,
+        image_token_id=image_token_id(tokenizer, None, text),
+        base_parts={"language_model": origin_of(text)},
+        **fields,
+    )
+    _check_variant(given["model.projection.weight"], config, qformer)
+    weights |= eva_vit_weights(eyes, config.vision_config.num_hidden_layers, config.num_patches)
+    if qformer is None:  # the authors' variant without Q-Former never loads BLIP-2, and so leaves ln_vision as it was made
+        width = config.vision_config.hidden_size
+        weights["model.vision_tower.post_layernorm.weight"] = torch.ones(width)
+        weights["model.vision_tower.post_layernorm.bias"] = torch.zeros(width)
+    weights |= given
+    _check_finite(weights)
+    model = assemble(MiniGPT4ForConditionalGeneration, config, weights, source=str(projection), **arguments)
+    template = LLAMA_2 if qformer is None else VICUNA_V0
+    processor = MiniGPT4Processor.for_model(config, tokenizer, template)
+    model.generation_config = generation_defaults(config)
+    return model.eval(), processor
+
+
+def _check_variant(weight, config, qformer):
+    """Raises ValueError, naming the published model that fits, if the projection was trained for other parts."""
+    from_width = config.vision_config.hidden_size * config.patch_merge
+    if config.qformer_config is not None:
+        from_width = config.qformer_config.hidden_size
+    found, expected = tuple(weight.shape), (config.text_config.hidden_size, from_width)
+    if found == expected:
+        return
+    hint = "give the vision tower, Q-Former and LLM that it was trained with"
+    if found[1] == config.vision_config.hidden_size * config.patch_merge and qformer is not None:
+        hint = "it is of the variant without Q-Former, so leave --qformer out"
+    if variant := variant_of(found):
+        hint += f"; it is that of {variant}"
+    raise ValueError(f"llama_proj.weight has shape {found}, these parts expect {expected}; {hint}")
+
+
+def _check_finite(weights):
+    for name, tensor in weights.items():
+        if not tensor.isfinite().all():
+            raise ValueError(f"{name} holds values that are not finite numbers; the file is damaged, download it again")

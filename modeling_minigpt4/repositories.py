@@ -1,0 +1,104 @@
+"""Tensors of model repositories by name, none of them read yet.
+
+A repository is a Hub id or a folder, in safetensors or in PyTorch's own format, in one file or in shards. Of the shards only
+those are fetched that hold a wanted tensor; a tensor itself is read, from a memory map, when it is put in its place.
+"""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers.utils import (
+    SAFE_WEIGHTS_INDEX_NAME,
+    SAFE_WEIGHTS_NAME,
+    WEIGHTS_INDEX_NAME,
+    WEIGHTS_NAME,
+    cached_file,
+)
+
+
+def split_revision(repo):
+    """("NAME/MODEL", "main") of "NAME/MODEL@main"; (path, None) of a folder, made absolute."""
+    if Path(repo).is_dir():
+        return str(Path(repo).absolute()), None
+    name, _, revision = str(repo).partition("@")
+    return name, revision or None
+
+
+def weight_map(repo, **hub):
+    """{tensor: file} of a repository; a single file is fetched for that, of shards the index alone.
+
+    Raises:
+        OSError: the repository is not there, or has no weights.
+        ValueError: the file is damaged, a git-lfs pointer, or holds pickled code.
+    """
+    for index, single in ((SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME), (WEIGHTS_INDEX_NAME, WEIGHTS_NAME)):
+        if path := _find(repo, index, **hub):
+            shards = json.loads(Path(path).read_text("utf-8"))["weight_map"]
+            return {name: Path(shard).name for name, shard in shards.items()}
+        if path := _find(repo, single, **hub):
+            return dict.fromkeys(_open(path), single)
+    raise OSError(f"{repo}: no weights there; expected {SAFE_WEIGHTS_NAME} or {WEIGHTS_NAME}, whole or in shards")
+
+
+def stored_tensors(repo, names, **hub):
+    """{name: tensor, or safetensors slice that becomes one with `[...]`} of those `names` that a repository has.
+
+    Raises: as `weight_map` does.
+    """
+    files = weight_map(repo, **hub)
+    tensors = {}
+    for file in sorted({files[name] for name in names if name in files}):
+        tensors.update(_open(cached_file(repo, file, **hub)))
+    return {name: tensors[name] for name in names if name in tensors}
+
+
+def shape_of(tensor):
+    """The shape of a tensor or of a safetensors slice, as a tuple."""
+    return tuple(tensor.get_shape() if hasattr(tensor, "get_shape") else tensor.shape)
+
+
+def common_prefix(names, expected):
+    """The prefix under which most of the `expected` names are found among `names`: "vision_model." in a BLIP-2.
+
+    Returns None if no expected name is found under any.
+    """
+    names, expected = set(names), list(expected)
+    prefixes = {""} | {name[: i + 1] for name in names for i, letter in enumerate(name) if letter == "."}
+    hits = {prefix: sum(prefix + name in names for name in expected) for prefix in prefixes if prefix.count(".") < 4}
+    best = max(sorted(hits), key=hits.get)
+    return best if hits[best] else None
+
+
+def check_is_weights(path):
+    """Raises ValueError if a file is the pointer that git-lfs leaves in the place of a large file."""
+    with open(path, "rb") as file:
+        if file.read(40).startswith(b"version https://git-lfs"):
+            raise ValueError(f"{path}: a git-lfs pointer and not the file itself; run `git lfs pull` or download it again")
+
+
+def _find(repo, file, **hub):
+    return cached_file(repo, file, **hub, _raise_exceptions_for_missing_entries=False)
+
+
+def _open(path):
+    """{name: tensor or slice} of a file, memory-mapped."""
+    check_is_weights(path)
+    return _open_safetensors(path) if str(path).endswith(".safetensors") else _open_pickle(path)
+
+
+def _open_safetensors(path):
+    try:
+        file = safe_open(path, framework="pt")
+        return {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except SafetensorError as error:
+        raise ValueError(f"{path}: cannot be read ({error}); download or export it again") from error
+
+
+def _open_pickle(path):
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # bytes in disorder make the unpickler fail in any way
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{path}: cannot be read as tensors alone ({reason[:120]})") from error
