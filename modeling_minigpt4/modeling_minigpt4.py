@@ -68,6 +68,7 @@ class MiniGPT4PreTrainedModel(PreTrainedModel):
     # Small, and trained: its own precision (see the module) survives loading the rest in bf16 or fp16. A pattern from the
     # start of the name, for EVA's attention blocks have a `projection` too.
     _keep_in_fp32_modules_strict = [r"^(?:model\.)?projection\b"]
+    _keep_in_fp32_modules = _keep_in_fp32_modules_strict  # what quantizers ask for the parts that they leave alone
     _can_compile_fullgraph = True
     _supports_sdpa = True
     _supports_flash_attn = True

@@ -22,7 +22,15 @@ README = (ROOT / "README.md").read_text("utf-8")
 # What a command is given besides, so that it ends soon; the quickstart trains no less than 20 steps a stage.
 SMALL = {
     "minigpt4 quickstart": ["--minutes", "0.02"],
+    "minigpt4 convert": ["--config", "tiny_config.json"],
     "trainer_scripts/stage": ["train.steps=2", "data.scenes=8", "data.views=1", "train.batch_size=2"],
+}
+ORIGINALS = {
+    "prerained_minigpt4_7b.pth": "checkpoints/pretrained_minigpt4_tiny.pth",
+    "eva_vit_g.pth": "checkpoints/eva_vit_g.pth",
+    "blip2_pretrained_flant5xxl.pth": "checkpoints/blip2_pretrained_flant5xxl.pth",
+    "vicuna-7b": "llama_tiny",
+    "tiny_config.json": "tiny_config.json",
 }
 NOT_RUN = (
     "make test",
@@ -56,6 +64,8 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("readme")
     for name in ("trainer_scripts", "benchmarks"):
         (folder / name).symlink_to(ROOT / name)
+    for name, original in ORIGINALS.items():  # the authors' files, of a tiny model
+        (folder / name).symlink_to(ROOT / "tests/fixtures/parity" / original)
     for name in ("photo.jpg", "scene.png"):
         Image.fromarray(data.coffee()).save(folder / name)
     for split in ("train", "dev"):

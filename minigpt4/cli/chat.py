@@ -42,7 +42,7 @@ def user_message(text, pictures=()):
 
 def answer(model, processor, messages, max_new_tokens):
     """Streams the answer to stdout and returns it; raises ValueError if conversation and answer exceed the context."""
-    from transformers import TextStreamer
+    from ..generation import AnswerStreamer, answer_text
 
     inputs = processor.apply_chat_template(
         messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
@@ -54,9 +54,9 @@ def answer(model, processor, messages, max_new_tokens):
             f"the conversation takes {prompt} tokens and the answer up to {max_new_tokens}, more than the {context} that "
             "the model reads; shorten the text or lower --max-new-tokens"
         )
-    streamer = TextStreamer(processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
+    streamer = AnswerStreamer(processor)
     output = model.generate(**inputs, max_new_tokens=max_new_tokens, streamer=streamer)
-    return processor.decode(output[0, prompt:], skip_special_tokens=True).strip()
+    return answer_text(processor, output[0, prompt:])
 
 
 def converse(model, processor, pictures, max_new_tokens):

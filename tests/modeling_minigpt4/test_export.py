@@ -166,8 +166,10 @@ def test_light_folder_keeps_generation_defaults(embedded, tmp_path):
 def test_light_needs_base_parts_and_something_trained(original, embedded, processor, tmp_path):
     with pytest.raises(ValueError, match="no base_parts"):
         export(original, processor, tmp_path / "model", light=True)
+    model, processor = embedded
+    model.config.base_parts = {"model": {"repo": "a/model", "revision": None}}
     with pytest.raises(ValueError, match="no weight of this model is trainable"):
-        export(embedded[0].requires_grad_(False), embedded[1], tmp_path / "model", light=True)
+        export(model.requires_grad_(False), processor, tmp_path / "model", light=True)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM, Blip2Config, CLIPVisionConfig, CLIPVisionModel, GPT2Config, OPTConfig
+from transformers import AutoModelForCausalLM, Blip2Config, CLIPVisionConfig, CLIPVisionModel, GPT2Config, OPTConfig, TorchAoConfig
 
 from minigpt4 import MiniGPT4ForConditionalGeneration, MiniGPT4Processor
 from minigpt4.modeling_minigpt4.export import export
@@ -114,6 +114,24 @@ def test_without_qformer_and_with_another_tower_and_llm(tmp_path, tokenizer, pic
     processor = MiniGPT4Processor.for_model(model.config, tokenizer)
     inputs = processor(images=picture(), text="<unk> a", return_tensors="pt")
     assert model(**inputs).logits.isfinite().all()
+
+
+@pytest.mark.parametrize("light", [False, True])
+def test_quantization_leaves_the_projection_alone(parts, light, tokenizer, tmp_path, parity):
+    """int8 weights of the frozen parts by torchao, straight from a repository's files."""
+    from torchao.quantization import Int8WeightOnlyConfig
+
+    model = MiniGPT4ForConditionalGeneration.from_parts(**parts)
+    folder = export(model, MiniGPT4Processor.for_model(model.config, tokenizer), tmp_path / "model", light=light)
+    small = MiniGPT4ForConditionalGeneration.from_pretrained(
+        folder, quantization_config=TorchAoConfig(Int8WeightOnlyConfig()), device_map="cpu"
+    )
+    assert type(small.model.projection.weight.data) is torch.Tensor
+    assert type(small.model.language_model.layers[0].mlp.up_proj.weight.data) is not torch.Tensor
+    inputs = {"input_ids": torch.tensor([[1, 0, 0, 0, 0, 0, 9]]), "pixel_values": parity("out_vision.pth")["pixel_values"][:1]}
+    with torch.inference_mode():
+        found, expected = small(**inputs).logits, model(**inputs).logits
+    assert 0 < (found - expected).norm() / expected.norm() < 0.05
 
 
 def test_a_projection_of_another_variant(parts, tmp_path):
