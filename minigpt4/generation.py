@@ -1,7 +1,50 @@
-"""Answers to many pictures at once: greedy, batched, padded on the left."""
+"""Answers to many pictures at once: greedy, batched, padded on the left; and where an answer ends."""
 
 import torch
 from tqdm.auto import tqdm
+from transformers import StoppingCriteria, StoppingCriteriaList
+
+
+class EndsWith(StoppingCriteria):
+    """Ends a row as soon as its last ids are one of `sequences`, whatever the other rows of the batch do."""
+
+    def __init__(self, sequences):
+        self.sequences = [torch.tensor(sequence) for sequence in sequences]
+
+    def __call__(self, input_ids, scores, **kwargs):
+        """[B, L] -> bool [B]."""
+        ended = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+        for sequence in self.sequences:
+            ended |= (input_ids[:, -len(sequence) :] == sequence.to(input_ids.device)).all(1)
+        return ended
+
+
+def turn_ends(processor):
+    """What the model may write to end its turn where a marker, and no special token, does that: lists of ids.
+
+    A marker is tokenized in one way as a word of its own and in another behind text: Vicuna's "###" is [835] or
+    [2277, 29937].
+    """
+
+    def ids(text):
+        return processor.tokenizer(text, add_special_tokens=False).input_ids
+
+    behind = [ids(f"a{marker}")[len(ids("a")) :] for marker in processor.turn_markers]
+    return [*map(ids, processor.turn_markers), *behind]
+
+
+def stop_at_turn_end(processor):
+    """`stopping_criteria` for `generate`: see `turn_ends`."""
+    ends = turn_ends(processor)
+    return StoppingCriteriaList([EndsWith(ends)] if ends else [])
+
+
+def answer_text(processor, ids):
+    """The answer in what the model wrote: without special tokens, up to the turn marker, behind a repeated role."""
+    text = processor.decode(ids, skip_special_tokens=True)
+    for marker in processor.turn_markers:
+        text = text.split(marker)[0].split("Assistant:")[-1]
+    return text.strip()
 
 
 def chat_prompt(processor, question):
@@ -44,7 +87,7 @@ def answers(model, processor, prompts, features, max_new_tokens=60, stop=None, b
             do_sample=False,
             eos_token_id=ends,
             pad_token_id=tokenizer.pad_token_id,
+            stopping_criteria=stop_at_turn_end(processor),
         )
-        new = output[:, inputs["input_ids"].shape[1] :]
-        texts += [text.strip() for text in processor.batch_decode(new, skip_special_tokens=True)]
+        texts += [answer_text(processor, new) for new in output[:, inputs["input_ids"].shape[1] :]]
     return texts

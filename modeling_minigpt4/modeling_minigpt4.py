@@ -12,7 +12,8 @@
 B batch rows, N pictures in all rows together, P patches, Q visual tokens of a picture, L sequence, V C D widths.
 
 The paper's choices, kept: vision tower, Q-Former and LLM frozen, the first two in eval mode also while training (the
-Q-Former has dropout); the tower's final LayerNorm (BLIP-2's `ln_vision`) has eps 1e-5 and not the ViT's 1e-6.
+Q-Former has dropout); the tower's final LayerNorm (BLIP-2's `ln_vision`) has eps 1e-5 and not the ViT's 1e-6; a repetition
+penalty counts what the model has said, never the prompt (the original generates from embeddings, without the prompt's ids).
 Deviations, with their reasons:
 - The projection computes in the precision of its own weights (fp32 in training), the frozen parts in theirs: that is what
   the original's autocast and gradient scaler are for, without either.
@@ -27,7 +28,7 @@ import torch
 from torch import nn
 from transformers import AutoModel, Blip2QFormerModel, Blip2VisionModel
 from transformers.cache_utils import Cache
-from transformers.generation import GenerationMixin
+from transformers.generation import GenerationMixin, RepetitionPenaltyLogitsProcessor
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import can_return_tuple, torch_compilable_check
@@ -304,6 +305,21 @@ class MiniGPT4ForConditionalGeneration(MiniGPT4PreTrainedModel, GenerationMixin)
             image = self.get_image_features(vision_features=vision_features, return_dict=True)
             kwargs["mm_encoder_outputs"] = {"image": image}
         return super().generate(*args, **kwargs)
+
+    def _get_logits_processor(self, generation_config, input_ids_seq_length=None, logits_processor=None, **kwargs):
+        """The library's, but for `repetition_penalty`: it leaves the prompt out of account (see the module).
+
+        On the prompt it would make the turn's end less likely, and whatever the question names. A processor that the
+        caller brings along stays as it is.
+        """
+        processors = super()._get_logits_processor(
+            generation_config, input_ids_seq_length, logits_processor=logits_processor, **kwargs
+        )
+        for processor in processors:
+            ours = isinstance(processor, RepetitionPenaltyLogitsProcessor) and processor not in (logits_processor or [])
+            if ours and input_ids_seq_length is not None:
+                processor.prompt_ignore_length = input_ids_seq_length
+        return processors
 
     def _expand_multimodal_outputs(self, input_ids, mm_encoder_output, expand_size=1, inputs_embeds=None):
         """For beams: the pictures A, B of a row become A, B, A, B, in a new output.

@@ -8,6 +8,7 @@ import tarfile
 import pytest
 import torch
 
+from minigpt4 import MiniGPT4ImageProcessor
 from minigpt4.processing.datasets import (
     SHORT_INSTRUCTIONS,
     PictureTexts,
@@ -16,6 +17,7 @@ from minigpt4.processing.datasets import (
     random_view,
     training_data,
 )
+from minigpt4.processing.image_processing_minigpt4 import load_image
 from minigpt4.processing.scenes import DETAIL_INSTRUCTIONS
 from minigpt4.recipes import DataSection
 
@@ -118,3 +120,13 @@ def test_random_views_keep_area_and_shape_within_bounds(picture):
         view = random_view(source)
         assert 0.45 <= view.width * view.height / (200 * 300) <= 1
         assert 0.7 <= view.width / view.height <= 1.4
+
+
+@pytest.mark.parametrize("name", ["a_75x50", "b_40x90", "c_gray_30x30"])
+def test_random_view_is_the_originals_crop(name, parity, parity_dir):
+    """The training transform at the same seed, to the pixel: crop, then bicubic to a square."""
+    expected = parity("out_image_processors_v1.pth")[f"{name}/train_seed123"]
+    torch.manual_seed(123)
+    view = random_view(load_image(parity_dir / "images" / f"{name}.png"))
+    pixel_values = MiniGPT4ImageProcessor(size={"height": 56, "width": 56})(view, return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(pixel_values[0], expected, rtol=0, atol=1e-6)
