@@ -1,42 +1,28 @@
-"""Answers to many pictures at once: greedy, batched, padded on the left; and where an answer ends."""
+"""Answers to many pictures at once: greedy, batched, padded on the left; and an answer as it is written."""
 
 import torch
 from tqdm.auto import tqdm
-from transformers import StoppingCriteria, StoppingCriteriaList
+from transformers import TextStreamer
 
 
-class EndsWith(StoppingCriteria):
-    """Ends a row as soon as its last ids are one of `sequences`, whatever the other rows of the batch do."""
+class AnswerStreamer(TextStreamer):
+    """Prints an answer to stdout as it is written, up to the turn marker, which is never shown, not even in part."""
 
-    def __init__(self, sequences):
-        self.sequences = [torch.tensor(sequence) for sequence in sequences]
+    def __init__(self, processor):
+        super().__init__(processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self.markers, self.held, self.ended = processor.turn_markers, "", False
 
-    def __call__(self, input_ids, scores, **kwargs):
-        """[B, L] -> bool [B]."""
-        ended = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
-        for sequence in self.sequences:
-            ended |= (input_ids[:, -len(sequence) :] == sequence.to(input_ids.device)).all(1)
-        return ended
-
-
-def turn_ends(processor):
-    """What the model may write to end its turn where a marker, and no special token, does that: lists of ids.
-
-    A marker is tokenized in one way as a word of its own and in another behind text: Vicuna's "###" is [835] or
-    [2277, 29937].
-    """
-
-    def ids(text):
-        return processor.tokenizer(text, add_special_tokens=False).input_ids
-
-    behind = [ids(f"a{marker}")[len(ids("a")) :] for marker in processor.turn_markers]
-    return [*map(ids, processor.turn_markers), *behind]
-
-
-def stop_at_turn_end(processor):
-    """`stopping_criteria` for `generate`: see `turn_ends`."""
-    ends = turn_ends(processor)
-    return StoppingCriteriaList([EndsWith(ends)] if ends else [])
+    def on_finalized_text(self, text, stream_end=False):
+        """Prints what can no longer be the beginning of a marker."""
+        self.held += "" if self.ended else text
+        for marker in self.markers:
+            before, found, _ = self.held.partition(marker)
+            self.held, self.ended = before, self.ended or bool(found)
+        beginnings = [m[:i] for m in self.markers for i in range(1, len(m)) if self.held.endswith(m[:i])]
+        keep = 0 if stream_end or self.ended else max(map(len, beginnings), default=0)
+        shown = self.held[: len(self.held) - keep]
+        self.held = self.held[len(shown) :]
+        super().on_finalized_text(shown, stream_end)
 
 
 def answer_text(processor, ids):
@@ -87,7 +73,6 @@ def answers(model, processor, prompts, features, max_new_tokens=60, stop=None, b
             do_sample=False,
             eos_token_id=ends,
             pad_token_id=tokenizer.pad_token_id,
-            stopping_criteria=stop_at_turn_end(processor),
         )
         texts += [answer_text(processor, new) for new in output[:, inputs["input_ids"].shape[1] :]]
     return texts

@@ -12,6 +12,7 @@ from torch import nn
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
 from ..configuration.configuration_minigpt4 import MiniGPT4Config
+from ..processing.processing_minigpt4 import MiniGPT4Processor
 from .convert import mend_llama_config, mend_llama_tokenizer, projection_weights, read_checkpoint
 from .light import assemble
 from .repositories import split_revision
@@ -29,7 +30,8 @@ def from_parts(cls, vision, text, qformer=FROM_VISION_REPO, projection=None, ima
         for layer in model.model.projection.modules():
             if isinstance(layer, nn.Linear) and not layer.weight.is_meta:
                 layer.reset_parameters()  # as PyTorch draws a layer, and the paper's was drawn
-    model.generation_config = generation_defaults(model.config)
+    processor = MiniGPT4Processor.for_model(model.config, load_tokenizer(text, hub))
+    model.generation_config = generation_defaults(model.config, processor)
     return model
 
 
@@ -91,7 +93,7 @@ def image_token_id(tokenizer, image_token, source):
     raise ValueError(f"{source}: its tokenizer reserves no token that could stand for a picture; name one with image_token")
 
 
-def generation_defaults(config):
+def generation_defaults(config, processor):
     """The original demo's settings: top-p 0.9 at temperature 1, 300 tokens; an answer ends where the LLM's turn ends."""
     text = config.text_config
     return GenerationConfig(
@@ -103,6 +105,7 @@ def generation_defaults(config):
         bos_token_id=text.bos_token_id,
         eos_token_id=text.eos_token_id,
         pad_token_id=text.pad_token_id if text.pad_token_id is not None else text.eos_token_id,
+        turn_ends=processor.turn_ends,
     )
 
 

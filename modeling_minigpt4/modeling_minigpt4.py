@@ -28,7 +28,12 @@ import torch
 from torch import nn
 from transformers import AutoModel, Blip2QFormerModel, Blip2VisionModel
 from transformers.cache_utils import Cache
-from transformers.generation import GenerationMixin, RepetitionPenaltyLogitsProcessor
+from transformers.generation import (
+    GenerationMixin,
+    RepetitionPenaltyLogitsProcessor,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import can_return_tuple, torch_compilable_check
@@ -240,6 +245,20 @@ class MiniGPT4Model(MiniGPT4PreTrainedModel):
         )
 
 
+class EndsWith(StoppingCriteria):
+    """Ends a row as soon as its last ids are one of `sequences`, whatever the other rows of the batch do."""
+
+    def __init__(self, sequences):
+        self.sequences = [torch.tensor(sequence) for sequence in sequences]
+
+    def __call__(self, input_ids, scores, **kwargs):
+        """[B, L] -> bool [B]."""
+        ended = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+        for sequence in self.sequences:
+            ended |= (input_ids[:, -len(sequence) :] == sequence.to(input_ids.device)).all(1)
+        return ended
+
+
 class MiniGPT4ForConditionalGeneration(MiniGPT4PreTrainedModel, GenerationMixin):
     """MiniGPT-4 with the LLM's head: it describes, answers and is trained.
 
@@ -320,6 +339,12 @@ class MiniGPT4ForConditionalGeneration(MiniGPT4PreTrainedModel, GenerationMixin)
             if ours and input_ids_seq_length is not None:
                 processor.prompt_ignore_length = input_ids_seq_length
         return processors
+
+    def _get_stopping_criteria(self, generation_config, *args, **kwargs):
+        """The library's, and where a turn ends in text and no special token: `generation_config.turn_ends`."""
+        criteria = super()._get_stopping_criteria(generation_config, *args, **kwargs)
+        ends = getattr(generation_config, "turn_ends", None)
+        return StoppingCriteriaList([*criteria, EndsWith(ends)]) if ends else criteria
 
     def _expand_multimodal_outputs(self, input_ids, mm_encoder_output, expand_size=1, inputs_embeds=None):
         """For beams: the pictures A, B of a row become A, B, A, B, in a new output.

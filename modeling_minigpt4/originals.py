@@ -67,7 +67,7 @@ def load_originals(projection, vision, text, qformer=None, dims=None, **argument
     model = assemble(MiniGPT4ForConditionalGeneration, config, weights, source=str(projection), **arguments)
     template = LLAMA_2 if qformer is None else VICUNA_V0
     processor = MiniGPT4Processor.for_model(config, tokenizer, template)
-    model.generation_config = generation_defaults(config)
+    model.generation_config = generation_defaults(config, processor)
     return model.eval(), processor
 
 

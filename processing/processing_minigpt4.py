@@ -153,6 +153,20 @@ class MiniGPT4Processor(ProcessorMixin):
         return text + BREAK if text.endswith(beginnings) else text
 
     @property
+    def turn_ends(self):
+        """What the model may write to end its turn where a marker, and no special token, does that: lists of ids.
+
+        A marker is tokenized in one way as a word of its own and in another behind text: Vicuna's "###" is [835] or
+        [2277, 29937].
+        """
+
+        def ids(text):
+            return self.tokenizer(text, add_special_tokens=False).input_ids
+
+        behind = [ids(f"a{marker}")[len(ids("a")) :] for marker in self.turn_markers]
+        return [*map(ids, self.turn_markers), *behind]
+
+    @property
     def model_input_names(self):
         return [*self.tokenizer.model_input_names, *self.image_processor.model_input_names]
 

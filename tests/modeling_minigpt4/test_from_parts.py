@@ -5,7 +5,15 @@ import json
 import pytest
 import torch
 from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM, Blip2Config, CLIPVisionConfig, CLIPVisionModel, GPT2Config, OPTConfig, TorchAoConfig
+from transformers import (
+    AutoModelForCausalLM,
+    Blip2Config,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    GPT2Config,
+    OPTConfig,
+    TorchAoConfig,
+)
 
 from minigpt4 import MiniGPT4ForConditionalGeneration, MiniGPT4Processor
 from minigpt4.modeling_minigpt4.export import export
@@ -128,7 +136,10 @@ def test_quantization_leaves_the_projection_alone(parts, light, tokenizer, tmp_p
     )
     assert type(small.model.projection.weight.data) is torch.Tensor
     assert type(small.model.language_model.layers[0].mlp.up_proj.weight.data) is not torch.Tensor
-    inputs = {"input_ids": torch.tensor([[1, 0, 0, 0, 0, 0, 9]]), "pixel_values": parity("out_vision.pth")["pixel_values"][:1]}
+    inputs = {
+        "input_ids": torch.tensor([[1, 0, 0, 0, 0, 0, 9]]),
+        "pixel_values": parity("out_vision.pth")["pixel_values"][:1],
+    }
     with torch.inference_mode():
         found, expected = small(**inputs).logits, model(**inputs).logits
     assert 0 < (found - expected).norm() / expected.norm() < 0.05

@@ -54,6 +54,7 @@ def test_gives_the_originals_outputs(files, more, parity, capsys):
     torch.testing.assert_close(found.pooler_output, expected["projected"], atol=1e-5, rtol=0)
     assert processor.num_image_tokens == 5
     assert model.generation_config.top_p == 0.9
+    assert model.generation_config.turn_ends == processor.turn_ends != []
     stored = load_file(files["output"] / "model.safetensors")
     assert any("language_model" in name for name in stored) == (not more)
 

@@ -3,10 +3,9 @@
 import pytest
 import torch
 from reference import IMAGE, llama_2_chat, vicuna_chat
-from transformers import StoppingCriteriaList
 
 from minigpt4 import MiniGPT4Processor
-from minigpt4.generation import EndsWith, answer_text, answers, stop_at_turn_end, turn_ends
+from minigpt4.generation import AnswerStreamer, answer_text, answers
 
 # (pictures, what is asked, the answer); the last answer is the model's.
 CHATS = {
@@ -159,20 +158,20 @@ def test_each_row_stops_where_the_original_stops_alone(variant, pictures):
     stops = [first[4:6], second[2:3]]
     expected = [variant.reference.greedy(start, 12, stops) for start in starts]
     assert expected[0] == first[:6] and expected[1] == second[:3]
-    criteria = StoppingCriteriaList([EndsWith(stops)])
-    found = variant.new_tokens(variant.batch(chats, own), 12, stopping_criteria=criteria, eos_token_id=2)
+    variant.model.generation_config.turn_ends = stops
+    found = variant.new_tokens(variant.batch(chats, own), 12, eos_token_id=2)
     longest = max(map(len, expected))
     assert found == [row + [2] * (longest - len(row)) for row in expected]
 
 
 def test_turn_ends_are_what_sentencepiece_makes_of_the_marker(processor, reference):
     """As a word of its own, and behind text; the tiny vocabulary has one piece for each, Vicuna's two for the second."""
-    assert turn_ends(processor) == [reference.encode("###"), reference.encode("a###")[1:]] == [[326], [321]]
+    assert processor.turn_ends == [reference.encode("###"), reference.encode("a###")[1:]] == [[326], [321]]
     other = MiniGPT4Processor(processor.image_processor, processor.tokenizer, num_image_tokens=5, turn_markers=["Human:"])
-    assert turn_ends(other) == [reference.encode("Human:"), reference.encode("aHuman:")[1:]]
-    assert [len(ids) for ids in turn_ends(other)] == [3, 2]
+    assert other.turn_ends == [reference.encode("Human:"), reference.encode("aHuman:")[1:]]
+    assert [len(ids) for ids in other.turn_ends] == [3, 2]
     other.turn_markers = []
-    assert not stop_at_turn_end(other)
+    assert not other.turn_ends
 
 
 @pytest.mark.parametrize(
@@ -189,6 +188,21 @@ def test_answer_is_cut_at_the_marker(written, text, processor, reference):
     assert answer_text(processor, reference.encode(written)) == text
 
 
+@pytest.mark.parametrize(
+    ("written", "shown"),
+    [("A cat.###Human: And", "A cat."), ("A # cat ## or two ###", "A # cat ## or two"), ("A cat #", "A cat #"), ("###", "")],
+)
+def test_streamed_answer_shows_no_part_of_the_marker(written, shown, processor, reference, capsys):
+    streamer, printed = AnswerStreamer(processor), ""
+    streamer.put(torch.tensor([[1, 5, 6]]))  # the prompt
+    for token in reference.encode(written):
+        streamer.put(torch.tensor([token]))
+        printed += capsys.readouterr().out
+        assert shown.startswith(printed.strip())
+    streamer.end()
+    assert (printed + capsys.readouterr().out).strip() == shown
+
+
 def test_answers_end_at_the_marker(variant, pictures):
     """The batched answers of metrics and reports, for a model that ends its turns with a marker."""
     model, processor, turns = variant.model, variant.processor, CHATS["one turn"]
@@ -200,7 +214,8 @@ def test_answers_end_at_the_marker(variant, pictures):
     assert answers(model, processor, [prompt], features, max_new_tokens=8) == [whole]
     marker = processor.tokenizer.convert_ids_to_tokens(spoken[3]).replace("▁", " ")
     processor.turn_markers = [marker]
-    assert spoken[3:4] in turn_ends(processor)
+    assert spoken[3:4] in processor.turn_ends
+    model.generation_config.turn_ends = processor.turn_ends
     calls = []
     model.register_forward_hook(lambda *_: calls.append(1))
     cut = processor.decode(spoken[:4], skip_special_tokens=True)
