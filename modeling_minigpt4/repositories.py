@@ -1,7 +1,7 @@
 """Tensors of model repositories by name, none of them read yet.
 
 A repository is a Hub id or a folder, in safetensors or in PyTorch's own format, in one file or in shards. Of the shards only
-those are fetched that hold a wanted tensor; a tensor itself is read, from a memory map, when it is put in its place.
+those are fetched that hold a wanted tensor; a tensor itself is read when it is put in its place.
 """
 
 import json
@@ -83,14 +83,15 @@ def _find(repo, file, **hub):
 
 
 def _open(path):
-    """{name: tensor or slice} of a file, memory-mapped."""
+    """{name: tensor or slice} of a file, not read yet."""
     check_is_weights(path)
     return _open_safetensors(path) if str(path).endswith(".safetensors") else _open_pickle(path)
 
 
 def _open_safetensors(path):
     try:
-        file = safe_open(path, framework="pt")
+        # Read, not memory-mapped: of a tensor that changes its dtype on the way, nothing stays behind.
+        file = safe_open(path, framework="pt", backend="pread")
         return {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except SafetensorError as error:
         raise ValueError(f"{path}: cannot be read ({error}); download or export it again") from error
