@@ -56,7 +56,7 @@ def answers(model, processor, prompts, features, max_new_tokens=60, stop=None, b
         desc: label of a progress bar; none is shown without it.
     """
     tokenizer = processor.tokenizer
-    ends = [tokenizer.eos_token_id, *(tokenizer.encode(stop, add_special_tokens=False) if stop else [])]
+    ends = [tokenizer.eos_token_id, *(tokenizer.encode(stop, add_special_tokens=False)[-1:] if stop else [])]
     texts = []
     for start in tqdm(range(0, len(prompts), batch_size), desc=desc, disable=desc is None, unit="batch"):
         batch = [

@@ -145,7 +145,10 @@ class MiniGPT4Processor(ProcessorMixin):
 
     def plain_text(self, text):
         """Text in which every special token and turn marker is broken into letters for the tokenizer."""
-        markers = [self.image_token, *self.turn_markers, *map(str, self.tokenizer.added_tokens_decoder.values())]
+        # Other symbols of the vocabulary forge nothing; the original knows them in what a person types, too.
+        added = self.tokenizer.added_tokens_decoder.values()
+        added = [str(token) for token in added if token.special or str(token) in str(self.chat_template)]
+        markers = [self.image_token, *self.turn_markers, *added]
         pattern = "|".join(re.escape(marker) for marker in sorted(set(markers), key=len, reverse=True))
         text = re.sub(pattern, lambda found: BREAK.join(found[0]) + BREAK, text.replace(BREAK, ""))
         # A marker must not come about where the text ends and the template, or the next text, goes on.
@@ -197,8 +200,9 @@ def prepare_tokenizer(tokenizer, image_token):
 
 def _word_start_mark(symbols):
     """Puts SentencePiece's mark in front of a stretch of text. Not in front of a lone user-defined symbol, for a
-    tokenizer normalizes such a symbol before it looks for it in normalized text."""
+    tokenizer normalizes such a symbol before it looks for it in normalized text. (In its regular expressions ^ and $ are the
+    borders of a line, and not those of the text.)"""
     if not symbols:
         return normalizers.Prepend("▁")
     lone = "|".join(map(re.escape, symbols))
-    return normalizers.Replace(Regex(rf"^(?!(?:{lone})$)(?=[\s\S])"), "▁")
+    return normalizers.Replace(Regex(rf"\A(?!(?:{lone})\z)(?=[\s\S])"), "▁")

@@ -23,7 +23,7 @@ TEXTS = [
     "people",
     "a clock tower",
 ]
-TOLERANCE = 0.01  # of the change
+TOLERANCE = 0.001  # of the change; without its weight decay alone the optimizer is further away
 STAGES = {  # prompt, end of the answer, its longest: of Vicuna and of Llama-2
     ("vicuna", 1): (IMAGE, "\n", 32),
     ("vicuna", 2): (f"###Human: <Img>{IMAGE}</Img> {INSTRUCTION} ###Assistant: ", "###", 160),
