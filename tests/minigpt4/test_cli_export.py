@@ -97,6 +97,26 @@ def test_export(source, original, processor, tmp_path, picture, monkeypatch, cap
     assert "| COCO | coverage | 2.22 |" in Path("out/README.md").read_text()
 
 
+def test_examples_and_results_of_the_card(source, picture, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    picture().save("mine.png")
+    Path("scores.json").write_text('{"data": "My set", "n": 3, "short": {"cider": 0.25}}')
+    command = ["export", "--model", "source", "--output", "out"]
+    assert main([*command, "--examples", "mine.png", "--results", "scores.json"]) == 0
+    card = ModelCard.load("out/README.md")
+    assert [shown["src"] for shown in card.data.widget] == ["examples/1-mine.jpg"]
+    assert card.data.eval_results[0].metric_value == 0.25
+    assert "| My set, 3 pictures | cider (short) | 0.25 |" in card.text
+    # Without scikit-image there are no pictures to show, and with an empty list neither.
+    monkeypatch.setitem(sys.modules, "skimage", None)
+    assert main(command) == 0
+    assert not Path("out/examples").exists()
+    capsys.readouterr()
+    for wrong, message in ((["--results", "nothere.json"], "nothere.json"), (["--examples", "scores.json"], "scores.json")):
+        assert main([*command, *wrong]) == 2
+        assert one_line(capsys).startswith(f"minigpt4 export: {message}: ")
+
+
 @pytest.mark.parametrize("projection", ["shipped", "another"])
 def test_export_embedded_light(projection, tmp_path, monkeypatch, capsys):
     if projection == "shipped" and not embedded.SHIPPED_PROJECTION.exists():
@@ -129,22 +149,22 @@ def test_push_is_one_commit_that_others_load(source, original, processor, hub, t
 
 PUSH_FROM_PYTHON = """
 import json
-from minigpt4 import MiniGPT4ForConditionalGeneration, MiniGPT4Processor
-model = MiniGPT4ForConditionalGeneration.from_pretrained("source").push_to_hub("tester/python", tags="mine")
-processor = MiniGPT4Processor.from_pretrained("source").push_to_hub("tester/python", commit_message="the processor")
-print(json.dumps([model.oid, processor.oid]))
+from minigpt4.modeling_minigpt4.export import export
+from minigpt4.models import load
+model, processor = load("source")
+model.push_to_hub("tester/python", tags="mine")
+commit = processor.push_to_hub("tester/python", commit_message="the processor")
+export(model, processor, "exported", repo_id="tester/python")
+print(json.dumps(commit.oid))
 """
 
 
 def test_push_from_python_makes_the_same_repository(source, original, processor, hub, tmp_path, picture, monkeypatch):
-    shutil.rmtree(tmp_path / "hf", ignore_errors=True)
-    in_python(PUSH_FROM_PYTHON, hub, tmp_path)
+    assert in_python(PUSH_FROM_PYTHON, hub, tmp_path) == hub.head("tester/python")
     assert [commit["summary"] for commit in hub.commits] == ["Export of minigpt4-hf", "the processor"]
-    pushed, exported = hub.files["tester/python"], files_in(source)
-    assert set(pushed) == set(exported)
-    assert [name for name in exported if pushed[name] != exported[name]] == ["README.md"]
-    readme = pushed["README.md"].decode().replace("- mine\n", "").replace("tester/python", "source")
-    assert readme == exported["README.md"].decode()
+    pushed, exported = hub.files["tester/python"], files_in(tmp_path / "exported")
+    assert b"\n- mine\n" in pushed["README.md"]
+    assert {**pushed, "README.md": pushed["README.md"].replace(b"- mine\n", b"")} == exported
     report = consume("tester/python", tmp_path / "again", picture(), **hub.environment)
     monkeypatch.chdir(tmp_path)
     assert report["answers"] == dict.fromkeys(report["answers"], answer(original, processor)[0])
