@@ -170,6 +170,24 @@ def test_push_from_python_makes_the_same_repository(source, original, processor,
     assert report["answers"] == dict.fromkeys(report["answers"], answer(original, processor)[0])
 
 
+PUSH_WITHOUT_THIS_PACKAGE = """
+import json, sys
+sys.modules["minigpt4"] = None
+from transformers import AutoModel, AutoProcessor
+for auto in (AutoModel, AutoProcessor):
+    auto.from_pretrained("source", trust_remote_code=True).push_to_hub("tester/copy")
+print(json.dumps("pushed"))
+"""
+
+
+def test_exported_code_pushes_as_transformers_does(source, hub, tmp_path):
+    modules = str(tmp_path / "modules")
+    assert in_python(PUSH_WITHOUT_THIS_PACKAGE, hub, tmp_path, HF_MODULES_CACHE=modules) == "pushed"
+    assert len(hub.commits) == 2
+    wanted = {"config.json", "model.safetensors", "modeling_minigpt4.py", "processor_config.json", "processing_minigpt4.py"}
+    assert wanted <= set(hub.files["tester/copy"])
+
+
 @pytest.mark.parametrize("moment", ["PUT /blob/.*", "POST .*/commit/main"])
 def test_an_interrupted_push_leaves_the_old_revision_whole(moment, source, hub, tmp_path):
     hub.files["tester/mine"], hub.private["tester/mine"] = files_in(source), False

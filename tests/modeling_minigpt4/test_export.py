@@ -3,12 +3,13 @@
 import json
 import os
 import re
+import runpy
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from elsewhere import answer, consume
+from elsewhere import QUESTION, answer, consume
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from PIL import Image
 from safetensors.torch import load_file
@@ -233,6 +234,20 @@ def test_examples_are_stored_with_real_answers(original, processor, picture, tmp
     (again / "examples" / "thesis.tex").touch()
     with pytest.raises(ValueError, match="model: holds examples, and is not an earlier export"):
         export(original, processor, folder)
+
+
+def test_app_of_a_space_answers(original, processor, picture, tmp_path, monkeypatch):
+    pytest.importorskip("gradio")
+    folder = export(original, processor, tmp_path / "model")
+    monkeypatch.setenv("MODEL_ID", str(folder))
+    app = runpy.run_path(str(folder / "app.py"))
+    picture().save(tmp_path / "photo.png")
+    monkeypatch.chdir(tmp_path)
+    original.generation_config = app["model"].generation_config
+    said = app["answer"](picture(), QUESTION)
+    assert said.startswith(answer(original, processor)[1])
+    with pytest.raises(Exception, match="Choose a picture"):
+        app["answer"](None, QUESTION)
 
 
 @pytest.mark.parametrize(
