@@ -8,6 +8,7 @@ repetition, greedy, for three ways to ask; each score beside that of the same an
 import argparse
 import re
 import sys
+from pathlib import Path
 
 from minigpt4.cli import run_reporting_errors
 from minigpt4.files import write_json
@@ -35,7 +36,8 @@ def measure(model_name, data):
         "short": (chat_prompt(processor, SHORT), None, 40),
         "detail": (chat_prompt(processor, DETAIL), None, 120),
     }
-    results = {"model": model_name, "n": len(references), "versions": versions()}
+    place = "/".join(Path(data).parts[-2:])  # what the model card calls it: FLICKR8K/dev
+    results = {"model": model_name, "data": place, "n": len(references), "versions": versions()}
     for way, (prompt, stop, longest) in ways.items():
         said = answers(model, processor, [prompt] * len(references), features, longest, stop, desc=way)
         first = [re.split(r"(?<=[.!?])\s", text)[0] for text in said]

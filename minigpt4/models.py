@@ -41,6 +41,7 @@ def load(name):
 
 def _check_config(name):
     """Raises ValueError unless `name` has the config of a MiniGPT-4."""
+    from huggingface_hub.errors import RepositoryNotFoundError
     from transformers.configuration_utils import PreTrainedConfig
 
     folder = Path(name)
@@ -54,13 +55,15 @@ def _check_config(name):
         config, _ = PreTrainedConfig.get_config_dict(name)
     except OSError as error:
         where = "its config.json cannot be read" if folder.is_dir() else "no such folder, and the Hub does not give it"
-        raise OSError(f"{name}: {where} ({_first_line(error)})") from error
+        hidden = isinstance(error.__cause__, RepositoryNotFoundError)  # the Hub does not tell private from absent
+        hint = "; check the name, and if it is private, log in with `hf auth login`" if hidden else ""
+        raise OSError(f"{name}: {where} ({_first_line(error)}){hint}") from error
     if config.get("model_type") != "minigpt4":
         raise ValueError(f"{name}: its config.json says model_type {config.get('model_type')!r}, expected 'minigpt4'")
 
 
 def _load_weights(name):
-    from huggingface_hub.errors import StrictDataclassError
+    from huggingface_hub.errors import HTTPError, StrictDataclassError
     from transformers.utils import logging
 
     from . import MiniGPT4ForConditionalGeneration
@@ -74,6 +77,8 @@ def _load_weights(name):
     except StrictDataclassError as error:
         reason = str(error).strip().splitlines()[-1].strip()
         raise ValueError(f"{name}: its config.json does not describe a MiniGPT-4 ({reason})") from error
+    except (OSError, HTTPError) as error:  # also a download that breaks off
+        raise OSError(f"{name}: its weights cannot be read ({_first_line(error)})") from error
     except ValueError as error:
         reason = _first_line(error)
         raise ValueError(reason if reason.startswith(name) else f"{name}: {reason}") from error

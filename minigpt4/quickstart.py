@@ -13,8 +13,6 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import EvalResult
-from PIL import Image
-from skimage import data as photographs_at_hand
 
 from . import report
 from .files import write_json
@@ -22,6 +20,7 @@ from .generation import answers, caption_prompt, chat_prompt
 from .metrics import composed
 from .modeling_minigpt4.export import check_target, export
 from .models import load
+from .photographs import photograph
 from .processing.datasets import PictureTexts, training_data
 from .processing.scenes import combination, noto, scenes
 from .recipes import load_recipe
@@ -144,7 +143,7 @@ def describe_photographs():
     """[(picture, words)] of the shipped model about photographs that scikit-image carries."""
     model, processor = load("embedded")
     names = ("rocket", "coffee", "chelsea", "astronaut")
-    pictures = [Image.fromarray(getattr(photographs_at_hand, name)()).convert("RGB") for name in names]
+    pictures = [photograph(name) for name in names]
     features = cache_features(model, processor, [{"image": picture} for picture in pictures])[:, 0]
     prompts = [chat_prompt(processor, "Describe this image in detail.")] * len(pictures)
     words = answers(model, processor, prompts, features, max_new_tokens=60)

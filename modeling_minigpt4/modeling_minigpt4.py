@@ -23,6 +23,7 @@ Deviations, with their reasons:
 """
 
 from dataclasses import dataclass
+from importlib import import_module
 
 import torch
 from torch import nn
@@ -96,6 +97,18 @@ class MiniGPT4PreTrainedModel(PreTrainedModel):
         if state_dict is None and self.config.base_parts is not None:
             state_dict = own_tensors(self) or None
         super().save_pretrained(save_directory, is_main_process, state_dict, **kwargs)
+
+    def push_to_hub(self, repo_id, **arguments):
+        """Uploads the model in one commit with its code, card and `auto_map`; see `export.push_model`.
+
+        With `processor.push_to_hub` that makes the repository that `minigpt4 export --push` makes. Code that was itself
+        loaded from a repository has no export.py beside it, and pushes as `PreTrainedModel` does.
+        """
+        try:  # no import statement, which the export would follow
+            export = import_module(".export", __package__)
+        except ModuleNotFoundError:
+            return super().push_to_hub(repo_id, **arguments)
+        return export.push_model(self, repo_id, **arguments)
 
     def freeze(self):
         """Lets gradients reach only the parts named in `config.trained_parts`; returns the model."""

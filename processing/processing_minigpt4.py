@@ -13,6 +13,7 @@ letters, so that nobody forges a picture or a turn.
 
 import copy
 import re
+from importlib import import_module
 
 from tokenizers import AddedToken, Regex, normalizers, pre_tokenizers
 from transformers.image_utils import make_flat_list_of_images
@@ -100,6 +101,14 @@ class MiniGPT4Processor(ProcessorMixin):
         if texts and bos and texts[0].startswith(bos):
             kwargs["add_special_tokens"] = False
         return super().__call__(images=images, text=text, **kwargs)
+
+    def push_to_hub(self, repo_id, **arguments):
+        """Uploads processor, tokenizer and their code in one commit; see the model's `push_to_hub`."""
+        try:  # no import statement, which the export would follow
+            export = import_module("..modeling_minigpt4.export", __package__)
+        except ModuleNotFoundError:
+            return super().push_to_hub(repo_id, **arguments)
+        return export.push_processor(self, repo_id, **arguments)
 
     def validate_inputs(self, images=None, text=None, videos=None, audio=None, **kwargs):
         """One line for a mismatch of pictures and image tokens, in place of the library's two."""

@@ -4,7 +4,10 @@ with local_hub() as hub:
     subprocess.run(..., env={**os.environ, **hub.environment})
 hub.commits    [{"repo", "summary", "files": {path: bytes}, "deleted": [path]}, ...]
 hub.files      {repo: {path: bytes}}
+hub.private    {repo: bool}; a private one is there for those who have the token
 hub.refuse     set to 401, say, and it answers that and no more
+hub.hang       a pattern of requests ("PUT /blob/.*") that get no answer while the test runs; `hub.hanging` is then set
+hub.truncated  names of files that break off in the middle
 """
 
 import base64
@@ -23,7 +26,8 @@ class Hub:
 
     def __init__(self):
         self.private, self.files, self.blobs, self.commits, self.requests = {}, {}, {}, [], []
-        self.url, self.refuse = None, None
+        self.url, self.refuse, self.hang, self.truncated = None, None, None, set()
+        self.hanging, self.closed = threading.Event(), threading.Event()
 
     @property
     def environment(self):
@@ -91,6 +95,11 @@ class _Handler(BaseHTTPRequestHandler):
         hub.requests.append(f"{self.command} {path}")
         if hub.refuse:
             return self._answer({"error": "refused"}, hub.refuse)
+        if hub.hang and re.fullmatch(hub.hang, f"{self.command} {path}"):
+            hub.hanging.set()
+            hub.closed.wait()
+            self.close_connection = True
+            return None
         for method, pattern, answer in _ROUTES:
             match = re.fullmatch(pattern, path)
             if match and self.command in method:
@@ -113,14 +122,28 @@ class _Handler(BaseHTTPRequestHandler):
     def validate_yaml(self, hub, body):
         self._answer({"errors": [], "warnings": []})
 
-    def info(self, hub, body, repo, _revision=None):
-        if repo not in hub.files:
-            return self._missing("RepoNotFound")
+    def _found(self, hub, repo, revision="main"):
+        """Whether a repository and a revision are there for who asks; answers what the Hub does where they are not."""
+        if hub.private.get(repo) and self.headers.get("Authorization") != f"Bearer {TOKEN}":
+            self._answer({"error": "Invalid username or password."}, 401, {"X-Error-Code": "RepoNotFound"})
+        elif repo not in hub.files:
+            self._missing("RepoNotFound")
+        elif revision not in ("main", hub.head(repo)):
+            self._missing("RevisionNotFound")
+        else:
+            return True
+        return False
+
+    def info(self, hub, body, repo, revision="main"):
+        if not self._found(hub, repo, revision):
+            return
         siblings = [{"rfilename": path} for path in hub.files[repo]]
         info = {"id": repo, "private": hub.private[repo], "sha": hub.head(repo), "siblings": siblings, "tags": []}
         self._answer({"_id": "0", "modelId": repo, "downloads": 0, "likes": 0, **info})
 
-    def tree(self, hub, body, repo, folder):
+    def tree(self, hub, body, repo, revision, folder):
+        if not self._found(hub, repo, revision):
+            return
         entries = [
             {"type": "file", "path": path, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
             for path, data in hub.files[repo].items()
@@ -157,14 +180,16 @@ class _Handler(BaseHTTPRequestHandler):
         oid = hub.head(repo)
         self._answer({"success": True, "commitOid": oid, "commitUrl": f"{hub.url}/{repo}/commit/{oid}"})
 
-    def resolve(self, hub, body, repo, path):
-        if repo not in hub.files:
-            return self._missing("RepoNotFound")
+    def resolve(self, hub, body, repo, revision, path):
+        if not self._found(hub, repo, revision):
+            return
         if path not in hub.files[repo]:
             return self._missing("EntryNotFound")
         data = hub.files[repo][path]
-        etag = f'"{hashlib.sha256(data).hexdigest()}"'
-        self._answer(data, headers={"ETag": etag, "X-Repo-Commit": hub.head(repo)})
+        headers = {"ETag": f'"{hashlib.sha256(data).hexdigest()}"', "X-Repo-Commit": hub.head(repo)}
+        if path in hub.truncated and self.command == "GET":
+            data, self.close_connection = data[: len(data) // 2], True
+        self._answer(data, headers=headers)
 
 
 _REPO = r"([\w.-]+/[\w.-]+)"
@@ -174,12 +199,12 @@ _ROUTES = [
     ("POST", "/api/validate-yaml", _Handler.validate_yaml),
     ("GET", f"/api/models/{_REPO}", _Handler.info),
     ("GET", f"/api/models/{_REPO}/revision/(.+)", _Handler.info),
-    ("GET", f"/api/models/{_REPO}/tree/[^/]+(?:/(.+))?", _Handler.tree),
+    ("GET", f"/api/models/{_REPO}/tree/([^/]+)(?:/(.+))?", _Handler.tree),
     ("POST", f"/api/models/{_REPO}/preupload/main", _Handler.preupload),
     ("POST", f"/{_REPO}\\.git/info/lfs/objects/batch", _Handler.lfs_batch),
     ("PUT", r"/blob/(\w+)", _Handler.put_blob),
     ("POST", f"/api/models/{_REPO}/commit/main", _Handler.commit),
-    (("GET", "HEAD"), f"/{_REPO}/resolve/[^/]+/(.+)", _Handler.resolve),
+    (("GET", "HEAD"), f"/{_REPO}/resolve/([^/]+)/(.+)", _Handler.resolve),
 ]
 
 
@@ -194,6 +219,7 @@ def local_hub():
     try:
         yield server.hub
     finally:
+        server.hub.closed.set()
         server.shutdown()
         server.server_close()
         thread.join()

@@ -2,12 +2,27 @@
 
 from pathlib import Path
 
+# What the card shows unless it is told otherwise; photographs without people.
+_EXAMPLES = ("rocket", "coffee", "chelsea")
+
 
 def add_arguments(parser):
     """Adds what `minigpt4 export` and trainer_scripts/push_to_hub.py take."""
     parser.add_argument("--model", required=True, metavar="embedded|DIR|ID", help="the model to export")
     parser.add_argument("--output", required=True, metavar="DIR", help="a new folder, or an earlier export to replace")
     parser.add_argument("--light", action="store_true", help="store the trained weights only, not the frozen parts")
+    parser.add_argument(
+        "--examples",
+        nargs="*",
+        metavar="FILE",
+        help="pictures to show in the model card, with what the model says about them; no FILE: none "
+        "(default: photographs of scikit-image, where that is installed)",
+    )
+    parser.add_argument(
+        "--results",
+        metavar="FILE",
+        help="JSON of benchmarks/photographs.py for the card's metrics (default: evaluation.json beside the model's folder)",
+    )
     parser.add_argument("--push", metavar="REPO", help="upload it to this Hub repository in one commit")
     parser.add_argument("--private", action="store_true", help="with --push: the repository is a private one")
 
@@ -18,24 +33,49 @@ def run(arguments):
         raise ValueError("--private is about the repository that --push uploads to; add --push REPO")
     from ..modeling_minigpt4 import export as hub_folder
     from ..models import load
+    from ..records import training_runs
 
     hub_folder.check_target(arguments.output)
+    card_data, training = _card_data(arguments.model, arguments.results), training_runs(arguments.model)
+    examples = _examples(arguments.examples)
     model, processor = load(arguments.model)
     if arguments.light:
         hub_folder.check_light(model)
     repo_id = arguments.push and hub_folder.create_repository(arguments.push, private=arguments.private)
-    directory = hub_folder.export(model, processor, arguments.output, arguments.light, _card_data(arguments.model), repo_id)
-    size = sum(path.stat().st_size for path in directory.iterdir()) / 1e6
+    directory = hub_folder.export(
+        model, processor, arguments.output, arguments.light, card_data, repo_id, examples, training
+    )
+    size = sum(path.stat().st_size for path in directory.rglob("*") if path.is_file()) / 1e6
     print(f"{arguments.output}: {'trained weights only' if arguments.light else 'every weight'}, {size:.1f} MB")
     if repo_id:
-        print(f"pushed to {hub_folder.push(directory, repo_id)}")
+        print(f"pushed to {hub_folder.push(directory, repo_id).commit_url}")
 
 
-def _card_data(name):
-    """The metadata of the model's own README.md (datasets, results): they hold for its export, too. None without one."""
-    path = Path(name) / "README.md"
-    if not path.is_file():
-        return None
-    from huggingface_hub import ModelCard
+def _card_data(name, results):
+    """The metadata of the model's own README.md, which holds for its export, too, and the newest scores there are."""
+    from ..modeling_minigpt4.card import as_dict
+    from ..records import evaluation_file, evaluation_results
 
-    return ModelCard.load(path).data
+    path, data = Path(name) / "README.md", {}
+    if path.is_file():
+        from huggingface_hub import ModelCard
+
+        data = as_dict(ModelCard.load(path).data)
+    if scores := results or evaluation_file(name):
+        data["eval_results"] = evaluation_results(scores)
+    return data
+
+
+def _examples(files):
+    """The `Example`s to show: those named on the command line, or by default scikit-image's, where it is installed."""
+    from ..modeling_minigpt4.card import Example
+    from ..processing.image_processing_minigpt4 import load_image
+
+    if files is not None:
+        return [Example(Path(file).stem, load_image(file)) for file in files]
+    from ..photographs import CREDITS, photograph
+
+    try:
+        return [Example(name, photograph(name), CREDITS[name]) for name in _EXAMPLES]
+    except ModuleNotFoundError:
+        return []

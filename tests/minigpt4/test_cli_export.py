@@ -49,6 +49,25 @@ def command(arguments, hub, tmp_path):
     return finished
 
 
+def files_in(folder):
+    """{path inside: content} of a folder."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def in_python(code, hub, tmp_path, **environment):
+    """Runs Python code in a process of its own that speaks with our Hub; returns what it prints, as JSON."""
+    finished = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, **hub.environment, "HF_HOME": str(tmp_path / "hf"), **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stderr
+    return json.loads(finished.stdout.splitlines()[-1])
+
+
 def edit_json(path, **fields):
     path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
 
@@ -78,6 +97,26 @@ def test_export(source, original, processor, tmp_path, picture, monkeypatch, cap
     assert "| COCO | coverage | 2.22 |" in Path("out/README.md").read_text()
 
 
+def test_examples_and_results_of_the_card(source, picture, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    picture().save("mine.png")
+    Path("scores.json").write_text('{"data": "My set", "n": 3, "short": {"cider": 0.25}}')
+    command = ["export", "--model", "source", "--output", "out"]
+    assert main([*command, "--examples", "mine.png", "--results", "scores.json"]) == 0
+    card = ModelCard.load("out/README.md")
+    assert [shown["src"] for shown in card.data.widget] == ["examples/1-mine.jpg"]
+    assert card.data.eval_results[0].metric_value == 0.25
+    assert "| My set, 3 pictures | cider (short) | 0.25 |" in card.text
+    # Without scikit-image there are no pictures to show, and with an empty list neither.
+    monkeypatch.setitem(sys.modules, "skimage", None)
+    assert main(command) == 0
+    assert not Path("out/examples").exists()
+    capsys.readouterr()
+    for wrong, message in ((["--results", "nothere.json"], "nothere.json"), (["--examples", "scores.json"], "scores.json")):
+        assert main([*command, *wrong]) == 2
+        assert one_line(capsys).startswith(f"minigpt4 export: {message}: ")
+
+
 @pytest.mark.parametrize("projection", ["shipped", "another"])
 def test_export_embedded_light(projection, tmp_path, monkeypatch, capsys):
     if projection == "shipped" and not embedded.SHIPPED_PROJECTION.exists():
@@ -99,13 +138,107 @@ def test_push_is_one_commit_that_others_load(source, original, processor, hub, t
     assert f"pushed to {hub.url}/tester/mine/commit/" in finished.stdout
     [commit] = hub.commits
     assert commit["repo"] == "tester/mine"
-    assert commit["files"] == {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    assert commit["files"] == files_in(tmp_path / "out")
     assert b'repo = "tester/mine"' in commit["files"]["README.md"]
     assert hub.private["tester/mine"]
     # The same from the Hub as from a folder, though files come one by one there.
     report = consume("tester/mine", tmp_path / "again", picture(), **hub.environment)
     monkeypatch.chdir(tmp_path)
     assert report["answers"] == dict.fromkeys(report["answers"], answer(original, processor)[0])
+
+
+PUSH_FROM_PYTHON = """
+import json
+from minigpt4.modeling_minigpt4.export import export
+from minigpt4.models import load
+model, processor = load("source")
+model.push_to_hub("tester/python", tags="mine")
+commit = processor.push_to_hub("tester/python", commit_message="the processor")
+export(model, processor, "exported", repo_id="tester/python")
+print(json.dumps(commit.oid))
+"""
+
+
+def test_push_from_python_makes_the_same_repository(source, original, processor, hub, tmp_path, picture, monkeypatch):
+    assert in_python(PUSH_FROM_PYTHON, hub, tmp_path) == hub.head("tester/python")
+    assert [commit["summary"] for commit in hub.commits] == ["Export of minigpt4-hf", "the processor"]
+    pushed, exported = hub.files["tester/python"], files_in(tmp_path / "exported")
+    assert b"\n- mine\n" in pushed["README.md"]
+    assert {**pushed, "README.md": pushed["README.md"].replace(b"- mine\n", b"")} == exported
+    report = consume("tester/python", tmp_path / "again", picture(), **hub.environment)
+    monkeypatch.chdir(tmp_path)
+    assert report["answers"] == dict.fromkeys(report["answers"], answer(original, processor)[0])
+
+
+PUSH_WITHOUT_THIS_PACKAGE = """
+import json, sys
+sys.modules["minigpt4"] = None
+from transformers import AutoModel, AutoProcessor
+for auto in (AutoModel, AutoProcessor):
+    auto.from_pretrained("source", trust_remote_code=True).push_to_hub("tester/copy")
+print(json.dumps("pushed"))
+"""
+
+
+def test_exported_code_pushes_as_transformers_does(source, hub, tmp_path):
+    modules = str(tmp_path / "modules")
+    assert in_python(PUSH_WITHOUT_THIS_PACKAGE, hub, tmp_path, HF_MODULES_CACHE=modules) == "pushed"
+    assert len(hub.commits) == 2
+    wanted = {"config.json", "model.safetensors", "modeling_minigpt4.py", "processor_config.json", "processing_minigpt4.py"}
+    assert wanted <= set(hub.files["tester/copy"])
+
+
+@pytest.mark.parametrize("moment", ["PUT /blob/.*", "POST .*/commit/main"])
+def test_an_interrupted_push_leaves_the_old_revision_whole(moment, source, hub, tmp_path):
+    hub.files["tester/mine"], hub.private["tester/mine"] = files_in(source), False
+    head, before = hub.head("tester/mine"), dict(hub.files["tester/mine"])
+    hub.hang = moment
+    arguments = ["--model", source, "--output", tmp_path / "out", "--push", "tester/mine", "--examples"]
+    pushing = subprocess.Popen(
+        [sys.executable, str(SCRIPTS / "push_to_hub.py"), *map(str, arguments)],
+        env={**os.environ, **hub.environment, "HF_HOME": str(tmp_path / "hf")},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    assert hub.hanging.wait(300)
+    pushing.kill()
+    pushing.wait()
+    assert (hub.commits, hub.head("tester/mine"), hub.files["tester/mine"]) == ([], head, before)
+    load_it = "import json, minigpt4.models as m; m.load('tester/mine'); print(json.dumps('loaded'))"
+    assert in_python(load_it, hub, tmp_path) == "loaded"
+
+
+ERRORS = """
+import json
+from minigpt4 import MiniGPT4ForConditionalGeneration
+from minigpt4.models import load
+
+def message(call, *arguments, **named):
+    try:
+        call(*arguments, **named)
+    except (ValueError, OSError) as error:
+        return str(error)
+
+print(json.dumps({
+    "private": message(load, "tester/private"),
+    "absent": message(load, "tester/absent"),
+    "revision": message(MiniGPT4ForConditionalGeneration.from_pretrained, "tester/cut", revision="nothere"),
+    "truncated": message(load, "tester/cut"),
+}))
+"""
+
+
+def test_a_client_is_told_what_is_wrong(source, hub, tmp_path):
+    hub.files["tester/private"] = hub.files["tester/cut"] = files_in(source)
+    hub.private.update({"tester/private": True, "tester/cut": False})
+    hub.truncated = {"model.safetensors"}
+    told = in_python(ERRORS, hub, tmp_path, HF_TOKEN="", HF_HUB_DISABLE_IMPLICIT_TOKEN="1")
+    for name in ("private", "absent"):
+        assert told[name].startswith(f"tester/{name}: no such folder, and the Hub does not give it"), told
+        assert "`hf auth login`" in told[name]
+    assert "nothere is not a valid git identifier" in told["revision"]
+    assert told["truncated"].startswith("tester/cut: ") and "size" in told["truncated"]
+    assert all(len(told[name].splitlines()) == 1 for name in ("private", "absent", "truncated")), told
 
 
 def test_pushing_again_replaces_the_weights(source, hub, tmp_path):

