@@ -1,5 +1,8 @@
 """MiniGPT-4 under the tests that transformers runs on its own models: `make test-transformers`.
 
+Nothing is skipped here. What is skipped, the common tests skip themselves, and `pytest -rs` says why: no such hardware or
+library, a slow test, a feature that the model has not (experts, a sliding window, an encoder and decoder).
+
 Not called test_*.py, so that a plain `pytest`, which may have no network, leaves it alone.
 """
 
