@@ -1,4 +1,4 @@
-# make quickstart | test | test-floor | lint | bench: each sets itself up in .venv first.
+# make quickstart | test | test-transformers | test-floor | lint | bench: each sets itself up in .venv first.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -6,7 +6,7 @@ CONSTRAINTS ?= constraints.txt
 # CPU-only machines take torch's CPU build, GPU machines what PyPI has: the constraints pin the version of either.
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
 
-.PHONY: quickstart test test-floor lint bench setup
+.PHONY: quickstart test test-transformers test-floor lint bench setup
 
 quickstart: setup
 	$(BIN)/minigpt4 quickstart
@@ -15,12 +15,18 @@ test: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest
+	$(MAKE) test-transformers
+
+# transformers' own tests on our model: from its sdist, which is fetched into .cache once for each version.
+test-transformers: setup
+	$(BIN)/python -m pytest -rs tests/transformers_suite/suite.py
 
 # The tests on the oldest transformers that pyproject.toml allows, in an environment of its own.
 test-floor:
 	sed 's/^transformers==.*/transformers==5.18.0/; /^huggingface_hub==/d; /^tokenizers==/d' constraints.txt > .constraints-floor.txt
 	$(MAKE) setup VENV=.venv-floor CONSTRAINTS=.constraints-floor.txt
 	.venv-floor/bin/python -m pytest
+	.venv-floor/bin/python -m pytest -rs tests/transformers_suite/suite.py
 
 lint: setup
 	$(BIN)/ruff check --fix .

@@ -24,6 +24,7 @@ Deviations, with their reasons:
 
 from dataclasses import dataclass
 from importlib import import_module
+from typing import Unpack
 
 import torch
 from torch import nn
@@ -37,7 +38,7 @@ from transformers.generation import (
 )
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
 from transformers.modeling_utils import PreTrainedModel
-from transformers.utils import can_return_tuple, torch_compilable_check
+from transformers.utils import TransformersKwargs, can_return_tuple, torch_compilable_check
 
 from ..configuration.configuration_minigpt4 import MiniGPT4Config
 from .efficientnet_lite import EfficientNetLiteModel
@@ -165,7 +166,10 @@ class MiniGPT4Model(MiniGPT4PreTrainedModel):
 
         It is the same in every epoch, so that training may compute it once and pass it as `vision_features`.
         """
-        patches = self.vision_tower(pixel_values, return_dict=True).last_hidden_state
+        return self._shorten(self.vision_tower(pixel_values, return_dict=True).last_hidden_state)
+
+    def _shorten(self, patches):
+        """The tower's [N, extra + P, V] to as many as there are visual tokens: [N, Q, C]."""
         if self.qformer is None:
             return self._merge_patches(patches)
         queries = self.query_tokens.expand(len(patches), -1, -1)
@@ -180,16 +184,26 @@ class MiniGPT4Model(MiniGPT4PreTrainedModel):
     def get_image_features(self, pixel_values=None, vision_features=None, **kwargs):
         """The visual tokens as the LLM reads them: `pooler_output` [N, Q, D].
 
+        Everything else in the output is the vision tower's, None if it was not run.
+
         Args:
             pixel_values: float [N, 3, H, W], as the image processor gives them.
             vision_features: [N, Q, C] in their place, kept from an earlier `get_vision_features`.
+            **kwargs: `output_hidden_states`, `output_attentions` and what else the vision tower takes.
         """
+        tower = {}
         if vision_features is None:
-            vision_features = self.get_vision_features(pixel_values)
+            tower = self.vision_tower(pixel_values, return_dict=True, **kwargs)
+            vision_features = self._shorten(tower.last_hidden_state)
         # The weights of a linear layer that is wrapped (LoRA) or quantized may lie deeper: any parameter tells the dtype.
         dtype = next(self.projection.parameters()).dtype
         projected = self.projection(vision_features.to(dtype if dtype.is_floating_point else vision_features.dtype))
-        return BaseModelOutputWithPooling(last_hidden_state=vision_features, pooler_output=projected)
+        return BaseModelOutputWithPooling(
+            last_hidden_state=tower.get("last_hidden_state"),
+            pooler_output=projected,
+            hidden_states=tower.get("hidden_states"),
+            attentions=tower.get("attentions"),
+        )
 
     def get_placeholder_mask(self, input_ids, inputs_embeds, image_features):
         """Where the visual tokens go: bool [B, L, 1]. Raises ValueError, naming both counts, if they do not match."""
@@ -217,7 +231,7 @@ class MiniGPT4Model(MiniGPT4PreTrainedModel):
         inputs_embeds: torch.FloatTensor | None = None,
         vision_features: torch.FloatTensor | None = None,
         mm_encoder_outputs: dict | None = None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ):
         """Returns the LLM's hidden states [B, L, D].
 
@@ -385,7 +399,7 @@ class MiniGPT4ForConditionalGeneration(MiniGPT4PreTrainedModel, GenerationMixin)
         logits_to_keep: int | torch.Tensor = 0,
         vision_features: torch.FloatTensor | None = None,
         mm_encoder_outputs: dict | None = None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ):
         """Returns logits [B, L, vocabulary] and, with labels, the mean cross-entropy over the answer tokens.
 
@@ -393,15 +407,21 @@ class MiniGPT4ForConditionalGeneration(MiniGPT4PreTrainedModel, GenerationMixin)
             labels: [B, L], -100 wherever no answer token stands. In train mode only the logits of answer tokens are
                 computed and `logits` is None. With `position_ids` that restart, a row holds several packed sequences,
                 which do not see each other.
+            shift_labels: labels already moved one to the left, in place of `labels`: what a Trainer that cuts sequences
+                in pieces (context parallelism) passes, for each piece's last token is predicted in the next one.
             logits_to_keep: compute logits only for that many last positions, or for an index tensor of positions;
                 0 means all of them.
             Everything else: see `MiniGPT4Model.forward`.
         """
-        if labels is not None:
+        # No parameter of its own: the Trainer expects a batch to hold every parameter that has "label" in its name.
+        targets = kwargs.pop("shift_labels", None)
+        if targets is None and labels is not None:
+            targets = nn.functional.pad(labels[:, 1:], (0, 1), value=-100)
+        if targets is not None:
             kwargs["use_cache"] = False
             if position_ids is not None:  # packed: transformers finds the borders itself, if no mask says otherwise
                 attention_mask = None
-        loss_arguments = {"num_items_in_batch": kwargs.pop("num_items_in_batch", None)}
+        loss_arguments = {"labels": None, "num_items_in_batch": kwargs.pop("num_items_in_batch", None)}
         outputs = self.model(
             input_ids=input_ids,
             pixel_values=pixel_values,
@@ -416,14 +436,14 @@ class MiniGPT4ForConditionalGeneration(MiniGPT4PreTrainedModel, GenerationMixin)
         )
         hidden = outputs.last_hidden_state
         loss, logits = None, None
-        if labels is not None and self.training:
-            loss = self._answer_loss(hidden, labels, **loss_arguments)
+        if targets is not None and self.training:
+            loss = self._answer_loss(hidden, targets, **loss_arguments)
         else:
             keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
             # A slice that is not contiguous would make PyTorch's CPU matmul copy the head's weights for each row.
             logits = self.lm_head(hidden[:, keep, :].contiguous())
-            if labels is not None:
-                loss = self.loss_function(logits, labels, vocab_size=logits.shape[-1], **loss_arguments)
+            if targets is not None:
+                loss = self.loss_function(logits, shift_labels=targets, vocab_size=logits.shape[-1], **loss_arguments)
         return MiniGPT4CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
@@ -433,13 +453,11 @@ class MiniGPT4ForConditionalGeneration(MiniGPT4PreTrainedModel, GenerationMixin)
             image_hidden_states=outputs.image_hidden_states,
         )
 
-    def _answer_loss(self, hidden, labels, **loss_arguments):
-        """Cross-entropy where a label stands: hidden [B, L, D], labels [B, L] -> scalar."""
-        targets = labels[:, 1:]
+    def _answer_loss(self, hidden, targets, **loss_arguments):
+        """Cross-entropy where a next token is named: hidden [B, L, D], targets [B, L] -> scalar."""
         predicts = targets != -100
-        logits = self.lm_head(hidden[:, :-1][predicts])
-        targets = targets[predicts]
-        return self.loss_function(logits, labels=None, shift_labels=targets, vocab_size=logits.shape[-1], **loss_arguments)
+        logits = self.lm_head(hidden[predicts])
+        return self.loss_function(logits, shift_labels=targets[predicts], vocab_size=logits.shape[-1], **loss_arguments)
 
 
 def _build_vision_tower(config):

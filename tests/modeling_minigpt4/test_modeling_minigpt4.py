@@ -72,7 +72,8 @@ def test_vision_features_are_the_originals(original, parity):
     close(vit.last_hidden_state, expected["ln_vision_output"], 1e-5)
     for layer, hidden in enumerate(qformer.hidden_states):
         close(hidden, expected[f"qformer_hidden_{layer}"], 1e-5)
-    close(image.last_hidden_state, expected["qformer_last_hidden_state"], 1e-5)
+    close(image.last_hidden_state, expected["ln_vision_output"], 1e-5)
+    close(original.model.get_vision_features(expected["pixel_values"]), expected["qformer_last_hidden_state"], 1e-5)
     close(image.pooler_output, expected["projected"], 1e-5)
 
 
@@ -131,7 +132,7 @@ def test_without_qformer_four_neighbouring_patches_are_merged(original, tiny_con
     expected = parity("out_vision.pth")
     image = model.get_image_features(expected["pixel_values"], return_dict=True)
     patches = expected["ln_vision_output"][:, 1:].view(2, 16 // 4, 32 * 4)
-    close(image.last_hidden_state, patches, 1e-5)
+    close(model.model.get_vision_features(expected["pixel_values"]), patches, 1e-5)
     projection = torch.nn.functional.linear(patches, weights["model.projection.weight"], weights["model.projection.bias"])
     close(image.pooler_output, projection, 1e-5)
 
@@ -262,6 +263,17 @@ def test_loss_over_accumulated_batches_is_that_of_one(original, processor, capti
     close(sum(parts), original(**whole).loss, 1e-5)
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_labels_that_the_trainer_has_moved_give_the_same_loss(training, original, collator, captions):
+    """Context parallelism moves labels before it cuts a sequence, and passes them as `shift_labels`."""
+    batch, original = collator(captions), original.train(training)
+    loss = original(**batch).loss
+    labels = batch.pop("labels")
+    moved = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=-100)
+    close(original(**batch, shift_labels=moved).loss, loss, 0)
+    close(original(**batch, labels=torch.zeros_like(labels), shift_labels=moved).loss, loss, 0)
+
+
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing_enable")  # its successor is not in 5.18 yet
 def test_checkpointed_activations_give_the_same_gradient(original, collator, captions):
     """It looks at train mode, which the frozen LLM must therefore follow."""
@@ -378,8 +390,9 @@ def test_three_projection_layers(tiny_config, parity):
     expected = {f"{name}.weight": shape for name, shape in zip(names, shapes, strict=True)}
     assert trained == {**expected, **{f"{name}.bias": (48,) for name in names}}
     first, second, third = model.model.projection[::2]
-    image = model.get_image_features(parity("out_vision.pth")["pixel_values"], return_dict=True)
-    inner = torch.nn.functional.gelu(second(torch.nn.functional.gelu(first(image.last_hidden_state))))
+    features = model.model.get_vision_features(parity("out_vision.pth")["pixel_values"])
+    image = model.get_image_features(vision_features=features, return_dict=True)
+    inner = torch.nn.functional.gelu(second(torch.nn.functional.gelu(first(features))))
     close(image.pooler_output, third(inner), 1e-6)
 
 
