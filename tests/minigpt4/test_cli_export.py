@@ -197,7 +197,7 @@ def test_an_interrupted_push_leaves_the_old_revision_whole(moment, source, hub, 
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    assert hub.hanging.wait(300)
+    assert hub.hanging.wait(600)
     pushing.kill()
     pushing.wait()
     assert (hub.commits, hub.head("tester/mine"), hub.files["tester/mine"]) == ([], head, before)
