@@ -159,15 +159,12 @@ print(json.dumps(commit.oid))
 """
 
 
-def test_push_from_python_makes_the_same_repository(source, original, processor, hub, tmp_path, picture, monkeypatch):
+def test_push_from_python_makes_the_same_repository(source, hub, tmp_path):
     assert in_python(PUSH_FROM_PYTHON, hub, tmp_path) == hub.head("tester/python")
     assert [commit["summary"] for commit in hub.commits] == ["Export of minigpt4-hf", "the processor"]
     pushed, exported = hub.files["tester/python"], files_in(tmp_path / "exported")
     assert b"\n- mine\n" in pushed["README.md"]
     assert {**pushed, "README.md": pushed["README.md"].replace(b"- mine\n", b"")} == exported
-    report = consume("tester/python", tmp_path / "again", picture(), **hub.environment)
-    monkeypatch.chdir(tmp_path)
-    assert report["answers"] == dict.fromkeys(report["answers"], answer(original, processor)[0])
 
 
 PUSH_WITHOUT_THIS_PACKAGE = """
@@ -200,7 +197,7 @@ def test_an_interrupted_push_leaves_the_old_revision_whole(moment, source, hub, 
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    assert hub.hanging.wait(300)
+    assert hub.hanging.wait(600)
     pushing.kill()
     pushing.wait()
     assert (hub.commits, hub.head("tester/mine"), hub.files["tester/mine"]) == ([], head, before)
