@@ -15,8 +15,11 @@ from pathlib import Path
 import torch
 from torch.nn import functional
 from transformers import Blip2QFormerConfig, Blip2VisionConfig
+from transformers.utils import logging
 
 from .repositories import check_is_weights
+
+logger = logging.get_logger(__name__)
 
 _EVA_STEM = {
     "cls_token": "embeddings.class_embedding",
@@ -179,10 +182,16 @@ def mend_llama_config(config):
     They say bos 0, eos 1, pad -1; LLaMA's are 1 and 2. The 32,001st token that Vicuna v0 added is its padding: it stays in
     the table, for it is part of the softmax that the authors ran.
     """
-    if config.model_type == "llama" and (config.bos_token_id, config.eos_token_id) == (0, 1):
+    if config.model_type != "llama":
+        return config
+    if (config.bos_token_id, config.eos_token_id) == (0, 1):
         config.bos_token_id, config.eos_token_id = 1, 2
-    if config.model_type == "llama" and config.pad_token_id in (None, -1, 0):  # 0 is <unk>, which marks pictures
-        config.pad_token_id = _VICUNA_PAD if config.vocab_size == _VICUNA_PAD + 1 else config.eos_token_id
+        logger.warning("The LLM's config says bos 0 and eos 1, as old conversions of LLaMA do; mended to 1 and 2.")
+    if config.pad_token_id in (None, -1, 0):  # 0 is <unk>, which marks pictures
+        config.pad_token_id = config.eos_token_id
+        if config.vocab_size == _VICUNA_PAD + 1:
+            config.pad_token_id = _VICUNA_PAD
+            logger.warning(f"The LLM has {config.vocab_size} tokens, as Vicuna v0 has; the last one is its padding.")
     return config
 
 

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from minigpt4.cli import main
-from minigpt4.modeling_minigpt4.convert import eva_vit_weights, mend_llama_config, read_checkpoint
+from minigpt4.modeling_minigpt4.convert import eva_vit_weights, logger, mend_llama_config, read_checkpoint
 from minigpt4.modeling_minigpt4.originals import load_originals
 from minigpt4.models import load
 
@@ -110,7 +110,9 @@ def test_position_embeddings_of_another_picture_size(parity_dir):
     torch.testing.assert_close(resized[0, 1:].float(), expected, atol=2e-3, rtol=0)  # stored in half precision
 
 
-def test_vicuna_v0_is_mended(files, tmp_path):
+def test_vicuna_v0_is_mended_and_it_is_said(files, tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(logger, "warning", said.append)
     folder = tmp_path / "vicuna"
     shutil.copytree(files["text"], folder)
     config = json.loads((folder / "config.json").read_text())
@@ -121,6 +123,7 @@ def test_vicuna_v0_is_mended(files, tmp_path):
     assert model.generation_config.eos_token_id == 2
     text.vocab_size, text.pad_token_id = 32001, -1
     assert mend_llama_config(text).pad_token_id == 32000
+    assert ["bos 0 and eos 1" in said[0], "32001 tokens" in said[1], len(said)] == [True, True, 2]
 
 
 def swapped(files):
