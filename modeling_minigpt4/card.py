@@ -80,7 +80,7 @@ def model_card(model, repo_id, light=False, card_data=None, requirements=(), exa
     Args:
         model: the exported model.
         repo_id: the name that the card's code loads.
-        light: whether the export holds the trained tensors only.
+        light: whether the export leaves base parts to their own repositories.
         card_data: see `export`; metrics come from its `eval_results` and from nowhere else.
         requirements: lines of the export's requirements.txt.
         examples: an `Answered` for each picture.

@@ -72,7 +72,7 @@ def export(model, processor, directory, light=False, card_data=None, repo_id=Non
         model: a `MiniGPT4ForConditionalGeneration`, left as it is.
         processor: its `MiniGPT4Processor`.
         directory: a new or empty folder, or an earlier export, which is replaced.
-        light: store the trained tensors only; `config.base_parts` says where the others come from.
+        light: leave out what `config.base_parts` gives: for a trained model, store the trained tensors alone.
         card_data: `ModelCardData` or a dict of its fields, for what the model itself does not tell: datasets, language,
             `eval_results`. It has the last word, but for `tags`, which are added.
         repo_id: the name that the model card's example loads; by default that of the folder.

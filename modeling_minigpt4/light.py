@@ -30,7 +30,7 @@ _HUB_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only", "force_d
 
 
 def is_light(repo, arguments):
-    """Whether a folder or Hub repository holds only trained tensors. `arguments`: those of `from_pretrained`."""
+    """Whether a folder or Hub repository leaves parts to others. `arguments`: those of `from_pretrained`."""
     if repo is None or arguments.get("state_dict") is not None:
         return False
     config, _ = PreTrainedConfig.get_config_dict(repo, **_hub_arguments(arguments))
@@ -79,6 +79,7 @@ def assemble(cls, config, given, source="the trained tensors", hub=None, **argum
             if name in expected and name not in given:
                 _check_shape(name, tensor, expected[name], origin["repo"])
         weights.update(tensors)
+    weights.update(_norm_without_qformer(config))
     arguments["dtype"] = _dtype(arguments.get("dtype"), config)
     with_info = arguments.pop("output_loading_info", False)
     model, info = cls.from_pretrained(
@@ -89,6 +90,14 @@ def assemble(cls, config, given, source="the trained tensors", hub=None, **argum
     if missing:
         raise ValueError(f"{source}: not complete with its base parts; missing: {missing[0]}, the first of {len(missing)}")
     return (model, info) if with_info else model
+
+
+def _norm_without_qformer(config):
+    """BLIP-2's `ln_vision` came with its Q-Former: the authors' variant without one leaves it as a LayerNorm begins."""
+    if config.qformer_config is not None or config.vision_config.model_type != "blip_2_vision_model":
+        return {}
+    name, width = "model.vision_tower.post_layernorm", config.vision_config.hidden_size
+    return {f"{name}.weight": torch.ones(width), f"{name}.bias": torch.zeros(width)}
 
 
 def variant_of(shape):

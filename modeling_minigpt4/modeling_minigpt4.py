@@ -94,7 +94,7 @@ class MiniGPT4PreTrainedModel(PreTrainedModel):
         return loaded
 
     def save_pretrained(self, save_directory, is_main_process=True, state_dict=None, **kwargs):
-        """Saves the trained tensors alone if `config.base_parts` says where the others are, else every weight."""
+        """Saves what no part of `config.base_parts` gives, or every weight if it names none."""
         if state_dict is None and self.config.base_parts is not None:
             state_dict = own_tensors(self) or None
         super().save_pretrained(save_directory, is_main_process, state_dict, **kwargs)

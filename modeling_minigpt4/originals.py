@@ -7,8 +7,6 @@ qformer     blip2_pretrained_flant5xxl.pth; none for the Llama-2 variant
 text        the LLM: a Hub id or a folder
 """
 
-import torch
-
 from ..configuration.configuration_minigpt4 import MiniGPT4Config
 from ..processing.chat_templates import LLAMA_2, VICUNA_V0
 from ..processing.processing_minigpt4 import MiniGPT4Processor
@@ -58,10 +56,6 @@ def load_originals(projection, vision, text, qformer=None, dims=None, **argument
     )
     _check_variant(given["model.projection.weight"], config, qformer)
     weights |= eva_vit_weights(eyes, config.vision_config.num_hidden_layers, config.num_patches)
-    if qformer is None:  # the authors' variant without Q-Former never loads BLIP-2, and so leaves ln_vision as it was made
-        width = config.vision_config.hidden_size
-        weights["model.vision_tower.post_layernorm.weight"] = torch.ones(width)
-        weights["model.vision_tower.post_layernorm.bias"] = torch.zeros(width)
     weights |= given
     _check_finite(weights)
     model = assemble(MiniGPT4ForConditionalGeneration, config, weights, source=str(projection), **arguments)

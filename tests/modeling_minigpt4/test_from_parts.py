@@ -104,6 +104,16 @@ def test_a_fresh_projection_is_a_linear_layer_as_pytorch_draws_it(parts):
     assert first.bias.any()
 
 
+def test_without_qformer_the_norm_of_blip2_is_not_taken(parts, parity_dir, tokenizer, tmp_path):
+    projection = parity_dir / "checkpoints" / "pretrained_minigpt4_llama2_tiny.pth"
+    model = MiniGPT4ForConditionalGeneration.from_parts(**{**parts, "projection": projection}, qformer=None)
+    folder = export(model, MiniGPT4Processor.for_model(model.config, tokenizer), tmp_path / "light", light=True)
+    for one in (model, load(str(folder))[0]):
+        norm = one.model.vision_tower.post_layernorm
+        assert norm.weight.eq(1).all() and norm.bias.eq(0).all()
+    assert model.config.num_image_tokens == 4
+
+
 def test_without_qformer_and_with_another_tower_and_llm(tmp_path, tokenizer, picture):
     """Any vision tower and any causal LLM, whatever they call their tensors; an LLM in PyTorch's own format."""
     torch.manual_seed(0)
