@@ -22,6 +22,7 @@ Deviations, with their reasons:
 - Rows with other than one picture, or none, work.
 """
 
+import copy
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Unpack
@@ -76,7 +77,6 @@ class MiniGPT4PreTrainedModel(PreTrainedModel):
     # Small, and trained: its own precision (see the module) survives loading the rest in bf16 or fp16. A pattern from the
     # start of the name, for EVA's attention blocks have a `projection` too.
     _keep_in_fp32_modules_strict = [r"^(?:model\.)?projection\b"]
-    _keep_in_fp32_modules = _keep_in_fp32_modules_strict  # what quantizers ask for the parts that they leave alone
     _can_compile_fullgraph = True
     _supports_sdpa = True
     _supports_flash_attn = True
@@ -86,6 +86,8 @@ class MiniGPT4PreTrainedModel(PreTrainedModel):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
         """Loads a full or a light repository, as `PreTrainedModel.from_pretrained` does, and freezes it for training."""
+        if kwargs.get("quantization_config") is not None:
+            kwargs["quantization_config"] = _sparing_the_projection(kwargs["quantization_config"])
         if is_light(pretrained_model_name_or_path, kwargs):
             loaded = load_light(cls, pretrained_model_name_or_path, **kwargs)
         else:
@@ -458,6 +460,15 @@ class MiniGPT4ForConditionalGeneration(MiniGPT4PreTrainedModel, GenerationMixin)
         predicts = targets != -100
         logits = self.lm_head(hidden[predicts])
         return self.loss_function(logits, shift_labels=targets[predicts], vocab_size=logits.shape[-1], **loss_arguments)
+
+
+def _sparing_the_projection(quantization_config):
+    """A copy that quantizes neither the projection, which is trained, nor the head, unless it says itself what to spare."""
+    quantization_config = copy.copy(quantization_config)
+    for field in ("llm_int8_skip_modules", "modules_to_not_convert"):  # bitsandbytes', and the other libraries' name
+        if getattr(quantization_config, field, ...) is None:
+            setattr(quantization_config, field, [*MiniGPT4PreTrainedModel._keep_in_fp32_modules_strict, "lm_head"])
+    return quantization_config
 
 
 def _build_vision_tower(config):
