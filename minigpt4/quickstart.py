@@ -20,7 +20,7 @@ from .generation import answers, caption_prompt, chat_prompt
 from .metrics import composed
 from .modeling_minigpt4.export import check_target, export
 from .models import load
-from .photographs import photograph
+from .photographs import CREDITS, photograph
 from .processing.datasets import PictureTexts, training_data
 from .processing.scenes import combination, noto, scenes
 from .recipes import load_recipe
@@ -142,8 +142,7 @@ class _Held:
 def describe_photographs():
     """[(picture, words)] of the shipped model about photographs that scikit-image carries."""
     model, processor = load("embedded")
-    names = ("rocket", "coffee", "chelsea", "astronaut")
-    pictures = [photograph(name) for name in names]
+    pictures = [photograph(name) for name in CREDITS]
     features = cache_features(model, processor, [{"image": picture} for picture in pictures])[:, 0]
     prompts = [chat_prompt(processor, "Describe this image in detail.")] * len(pictures)
     words = answers(model, processor, prompts, features, max_new_tokens=60)

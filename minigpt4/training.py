@@ -229,9 +229,7 @@ def load_model(section):
     fresh = section.projection != "base"
     model, processor = load_embedded(projection=None) if fresh and section.base == "embedded" else load(section.base)
     if section.projection == "fresh":
-        for layer in model.model.projection.modules():
-            if isinstance(layer, torch.nn.Linear):
-                layer.reset_parameters()
+        model.draw_projection()
     elif section.projection != "base":
         load_trained(model, projection)
     if model.config.base_parts is None:  # what is saved is light all the same

@@ -8,7 +8,6 @@ The configuration follows from those of the parts; `config.base_parts` names the
 from pathlib import Path
 
 from safetensors.torch import load_file
-from torch import nn
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
 from ..configuration.configuration_minigpt4 import MiniGPT4Config
@@ -27,9 +26,7 @@ def from_parts(cls, vision, text, qformer=FROM_VISION_REPO, projection=None, ima
     config = config_of_parts(vision, text, qformer, image_token, hub=hub, **(config or {}))
     model = assemble(cls, config, given, source=str(projection), hub=hub, **arguments)
     if projection is None:
-        for layer in model.model.projection.modules():
-            if isinstance(layer, nn.Linear) and not layer.weight.is_meta:
-                layer.reset_parameters()  # as PyTorch draws a layer, and the paper's was drawn
+        model.draw_projection()
     processor = MiniGPT4Processor.for_model(model.config, load_tokenizer(text, hub))
     model.generation_config = generation_defaults(model.config, processor)
     return model
@@ -45,7 +42,7 @@ def config_of_parts(vision, text, qformer=FROM_VISION_REPO, image_token=None, hu
     hub = hub or {}
     eyes, text_config = load_config(vision, hub), mend_llama_config(load_config(text, hub))
     fields["vision_config"] = getattr(eyes, "vision_config", None) or eyes
-    parts = {"vision_tower": vision, "language_model": text}
+    origins = {"vision_tower": origin_of(vision, eyes), "language_model": origin_of(text, text_config)}
     if qformer == FROM_VISION_REPO:
         qformer = vision if getattr(eyes, "qformer_config", None) is not None else None
     if qformer is not None:
@@ -54,10 +51,9 @@ def config_of_parts(vision, text, qformer=FROM_VISION_REPO, image_token=None, hu
             raise ValueError(f"{qformer}: its config.json has no qformer_config; expected a BLIP-2, or qformer=None")
         fields["qformer_config"] = queries.qformer_config
         fields.setdefault("num_query_tokens", queries.num_query_tokens)
-        parts["qformer"] = qformer
+        origins["qformer"] = origin_of(qformer, queries)
     if "image_token_id" not in fields:
         fields["image_token_id"] = image_token_id(load_tokenizer(text, hub), image_token, text)
-    origins = {part: origin_of(source, hub) for part, source in parts.items()}
     return MiniGPT4Config(text_config=text_config, base_parts=origins, dtype=text_config.dtype, **fields)
 
 
@@ -118,8 +114,8 @@ def load_config(source, hub=None):
         raise OSError(f"{source}: no folder or Hub repository of a model ({str(error).splitlines()[0]})") from error
 
 
-def origin_of(source, hub=None):
-    """{"repo", "revision"} for `config.base_parts`; on the Hub the commit that was read, so that it can never change."""
+def origin_of(source, config):
+    """{"repo", "revision"} for `config.base_parts`; on the Hub the commit that `config` was read from."""
     repo, revision = split_revision(source)
-    commit = None if Path(repo).is_dir() else getattr(load_config(source, hub), "_commit_hash", None)
+    commit = None if Path(repo).is_dir() else getattr(config, "_commit_hash", None)
     return {"repo": repo, "revision": commit or revision}

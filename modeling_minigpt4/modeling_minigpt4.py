@@ -124,6 +124,12 @@ class MiniGPT4PreTrainedModel(PreTrainedModel):
             part.requires_grad_(True)
         return self
 
+    def draw_projection(self):
+        """Draws the projection afresh, as PyTorch draws a linear layer, which is how the paper's began."""
+        for layer in self.base_model.projection.modules():
+            if isinstance(layer, nn.Linear) and not layer.weight.is_meta:
+                layer.reset_parameters()
+
     def train(self, mode=True):
         """Train mode for the LLM (activation checkpointing looks at it); frozen vision parts stay in eval mode."""
         super().train(mode)

@@ -51,7 +51,7 @@ def load_originals(projection, vision, text, qformer=None, dims=None, **argument
     config = MiniGPT4Config(
         text_config=text_config,
         image_token_id=image_token_id(tokenizer, None, text),
-        base_parts={"language_model": origin_of(text)},
+        base_parts={"language_model": origin_of(text, text_config)},
         **fields,
     )
     _check_variant(given["model.projection.weight"], config, qformer)

@@ -14,7 +14,6 @@ from local_hub import TOKEN, local_hub
 from safetensors.torch import load_file, save_file
 
 from minigpt4.cli import main
-from minigpt4.modeling_minigpt4 import embedded
 from minigpt4.modeling_minigpt4.embedded import load_embedded
 from minigpt4.modeling_minigpt4.export import export
 from minigpt4.models import load
@@ -119,8 +118,6 @@ def test_examples_and_results_of_the_card(source, picture, tmp_path, monkeypatch
 
 @pytest.mark.parametrize("projection", ["shipped", "another"])
 def test_export_embedded_light(projection, tmp_path, monkeypatch, capsys):
-    if projection == "shipped" and not embedded.SHIPPED_PROJECTION.exists():
-        pytest.skip("no projection ships yet")
     if projection == "another":
         monkeypatch.setattr("minigpt4.modeling_minigpt4.embedded.load_embedded", lambda: load_embedded(None))
     output = tmp_path / "out"
