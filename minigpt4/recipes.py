@@ -18,7 +18,8 @@ RECIPES = Path(__file__).parent.parent / "configuration" / "recipes"
 
 # Where a number is too small to mean anything.
 _AT_LEAST = {
-    **dict.fromkeys(("data.scenes", "data.views", "data.joined_captions"), 1),
+    **dict.fromkeys(("data.scenes", "data.views", "data.joined_captions", "data.shuffle_buffer", "data.image_size"), 1),
+    **dict.fromkeys(("data.held_out", "data.max_dropped_share"), 0),
     **dict.fromkeys(("data.detailed_answers", "data.short_answers", "data.plain_captions", "train.warmup_steps"), 0),
     **dict.fromkeys(("train.steps", "train.batch_size", "train.accumulation", "train.max_answer_tokens"), 1),
     **dict.fromkeys(("train.weight_decay", "train.feature_dropout", "train.min_learning_rate", "train.seed"), 0),
@@ -37,18 +38,36 @@ class ModelSection:
 
 
 @dataclass
-class DataSection:
-    """What is learned from. Pictures are read from `source`; the texts follow from the stage."""
+class SourceSection:
+    """Pictures with texts in one place. What lies there is found by looking: see processing/sources.py."""
 
-    source: str = "scenes"  # "scenes": composed pictures; "webdataset": tar shards with .jpg, .txt and .json
-    path: str = ""  # webdataset: a file, folder or glob of shards
+    path: str | list = ""  # a file, folder, glob, hf://, https:// or s3:// address, a list of those, or a Hub data set
+    subset: str = ""  # of a Hub data set that has several
+    split: str = "train"  # of a Hub or saved data set
+    image_column: str = ""  # by default the usual name that is there: image, jpg, file_name, ...
+    text_column: str = ""  # likewise: captions, text, caption, ...; or messages, with a column images
+    instruction_column: str = ""  # stage 2: by default one of the paper's four instructions is drawn
+    weight: float = 1.0  # of one of several sources: how often it is drawn from
+
+
+@dataclass
+class DataSection(SourceSection):
+    """What is learned from. An empty path: composed scenes; the texts follow from the stage."""
+
+    sources: list[SourceSection] = field(default_factory=list)  # in place of path: a mixture, drawn per sample by weight
+    streaming: bool = False  # read without end as it comes, for data that are large or remote; without: looked at first
+    shuffle_buffer: int = 1000  # streaming: encoded samples that each loader worker holds and shuffles
+    random_crop: bool = False  # 50 to 100% of a picture's area, 3:4 to 4:3, as the published training; cached: see views
+    image_size: int = 224  # the model's; a larger JPEG is scaled down while it is decoded, a crop keeps that many pixels
+    max_dropped_share: float = 0.01  # broken samples are skipped and counted; more than this share stops the run
+    held_out: int = 0  # not streamed: pictures kept out of the training, to be shown before and after
     scenes: int = 8000  # scenes: how many pictures are composed
     scene_seed: int = 0  # scenes: which
-    views: int = 1  # webdataset: cached looks at a picture: as it is, mirrored, then random crops, every other mirrored
-    detailed_answers: int = 4  # webdataset, stage 2: how often a picture is asked about with one of the four instructions
-    short_answers: int = 0  # webdataset, stage 2: how often a short caption is asked for besides
-    plain_captions: int = 0  # webdataset, stage 2: captions in the form of stage 1, without a prompt, not to forget it
-    joined_captions: int = 3  # webdataset, stage 2: an answer is that many of the picture's captions, one sentence each
+    views: int = 1  # cached looks at a picture: as it is, mirrored, then random crops, every other mirrored
+    detailed_answers: int = 4  # stage 2: how often a picture is asked about with one of the four instructions
+    short_answers: int = 0  # stage 2: how often a short caption is asked for besides
+    plain_captions: int = 0  # stage 2: captions in the form of stage 1, without a prompt, not to forget it
+    joined_captions: int = 3  # stage 2: an answer is that many of the picture's captions, one sentence each
     clean_captions: bool = True  # plain captions: the original's clean-up (lower case, no punctuation, at most 50 words)
 
 
@@ -148,6 +167,10 @@ def _build(cls, values, source, prefix=""):
                     f"{source}: {key} is {value!r}, expected a section with keys such as {fields(types[key])[0].name}"
                 )
             built[key] = _build(types[key], value, source, f"{key}.")
+        elif types[key] == list[SourceSection]:
+            if not isinstance(value, list) or not all(isinstance(entry, dict) for entry in value):
+                raise ValueError(f"{source}: {prefix}{key} is {value!r}, expected a list of sections with a path each")
+            built[key] = [_build(SourceSection, entry, source, f"{prefix}{key}.") for entry in value]
         else:
             built[key] = _as_type(value, types[key], f"{source}: {prefix}{key}")
             least = _AT_LEAST.get(prefix + key)

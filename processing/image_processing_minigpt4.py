@@ -51,12 +51,14 @@ class MiniGPT4ImageProcessor(PilBackend):
         return super().convert_to_rgb(image, **kwargs)
 
 
-def load_image(source):
+def load_image(source, smallest=None):
     """Opens a picture and returns it as RGB, the way a viewer shows it.
 
     Args:
         source: path, bytes, or PIL picture. EXIF rotation is applied, transparency laid on white, 16 bits scaled to 8;
             of an animation the first frame counts.
+        smallest: pixels; a JPEG may be scaled down to a half, quarter or eighth while it is decoded, as long as both
+            sides keep that many.
 
     Raises:
         ValueError: one line that names the file and what is wrong with it: missing, empty, not a picture, truncated,
@@ -76,6 +78,8 @@ def load_image(source):
             image = Image.open(io.BytesIO(data))
         if image.width * image.height > MAX_PIXELS:
             raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels")
+        if smallest:
+            image.draft(None, (smallest, smallest))
         return to_rgb(image)
     except Image.DecompressionBombError as error:
         limit = f"the limit is {MAX_PIXELS // 1_000_000} megapixels"
@@ -97,7 +101,7 @@ def to_rgb(image):
         image = image.convert("RGBA")
         canvas = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(canvas, image)
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")  # exif_transpose made a copy already
 
 
 def _to_8_bits(image):
