@@ -183,11 +183,10 @@ class _Passes:
         """The next `Sample`, broken ones too, with its `place`."""
         if self.window is None:
             self._fill()
-        elif self.taken == len(self.window):
-            self.begun, self.taken = self.ended, 0
-            self._fill()
         sample, self.window[self.taken] = self.window[self.taken], None
         self.taken += 1
+        if self.taken == len(self.window):
+            self.begun, self.taken, self.window = self.ended, 0, None
         return sample
 
     def _fill(self):

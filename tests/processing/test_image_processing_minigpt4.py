@@ -205,3 +205,18 @@ def test_exif_rotation_is_applied():
     assert shown.size == (10, 20)
     assert shown.getpixel((5, 2)) == (255, 0, 0)
     assert shown.getpixel((5, 17)) == (255, 255, 255)
+
+
+def test_a_jpeg_that_is_scaled_down_while_it_is_decoded_looks_the_same():
+    """The decoder's half or quarter, then resized, against the whole picture resized: a few levels apart at most."""
+    gradient = np.linspace(0, 255, 900 * 700).reshape(700, 900)
+    waves = 90 * np.sin(np.arange(900) / 17)[None] + 90 * np.cos(np.arange(700) / 23)[:, None]
+    pixels = np.stack([gradient, gradient[::-1], 128 + waves / 2], -1).clip(0, 255).astype(np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=95)
+    plain, scaled = load_image(buffer.getvalue()), load_image(buffer.getvalue(), smallest=224)
+    assert (plain.size == (900, 700) and scaled.size == (300, 234)) or scaled.size == (450, 350)
+    assert load_image(buffer.getvalue(), smallest=351).size == (900, 700)
+    small = [np.asarray(image.resize((224, 224), Image.BICUBIC), dtype=float) for image in (plain, scaled)]
+    difference = np.abs(small[0] - small[1])
+    assert difference.mean() < 1 and np.quantile(difference, 0.99) < 4
