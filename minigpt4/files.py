@@ -20,3 +20,11 @@ def write_bytes(path, data):
 def write_json(path, value):
     """Writes a value as JSON in the same way."""
     write_bytes(path, json.dumps(value, indent=2).encode())
+
+
+def append_line(path, value):
+    """Adds a value to a file of JSON lines, on the disk when this returns."""
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps(value, ensure_ascii=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())

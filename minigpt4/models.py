@@ -7,12 +7,13 @@ from pathlib import Path
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
-def load(name):
-    """(model, processor), ready to answer: in eval mode, in the precision that was stored.
+def load(name, dtype="auto"):
+    """(model, processor), ready to answer, in eval mode.
 
     Args:
         name: "embedded" for the default that ships; a folder that holds a full or a light model, as `export`, training
             and quickstart write it; or an id on the Hub. No code from there runs, only this package's own.
+        dtype: "bfloat16", "float16", "float32", or "auto" for the precision that was stored.
 
     Raises:
         ValueError: one line that names the model and says what is wrong: no such folder, not a model, another kind of
@@ -27,7 +28,7 @@ def load(name):
         return load_embedded()
     _check_config(str(name))
     try:
-        model = _load_weights(str(name))
+        model = _load_weights(str(name), dtype)
     except SafetensorError as error:
         raise ValueError(f"{name}: its weights are damaged ({error}); copy or export it again") from error
     processor = _load_processor(str(name))
@@ -62,7 +63,7 @@ def _check_config(name):
         raise ValueError(f"{name}: its config.json says model_type {config.get('model_type')!r}, expected 'minigpt4'")
 
 
-def _load_weights(name):
+def _load_weights(name, dtype):
     from huggingface_hub.errors import HTTPError, StrictDataclassError
     from transformers.utils import logging
 
@@ -72,7 +73,7 @@ def _load_weights(name):
     logging.set_verbosity_error()  # in place of transformers' table of what does not fit, one line
     try:
         model, info = MiniGPT4ForConditionalGeneration.from_pretrained(
-            name, output_loading_info=True, ignore_mismatched_sizes=True
+            name, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
         )
     except StrictDataclassError as error:
         reason = str(error).strip().splitlines()[-1].strip()

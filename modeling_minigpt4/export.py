@@ -34,7 +34,7 @@ from ..configuration.configuration_minigpt4 import MiniGPT4Config
 from ..processing.image_processing_minigpt4 import MiniGPT4ImageProcessor
 from ..processing.processing_minigpt4 import MiniGPT4Processor
 from .card import EXAMPLE_QUESTION, Answered, as_dict, model_card
-from .light import own_tensors
+from .light import own_parameters, own_tensors
 from .modeling_minigpt4 import MiniGPT4ForConditionalGeneration
 from .parts import BASE_PARTS
 
@@ -65,7 +65,7 @@ _OTHER_NAMES = {"PIL": "pillow"}  # {imported: distribution}, where the two diff
 _GGUF_REQUIREMENTS = {"accelerate", "gguf"}
 
 
-def export(model, processor, directory, light=False, card_data=None, repo_id=None, examples=(), training=()):
+def export(model, processor, directory, light=False, card_data=None, repo_id=None, examples=(), training=(), trained=None):
     """Writes `directory` at once: it holds either the whole export or what it held before. Returns its path.
 
     Args:
@@ -79,6 +79,8 @@ def export(model, processor, directory, light=False, card_data=None, repo_id=Non
         examples: an `Example` for each picture that the card shows. They are stored, and the model is asked about them.
         training: the runs that trained it, for the card: [{"stage", "recipe": dict, "summary": dict}, ...], as
             `minigpt4.records.training_runs` finds them.
+        trained: what a light export stores, where `own_tensors` was called beforehand: by every process, for a model
+            that is spread over them.
 
     Raises:
         ValueError: the folder holds something else, or the model does not know where its frozen parts come from.
@@ -90,7 +92,7 @@ def export(model, processor, directory, light=False, card_data=None, repo_id=Non
     try:
         with _taking_the_place_of(directory) as folder:
             answered = _write_examples(model, processor, examples, folder)
-            _write_model(model, folder, light)
+            _write_model(model, folder, light, trained)
             _write_processor(processor, folder)
             _write_about(model, folder, repo_id or directory.name, light, card_data, answered, training)
     except (OSError, SafetensorError) as error:
@@ -184,12 +186,13 @@ def check_light(model):
             "light: this model's config has no base_parts that say where its frozen weights come from; "
             "export it in full, without light"
         )
-    if not own_tensors(model):
+    if not own_parameters(model):
         raise ValueError("light: no weight of this model is trainable, so nothing would be stored; call model.freeze()")
 
 
-def _write_model(model, folder, light, **saving):
-    model.save_pretrained(folder, state_dict=own_tensors(model) if light else model.state_dict(), **saving)
+def _write_model(model, folder, light, trained=None, **saving):
+    weights = (trained or own_tensors(model)) if light else model.state_dict()
+    model.save_pretrained(folder, state_dict=weights, **saving)
     fields = {"auto_map": _auto_map(MODEL_CLASSES)}
     _edit_json(folder / "config.json", fields if light else {**fields, "base_parts": None})
     for weights in folder.glob("*.safetensors"):

@@ -105,14 +105,24 @@ def variant_of(shape):
     return _VARIANTS.get(tuple(shape))
 
 
-def own_tensors(model):
-    """{name: tensor} on the CPU of what no base part gives, and what training moves: all that a light repository stores."""
+def own_parameters(model):
+    """{name: parameter} of what no base part gives, and what training moves: all that a light repository stores."""
     base_parts = model.config.base_parts or {}
     return {
-        name: parameter.detach().to("cpu").contiguous()
+        name: parameter
         for name, parameter in model.named_parameters()
         if parameter.requires_grad or not _is_given(name, base_parts)
     }
+
+
+def own_tensors(model):
+    """{name: tensor} of `own_parameters` on the CPU; of a model that FSDP2 has sharded, every process must ask."""
+    return {name: _whole(parameter.detach()).to("cpu").contiguous() for name, parameter in own_parameters(model).items()}
+
+
+def _whole(tensor):
+    """A tensor that is spread over processes (a DTensor) in one piece."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 def _check_shape(name, tensor, expected, source):

@@ -181,6 +181,7 @@ class MiniGPT4Model(MiniGPT4PreTrainedModel):
         if self.qformer is None:
             return self._merge_patches(patches)
         queries = self.query_tokens.expand(len(patches), -1, -1)
+        patches = patches.to(queries.dtype)  # a Q-Former that is trained is in fp32, the tower before it need not be
         return self.qformer(query_embeds=queries, encoder_hidden_states=patches, return_dict=True).last_hidden_state
 
     def _merge_patches(self, patches):

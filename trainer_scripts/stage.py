@@ -1,6 +1,7 @@
 """What stage1.py and stage2.py share: arguments, recipe, training, one line for what went wrong."""
 
 import argparse
+import os
 
 from minigpt4.cli import run_reporting_errors
 
@@ -11,6 +12,12 @@ def main(default_recipe, stage, doc):
     parser.add_argument("--recipe", default=default_recipe, help=f"YAML file (default: the shipped {default_recipe})")
     parser.add_argument(
         "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="change single fields of the recipe"
+    )
+    parser.add_argument(
+        "--resume",
+        choices=("auto", "never"),
+        default="auto",
+        help="go on with an unfinished run (auto), or start over (never)",
     )
     arguments = parser.parse_args()
     return run_reporting_errors(lambda: _train(arguments, stage), f"stage{stage}")
@@ -26,7 +33,9 @@ def _train(arguments, stage):
         )
     from minigpt4.training import train
 
-    _, _, summary = train(recipe)
+    _, _, summary = train(recipe, resume=arguments.resume == "auto")
+    if int(os.environ.get("RANK", "0")):  # accelerate runs this file once for each process
+        return
     loss = f"loss {summary['first_loss']:.3f} -> {summary['last_loss']:.3f}"
     print(f"{loss} in {summary['seconds']:.0f} s; {recipe.output}/model")
     print(f"next: minigpt4 chat --model {recipe.output}/model --image FILE")

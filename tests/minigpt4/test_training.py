@@ -16,7 +16,8 @@ from minigpt4 import MiniGPT4ForConditionalGeneration
 from minigpt4.modeling_minigpt4.export import export
 from minigpt4.processing.datasets import PictureTexts
 from minigpt4.recipes import Recipe, TrainSection, load_recipe
-from minigpt4.training import LengthBuckets, cache_features, learning_rate, load_model, train
+from minigpt4.trainer import LengthBuckets, learning_rate
+from minigpt4.training import cache_features, load_model, train
 
 
 @pytest.fixture
