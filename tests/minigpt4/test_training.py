@@ -1,5 +1,6 @@
 """Training on a tiny model: the original's schedule, what moves and what does not, resume, signals, bad input."""
 
+import html
 import itertools
 import json
 import os
@@ -7,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -171,6 +173,60 @@ def test_a_run_killed_after_its_last_step_only_finishes(recipe, dataset, monkeyp
     finished, _, summary = train(recipe, model, processor, dataset)
     assert torch.equal(finished.model.projection.weight, trained)
     assert summary["steps"] == 8
+
+
+def test_a_batch_that_is_not_the_global_batch_does_not_start(recipe, dataset):
+    recipe.train.global_batch = 256
+    with pytest.raises(ValueError, match=r"global_batch is 256, but 2 a device x 1 accumulated x 1 processes is 2; set"):
+        train(recipe, dataset=dataset)
+
+
+def test_a_loss_that_is_no_number_stops_before_it_is_saved(recipe, dataset):
+    model, processor = load_model(recipe.model)
+    model.lm_head.weight[7] = float("nan")
+    with pytest.raises(ValueError, match=r"loss at step \d is not a finite number: .* try model.dtype=bfloat16"):
+        train(recipe, model, processor, dataset)
+    assert not list(Path(recipe.output).glob("checkpoint-*"))
+
+
+def test_a_first_loss_of_guessing_stops_and_says_what_it_means(recipe, dataset):
+    model, processor = load_model(recipe.model)
+    model.lm_head.weight.zero_()
+    with pytest.raises(ValueError, match=r"first loss is 6.238, that of guessing among all 512 tokens .* are broken"):
+        train(recipe, model, processor, dataset)
+    recipe.train.check_first_loss = False
+    assert train(recipe, model, processor, dataset, resume=False)[2]["first_loss"] == pytest.approx(6.238, abs=1e-3)
+
+
+def test_starting_over_forgets_the_unfinished_run(recipe, dataset, tmp_path):
+    (tmp_path / "run" / "checkpoint-6").mkdir(parents=True)
+    recipe.save(tmp_path / "run" / "recipe.yaml")
+    recipe.train.learning_rate = 1e-3
+    assert train(recipe, dataset=dataset, resume=False)[2]["steps"] == 8
+
+
+def test_fixed_pictures_are_looked_at_before_between_and_after(recipe, dataset, tmp_path):
+    recipe.train.sample_steps = 4
+    train(recipe, dataset=dataset)
+    looks = [json.loads(line) for line in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()]
+    assert [look["step"] for look in looks] == [0, 4, 8]
+    assert all(len(look["answers"]) == 3 for look in looks)
+    page = (tmp_path / "run" / "samples.html").read_text()
+    assert page.count("<img") == 3 and html.escape(looks[2]["answers"][0]) in page
+    assert (tmp_path / "run" / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_qformer_that_is_trained_moves_and_is_saved(recipe, dataset):
+    recipe.model.trained_parts = ["projection", "qformer", "query_tokens"]
+    recipe.train.cache_features = False
+    before, _ = load_model(recipe.model)
+    before = {name: tensor.clone() for name, tensor in before.state_dict().items()}
+    trained, _, _ = train(recipe, dataset=dataset)
+    changed = {name.split(".")[1] for name, tensor in trained.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert changed == {"projection", "qformer", "query_tokens"}
+    loaded = MiniGPT4ForConditionalGeneration.from_pretrained(recipe.output + "/model")
+    for name, tensor in trained.state_dict().items():
+        assert torch.equal(tensor, loaded.state_dict()[name]), name
 
 
 def test_an_output_that_cannot_be_written_is_named(recipe, dataset, tmp_path):
