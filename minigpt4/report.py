@@ -99,11 +99,11 @@ def write_looks(path, rows, first, last):
     """Writes a page of what a model said about the same pictures at two steps of its training.
 
     Args:
-        rows: [{"image": PIL picture, "text": what a person wrote, if known}, ...].
+        rows: [{"image": PIL picture, "texts": [{"text": what a person wrote}, ...], if known}, ...].
         first, last: {"step": ..., "answers": [text for each picture]}.
     """
     cells = "".join(
-        _row(row["image"], row.get("text", ""), before, after)
+        _row(row["image"], "\n".join(known["text"] for known in row.get("texts", ())[:1]), before, after)
         for row, before, after in zip(rows, first["answers"], last["answers"], strict=True)
     )
     write_bytes(path, _LOOKS.format(first=first["step"], last=last["step"], rows=cells).encode())

@@ -324,8 +324,9 @@ def _finish(trainer, dataset, output, seconds, seconds_per_step):
         "peak_rss_mb": peak_rss_mb(),
         "versions": versions(),
     }
-    if trainer.stream is not None:
-        summary["samples"] = trainer.dropped.state_dict()
+    dropped = trainer.dropped if trainer.stream is not None else dataset.dropped
+    if dropped is not None:
+        summary["samples"] = dropped.state_dict()
     trainer.save_model(str(output / "model"))
     if trainer.is_world_process_zero():
         write_json(output / "summary.json", summary)
