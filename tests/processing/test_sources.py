@@ -147,7 +147,8 @@ def test_wherever_a_tar_is_cut_it_says_so_and_keeps_what_is_whole(tmp_path):
         (tmp_path / "0.tar").write_bytes(data[:cut])
         *kept, last = source.read(0)
         assert last.broken == "tar file cut short" and last.after[0] is None
-        assert kept == whole[: len(kept)] and cut <= (whole[len(kept)].after[0] if len(kept) < 3 else end)
+        # A sample is known to be whole when the header of the next one is there.
+        assert kept == whole[: len(kept)] and cut < whole[len(kept)].after[0] + 512
         assert not list(source.read(0, *last.after))
         # Two readers tell of it once between them.
         halves = [list(source.read(0, every=2, offset=offset)) for offset in (0, 1)]
