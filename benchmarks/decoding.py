@@ -1,8 +1,8 @@
 """python benchmarks/decoding.py [--images N]
 
-Images per second of one core, from encoded JPEG to the 224 x 224 picture that the model sees after a random crop: with the
-decoder's own down-scaling, without it, and beside plain PIL (open, convert, torchvision's kind of crop, resize) on the same
-pictures: synthetic ones of 512 x 384 and 1024 x 768 pixels with edges, gradients and noise, quality 90.
+Images per second of one core's time, from encoded JPEG to the 224 x 224 picture that the model sees after a random crop:
+with the decoder's own down-scaling, without it, and beside plain PIL (open, convert, the same kind of crop, resize) on the
+same pictures, synthetic ones of 512 x 384 and 1024 x 768 pixels with edges, gradients and noise, quality 90.
 
 Writes benchmarks/results/decoding.json; value and peer are those of the larger pictures.
 """
@@ -50,14 +50,14 @@ def plain(data):
 
 
 def images_per_second(pictures, ways, repeats=5):
-    """{name: images per second}, the best of some rounds in which the ways take turns: others use the machine, too."""
+    """{name: images per second of processor time}, the best of some rounds in which the ways take turns."""
     fastest = dict.fromkeys(ways, float("inf"))
     for _ in range(repeats):
         for name, way in ways.items():
-            started = time.perf_counter()
+            started = time.process_time()
             for data in pictures:
                 way(data).resize((SIDE, SIDE), Image.BICUBIC)
-            fastest[name] = min(fastest[name], time.perf_counter() - started)
+            fastest[name] = min(fastest[name], time.process_time() - started)
     return {name: round(len(pictures) / seconds, 1) for name, seconds in fastest.items()}
 
 

@@ -193,19 +193,16 @@ def _folder(folder, section, where, streaming):
         return _cc_sbu_align(folder, where)
     if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
         return _saved(folder, section, where)
-    tables = sorted(path for suffix in (".csv", ".tsv", ".jsonl") for path in folder.glob(f"*{suffix}"))
-    chosen = [path for path in tables if path.stem == "metadata"] or tables
-    found = {
-        "tar": sorted(folder.rglob("*.tar")),
-        "table": chosen,
-        "parquet": sorted(folder.rglob("*.parquet")),
-    }
-    for kind, files in found.items():
-        if kind == "table" and len(files) > 1:
+    files = sorted(folder.glob("*.tar"))
+    if not files:
+        files = sorted(path for suffix in (".csv", ".tsv", ".jsonl") for path in folder.glob(f"*{suffix}"))
+        files = [path for path in files if path.stem == "metadata"] or files
+        if len(files) > 1:
             names = ", ".join(path.name for path in files[:5])
             raise ValueError(f"{where}: {len(files)} tables ({names}); expected one, or set data.path to one of them")
-        if files:
-            return _files([str(file) for file in files], section, where, streaming)
+    files = files or sorted(folder.rglob("*.tar")) or sorted(folder.rglob("*.parquet"))
+    if files:
+        return _files([str(file) for file in files], section, where, streaming)
     names = ", ".join(sorted(path.name for path in folder.iterdir())[:5])
     raise ValueError(f"{where}: found {names or 'nothing'} there; {EXPECTED}")
 

@@ -130,7 +130,11 @@ class TrainingStream(IterableDataset):
         """The next item of a source, with what was skipped before it."""
         dropped = []
         while len(dropped) < MAX_BROKEN_IN_A_ROW:
-            sample = self._passes[i].next()
+            try:
+                sample = self._passes[i].next()
+            except OSError as error:  # the connection or the disk; skipping would lose samples
+                line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+                raise StreamError(f"data.path {self.parts[i].path} cannot be read any more: {line}") from error
             entry = {"shard": sample.shard, "key": sample.key}
             try:
                 item = self._item(i, sample)

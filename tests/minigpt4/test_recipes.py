@@ -17,7 +17,8 @@ def test_settings_change_single_fields():
 
 
 def test_a_saved_recipe_is_the_same_recipe(tmp_path):
-    recipe = load_recipe("stage2-embedded", ["data.scenes=7"])
+    recipe = load_recipe("stage2-embedded", ["data.scenes=7", "data.sources=[{path: a, weight: 115}, {path: [b, c]}]"])
+    assert [source.weight for source in recipe.data.sources] == [115.0, 1.0]
     recipe.save(tmp_path / "recipe.yaml")
     assert load_recipe(tmp_path / "recipe.yaml") == recipe
 
@@ -37,6 +38,9 @@ def test_a_saved_recipe_is_the_same_recipe(tmp_path):
         ("train.learning_rate=0", "train.learning_rate is 0, expected at least"),
         ("data.views=0", "data.views is 0, expected at least 1"),
         ("stage.x=3", "stage is a single value"),
+        ("data.sources=3", "data.sources is 3, expected a list of sections"),
+        ("data.sources=[{path: x, wieght: 2}]", "unknown key data.sources.wieght; did you mean data.sources.weight?"),
+        ("data.path=3", "data.path is 3, expected"),
     ],
 )
 def test_a_bad_setting_is_named(setting, message):

@@ -1,9 +1,11 @@
 """Streams: without end, each sample once a pass, and after a resume as if there had been no stop."""
 
 import json
+import pickle
 import random
 import tarfile
 from collections import Counter
+from dataclasses import replace
 from itertools import islice, takewhile
 
 import pytest
@@ -117,6 +119,10 @@ def test_passes_are_whole_and_shuffled_anew_by_the_seed(shards):
     assert items == [item["text"] for item in islice(training_stream(section, 1, seed=1), 36)]
     assert items != [item["text"] for item in islice(training_stream(section, 1, seed=2), 36)]
     assert items[0].startswith("colour ")  # cleaned
+    # The shards come in another order, too: seen where no buffer mixes them.
+    unmixed = islice(training_stream(replace(section, shuffle_buffer=1), 1, seed=1), 6 * 18)
+    orders = [tuple(dict.fromkeys(item["key"].split(":")[0] for item in islice(unmixed, 18))) for _ in range(6)]
+    assert len(set(orders)) > 1
 
 
 def test_sources_are_drawn_by_weight(shards):
@@ -204,3 +210,17 @@ def test_a_state_of_other_processes_is_refused(shards):
     other.load_state_dict(stream.state_dict())
     with pytest.raises(StreamError, match=r"^the saved place is that of unit 0 of 2 .* found unit 0 of 3"):
         iter(other)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_shard_that_is_gone_stops_in_one_line(shards, workers):
+    folder = shards(3, 2)
+    stream = training_stream(_section(folder), 1)
+    (folder / "00001.tar").unlink()
+    with pytest.raises(StreamError, match=r"^data.path .* cannot be read any more: .*00001.tar'$"):
+        next(iter(StatefulDataLoader(stream, batch_size=8, num_workers=workers, collate_fn=list)))
+
+
+def test_streams_can_be_sent_to_workers_that_are_not_forked(mixture):
+    stream = pickle.loads(pickle.dumps(training_stream(mixture, 1, seed=3)))
+    assert _seen(islice(stream, 20)) == _seen(islice(training_stream(mixture, 1, seed=3), 20))
