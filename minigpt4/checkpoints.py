@@ -14,6 +14,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers.trainer_utils import get_last_checkpoint
 
+from .modeling_minigpt4.lora import LORA, load_lora
+
 ASIDE = ".checkpoint-unfinished"
 
 
@@ -62,7 +64,7 @@ def remove_checkpoints(output):
 
 @torch.no_grad()
 def load_trained(model, folder):
-    """Puts a light repository's trained tensors into a model, in place; the frozen ones are not in it.
+    """Puts a light repository's trained tensors and adapters into a model, in place; the frozen ones are not in it.
 
     Raises:
         ValueError: a damaged file, or a tensor that the model does not have, or has in another shape.
@@ -77,6 +79,8 @@ def load_trained(model, folder):
         if expected != tuple(tensor.shape):
             raise ValueError(f"{folder}: tensor {name!r} has shape {tuple(tensor.shape)}, the model expects {expected}")
         tensors[name].copy_(_placed_like(tensor, tensors[name]))
+    if (Path(folder) / LORA).is_dir():
+        load_lora(model, folder)
 
 
 def _placed_like(tensor, other):

@@ -24,7 +24,7 @@ _AT_LEAST = {
     **dict.fromkeys(("train.steps", "train.batch_size", "train.accumulation", "train.max_answer_tokens"), 1),
     **dict.fromkeys(("train.weight_decay", "train.feature_dropout", "train.min_learning_rate", "train.seed"), 0),
     **dict.fromkeys(("train.save_steps", "model.projection_layers"), 1),
-    **dict.fromkeys(("train.global_batch", "train.sample_steps", "train.workers"), 0),
+    **dict.fromkeys(("train.global_batch", "train.sample_steps", "train.workers", "model.lora_rank"), 0),
     "train.learning_rate": 1e-12,
 }
 
@@ -39,7 +39,8 @@ class ModelSection:
     qformer: bool = True  # from parts: take the Q-Former of the vision repository; false: the variant without one
     projection: str = "fresh"  # "fresh": drawn at random; "base": the base's own; or the folder of an earlier stage
     projection_layers: int = 1  # from parts: the paper has one; its ablation three (GELU between, widths of the LLM)
-    trained_parts: list[str] = field(default_factory=lambda: ["projection"])  # and "qformer", "query_tokens" in an ablation
+    trained_parts: list[str] = field(default_factory=lambda: ["projection"])  # and "qformer" in an ablation
+    lora_rank: int = 0  # rank of LoRA on the LLM's attention, through peft (an ablation of the paper); 0 is none
     dtype: str = "auto"  # of the frozen parts: "bfloat16", "float16", "float32", or "auto", as they are stored
     attn_implementation: str = "sdpa"  # "eager" is faster for short sequences on a CPU
 

@@ -16,6 +16,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from .checkpoints import load_trained, replacing_checkpoint
 from .modeling_minigpt4.export import export
 from .modeling_minigpt4.light import own_tensors
+from .modeling_minigpt4.lora import has_lora
 from .processing.samples import DroppedSamples
 from .throughput import Throughput
 
@@ -94,7 +95,7 @@ class MiniGPT4Trainer(Trainer):
 
     def _collate(self, examples):
         dropped = [sample for example in examples for sample in example["dropped"]]
-        return {**self.data_collator(examples), "dropped": dropped}
+        return {**self.data_collator(examples), "used": len(examples), "dropped": dropped}
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         """The batches of a step, counted: pictures, tokens, seconds waited, and samples dropped on the way."""
@@ -103,7 +104,7 @@ class MiniGPT4Trainer(Trainer):
         self.throughput.counts.waited += time.monotonic() - asked
         for batch in batches:
             if self.stream is not None:
-                self.dropped.add(len(batch["input_ids"]), batch.pop("dropped"))
+                self.dropped.add(batch.pop("used"), batch.pop("dropped"))
                 self.dropped.check()
             self.throughput.counts.add(batch)
         return batches, num_items
@@ -160,7 +161,9 @@ class MiniGPT4Trainer(Trainer):
     def save_model(self, output_dir=None, _internal_call=False):
         """Writes a light repository: the trained tensors, gathered if they are spread over the processes."""
         model = self.accelerator.unwrap_model(self.model)
-        trained = own_tensors(model)
+        if self.is_fsdp_enabled and has_lora(model):
+            raise ValueError("LoRA adapters cannot be saved from FSDP2; use configuration/accelerate/ddp.yaml")
+        trained = own_tensors(model) if self.is_fsdp_enabled else None
         if self.args.should_save:
             export(model, self.processing_class, output_dir or self.args.output_dir, light=True, trained=trained)
         self.accelerator.wait_for_everyone()  # what others add to the folder comes after

@@ -28,6 +28,7 @@ from .checkpoints import last_checkpoint, load_trained, remove_checkpoints
 from .files import write_json
 from .modeling_minigpt4.embedded import load_embedded
 from .modeling_minigpt4.from_parts import load_tokenizer
+from .modeling_minigpt4.lora import add_lora
 from .modeling_minigpt4.modeling_minigpt4 import MiniGPT4ForConditionalGeneration
 from .models import load
 from .processing.collator import MiniGPT4DataCollator
@@ -131,15 +132,17 @@ def load_model(section):
             "output folder of an earlier stage"
         )
     model, processor = _load_parts(section) if section.text else _load_base(section)
-    if section.projection == "fresh":
-        model.draw_projection()
-    elif section.projection != "base":
-        load_trained(model, projection)
     if model.config.base_parts is None:  # what is saved is light all the same
         base = Path(section.base)
         model.config.base_parts = {"model": {"repo": str(base.absolute() if base.is_dir() else base), "revision": None}}
     model.config.trained_parts = list(section.trained_parts)
     model.freeze()
+    if section.lora_rank:
+        add_lora(model, section.lora_rank)
+    if section.projection == "fresh":
+        model.draw_projection()
+    elif section.projection != "base":
+        load_trained(model, projection)
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()

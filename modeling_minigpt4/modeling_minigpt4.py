@@ -43,7 +43,8 @@ from transformers.utils import TransformersKwargs, can_return_tuple, torch_compi
 
 from ..configuration.configuration_minigpt4 import MiniGPT4Config
 from .efficientnet_lite import EfficientNetLiteModel
-from .light import is_light, load_light, own_tensors
+from .light import hub_arguments, is_light, load_light, own_tensors
+from .lora import LORA, has_lora, is_adapter, load_lora, plain_state_dict, save_lora
 
 # Towers that `AutoModel` does not build from their config (see VISION_CONFIGS in the configuration).
 VISION_TOWERS = {"blip_2_vision_model": Blip2VisionModel, "efficientnet_lite": EfficientNetLiteModel}
@@ -83,6 +84,12 @@ class MiniGPT4PreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
 
+    def __init__(self, config):
+        super().__init__(config)
+        if "qformer" in config.trained_parts:
+            trained = r"^(?:model\.)?(?:qformer|query_tokens)\b"
+            self._keep_in_fp32_modules_strict = [*self._keep_in_fp32_modules_strict, trained]
+
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
         """Loads a full or a light repository, as `PreTrainedModel.from_pretrained` does, and freezes it for training."""
@@ -92,14 +99,26 @@ class MiniGPT4PreTrainedModel(PreTrainedModel):
             loaded = load_light(cls, pretrained_model_name_or_path, **kwargs)
         else:
             loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
-        (loaded[0] if isinstance(loaded, tuple) else loaded).freeze()
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        model.freeze()
+        if pretrained_model_name_or_path is not None and LORA in model.config.trained_parts:
+            load_lora(model, pretrained_model_name_or_path, **hub_arguments(kwargs))
         return loaded
 
     def save_pretrained(self, save_directory, is_main_process=True, state_dict=None, **kwargs):
-        """Saves what no part of `config.base_parts` gives, or every weight if it names none."""
+        """Saves what no part of `config.base_parts` gives, or every weight if it names none; LoRA adapters beside them."""
+        if state_dict is None and has_lora(self) and is_main_process:
+            save_lora(self, save_directory)
         if state_dict is None and self.config.base_parts is not None:
             state_dict = own_tensors(self) or None
-        super().save_pretrained(save_directory, is_main_process, state_dict, **kwargs)
+        if state_dict is None and has_lora(self):
+            state_dict = plain_state_dict(self)
+        # The library would save nothing but the adapters.
+        has_adapters, self._hf_peft_config_loaded = self._hf_peft_config_loaded, False
+        try:
+            super().save_pretrained(save_directory, is_main_process, state_dict, **kwargs)
+        finally:
+            self._hf_peft_config_loaded = has_adapters
 
     def push_to_hub(self, repo_id, **arguments):
         """Uploads the model in one commit with its code, card and `auto_map`; see `export.push_model`.
@@ -113,15 +132,24 @@ class MiniGPT4PreTrainedModel(PreTrainedModel):
             return super().push_to_hub(repo_id, **arguments)
         return export.push_model(self, repo_id, **arguments)
 
+    @property
+    def dtype(self):
+        """That of the frozen parts, and so of the LLM's embeddings; what is trained has its own precision."""
+        return self.get_input_embeddings().weight.dtype
+
     def freeze(self):
         """Lets gradients reach only the parts named in `config.trained_parts`; returns the model."""
         self.requires_grad_(False)
         model = self.base_model
         for name in self.config.trained_parts:
-            part = getattr(model, name, None)
-            if part is None:
-                raise ValueError(f"trained_parts names {name!r}, which this model does not have; see MiniGPT4Model")
-            part.requires_grad_(True)
+            if name == LORA:
+                parts = [parameter for name, parameter in self.named_parameters() if is_adapter(name)]
+            else:
+                parts = [getattr(model, name, None), *([model.query_tokens] if name == "qformer" else [])]
+            for part in parts:
+                if part is None:
+                    raise ValueError(f"trained_parts names {name!r}, which this model does not have; see MiniGPT4Model")
+                part.requires_grad_(True)
         return self
 
     def draw_projection(self):
@@ -181,7 +209,7 @@ class MiniGPT4Model(MiniGPT4PreTrainedModel):
         if self.qformer is None:
             return self._merge_patches(patches)
         queries = self.query_tokens.expand(len(patches), -1, -1)
-        patches = patches.to(queries.dtype)  # a Q-Former that is trained is in fp32, the tower before it need not be
+        patches = patches.to(queries.dtype)  # fp32 where it is trained
         return self.qformer(query_embeds=queries, encoder_hidden_states=patches, return_dict=True).last_hidden_state
 
     def _merge_patches(self, patches):

@@ -217,7 +217,7 @@ def test_fixed_pictures_are_looked_at_before_between_and_after(recipe, dataset, 
 
 
 def test_a_qformer_that_is_trained_moves_and_is_saved(recipe, dataset):
-    recipe.model.trained_parts = ["projection", "qformer", "query_tokens"]
+    recipe.model.trained_parts = ["projection", "qformer"]
     recipe.train.cache_features = False
     before, _ = load_model(recipe.model)
     before = {name: tensor.clone() for name, tensor in before.state_dict().items()}
@@ -227,6 +227,19 @@ def test_a_qformer_that_is_trained_moves_and_is_saved(recipe, dataset):
     loaded = MiniGPT4ForConditionalGeneration.from_pretrained(recipe.output + "/model")
     for name, tensor in trained.state_dict().items():
         assert torch.equal(tensor, loaded.state_dict()[name]), name
+
+
+def test_lora_trains_beside_the_projection_and_goes_on(recipe, dataset, tmp_path):
+    recipe.model.lora_rank = 2
+    trained, _, _ = train(recipe, dataset=dataset)
+    moved = [p for name, p in trained.named_parameters() if "lora_B" in name]
+    assert moved and all(parameter.abs().sum() > 0 for parameter in moved)
+    folder = recipe.output + "/model"
+    loaded = MiniGPT4ForConditionalGeneration.from_pretrained(folder)
+    recipe.model.projection = folder
+    again, _ = load_model(recipe.model)
+    for name, tensor in trained.state_dict().items():
+        assert torch.equal(tensor, loaded.state_dict()[name]) and torch.equal(tensor, again.state_dict()[name]), name
 
 
 def test_an_output_that_cannot_be_written_is_named(recipe, dataset, tmp_path):
