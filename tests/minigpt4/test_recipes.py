@@ -1,14 +1,51 @@
 """Recipes: what ships loads, and what a user mistypes is named."""
 
-import pytest
+import dataclasses
 
-from minigpt4.recipes import RECIPES, load_recipe
+import pytest
+import yaml
+
+from minigpt4.recipes import RECIPES, Recipe, load_recipe
 
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_shipped_recipe_loads_and_says_its_command(path):
     recipe = load_recipe(path)
     assert f"accelerate launch trainer_scripts/stage{recipe.stage}.py" in path.read_text().splitlines()[0]
+
+
+def test_the_recipe_to_copy_has_every_field_with_its_default():
+    recipe = Recipe()
+    assert yaml.safe_load((RECIPES / "copy-me.yaml").read_text()) == dataclasses.asdict(recipe)
+    assert load_recipe("copy-me") == recipe
+
+
+def test_a_recipe_extends_another():
+    recipe, plain = load_recipe("stage1-three-layers"), load_recipe("stage1-vicuna-7b")
+    assert recipe.model.projection_layers == 3 and recipe.output == "outputs/stage1-three-layers"
+    recipe.model.projection_layers, recipe.output = plain.model.projection_layers, plain.output
+    assert recipe == plain
+
+
+def test_a_recipe_that_extends_itself_is_named(tmp_path):
+    (tmp_path / "mine.yaml").write_text("extends: mine.yaml\n")
+    with pytest.raises(ValueError, match=r"mine.yaml: extends itself"):
+        load_recipe(tmp_path / "mine.yaml")
+
+
+def test_the_papers_recipes_have_the_papers_numbers():
+    first, second = load_recipe("stage1-vicuna-7b"), load_recipe("stage2-vicuna-7b")
+    assert (first.train.steps, first.train.global_batch, first.train.learning_rate) == (20_000, 256, 1e-4)
+    assert (first.train.min_learning_rate, first.train.warmup_learning_rate, first.train.warmup_steps) == (8e-5, 1e-6, 5000)
+    assert [source.weight for source in first.data.sources] == [115, 14] and first.data.random_crop
+    assert (second.train.steps, second.train.global_batch, second.train.learning_rate) == (400, 12, 3e-5)
+    assert (second.train.min_learning_rate, second.train.warmup_learning_rate, second.train.warmup_steps) == (
+        1e-5,
+        1e-6,
+        200,
+    )
+    assert first.train.weight_decay == second.train.weight_decay == 0.05
+    assert (first.train.max_answer_tokens, second.train.max_answer_tokens) == (32, 160)
 
 
 def test_settings_change_single_fields():

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from minigpt4 import MiniGPT4ForConditionalGeneration
 from minigpt4.modeling_minigpt4.export import export
@@ -214,6 +215,17 @@ def test_fixed_pictures_are_looked_at_before_between_and_after(recipe, dataset, 
     page = (tmp_path / "run" / "samples.html").read_text()
     assert page.count("<img") == 3 and html.escape(looks[2]["answers"][0]) in page
     assert (tmp_path / "run" / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_figures_reach_tensorboard(recipe, dataset, tmp_path):
+    recipe.train.report_to = ["tensorboard"]
+    train(recipe, dataset=dataset)
+    [events] = (tmp_path / "run").rglob("events.out.tfevents.*")
+    reader = EventAccumulator(str(events)).Reload()
+    assert {"train/loss", "train/learning_rate", "train/images_per_second", "train/data_wait"} <= set(
+        reader.Tags()["scalars"]
+    )
+    assert len(reader.Scalars("train/loss")) == 8
 
 
 def test_a_qformer_that_is_trained_moves_and_is_saved(recipe, dataset):
