@@ -59,7 +59,6 @@ def train(recipe, model=None, processor=None, dataset=None, resume=True):
     """
     started = time.monotonic()
     _use_every_core()
-    output = Path(recipe.output)
     arguments = _arguments(recipe)
     arguments._setup_devices  # noqa: B018 - with several processes this is where they meet
     processes = arguments.distributed_state
@@ -73,16 +72,22 @@ def train(recipe, model=None, processor=None, dataset=None, resume=True):
     transformers.set_seed(recipe.train.seed)
     if dataset is None:
         dataset = _load_data(recipe, processes)
+    trainer = _make_trainer(recipe, arguments, model, processor, dataset)
+    if processes.is_main_process:
+        _print_batch(recipe, trainer, dataset)
+    seconds_per_step = _run(trainer)
+    model.eval()
+    return model, processor, _finish(trainer, dataset, time.monotonic() - started, seconds_per_step)
+
+
+def _make_trainer(recipe, arguments, model, processor, dataset):
+    """The Trainer with its callbacks; the vision part's output is computed here if the recipe wants it kept."""
     if recipe.train.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})  # the other kind wants inputs with gradients
     layers = {type(module).__name__ for module in model.modules()}
     model._no_split_modules = [name for name in model._no_split_modules if name in layers]  # FSDP wants to find them all
     collator = MiniGPT4DataCollator(processor, max_answer_tokens=recipe.train.max_answer_tokens)
     small = isinstance(dataset, PictureTexts)  # not a stream
-    if small:
-        if recipe.train.cache_features and dataset.features is None:
-            dataset.features = cache_features(model, processor, dataset.pictures, recipe.data.views)
-        dataset.feature_dropout = recipe.train.feature_dropout
     trainer = MiniGPT4Trainer(
         model=model,
         args=arguments,
@@ -91,27 +96,34 @@ def train(recipe, model=None, processor=None, dataset=None, resume=True):
         processing_class=processor,
         recipe=recipe,
         lengths=[len(collator.encode(text)[0]) for text in dataset.texts] if small else None,
-        cached=small and dataset.features is not None,
+        cached=small and recipe.train.cache_features,
     )
+    if small:
+        if recipe.train.cache_features and dataset.features is None:  # the Trainer has put the model on its device
+            dataset.features = cache_features(model, processor, dataset.pictures, recipe.data.views)
+        dataset.feature_dropout = recipe.train.feature_dropout
+    _choose_callbacks(trainer, dataset)
+    return trainer
+
+
+def _run(trainer):
+    """Trains, from the last checkpoint on if there is one; returns seconds a step. SystemExit after a signal."""
+    output, steps = trainer.args.output_dir, trainer.args.max_steps
     stop = StopOnSignal()
-    _choose_callbacks(trainer, stop, dataset)
-    if trainer.is_world_process_zero():
-        _print_batch(recipe, trainer, dataset)
+    trainer.add_callback(stop)
     checkpoint = last_checkpoint(output)
     begun = int(checkpoint.rsplit("-", 1)[1]) if checkpoint else 0
-    training_started = time.monotonic()
-    if begun < recipe.train.steps:
+    started = time.monotonic()
+    if begun < steps:
         trainer.train(resume_from_checkpoint=checkpoint)
     else:  # killed after its last step; the Trainer would take one more
-        load_trained(model, checkpoint)
+        load_trained(trainer.model, checkpoint)
         trainer.state = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
-    seconds_per_step = (time.monotonic() - training_started) / max(1, trainer.state.global_step - begun)
     if stop.signum is not None:
         if trainer.is_world_process_zero():
             print(f"stopped; the checkpoint is in {output}, the same command goes on from it")
         raise SystemExit(128 + stop.signum)
-    model.eval()
-    return model, processor, _finish(trainer, dataset, output, time.monotonic() - started, seconds_per_step)
+    return (time.monotonic() - started) / max(1, trainer.state.global_step - begun)
 
 
 def _load_data(recipe, processes):
@@ -236,9 +248,8 @@ def _check_batch(recipe, world_size):
         )
 
 
-def _choose_callbacks(trainer, stop, dataset):
-    """Signals, progress bar, and looks at fixed pictures if the recipe wants any."""
-    trainer.add_callback(stop)
+def _choose_callbacks(trainer, dataset):
+    """The progress bar, and looks at fixed pictures if the recipe wants any."""
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(LiveLoss)
@@ -308,10 +319,10 @@ def _print_batch(recipe, trainer, dataset):
     )
 
 
-def _finish(trainer, dataset, output, seconds, seconds_per_step):
+def _finish(trainer, dataset, seconds, seconds_per_step):
     """Writes the trained model as a light repository, summary.json and pictures of the run; removes the checkpoints."""
     history = [entry for entry in trainer.state.log_history if "loss" in entry]
-    recipe, world = trainer.recipe, trainer.args.world_size
+    recipe, world, output = trainer.recipe, trainer.args.world_size, Path(trainer.args.output_dir)
     summary = {
         "stage": recipe.stage,
         "steps": trainer.state.global_step,
