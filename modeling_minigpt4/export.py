@@ -324,7 +324,7 @@ def _edit_json(path, fields):
 def _is_exported(path):
     """Whether an export may hold such a file or folder."""
     if path.is_dir():
-        return all(inside.suffix in _FOLDERS.get(path.name, ()) for inside in path.iterdir())
+        return path.name in _FOLDERS and all(inside.suffix in _FOLDERS[path.name] for inside in path.iterdir())
     return path.suffix in _EXPORTED_SUFFIXES or path.name == "LICENSE"
 
 

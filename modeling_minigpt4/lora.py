@@ -135,6 +135,7 @@ def _add(model, config):
     _peft().functional.cast_adapter_dtype(model, model.active_adapters()[0])  # fp32, whatever the LLM's precision
     if LORA not in model.config.trained_parts:
         model.config.trained_parts = [*model.config.trained_parts, LORA]
+    model.train(model.training)  # fresh modules are in train mode, with dropout
     return model.freeze()
 
 
