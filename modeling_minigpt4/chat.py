@@ -14,6 +14,7 @@ import base64
 import contextlib
 import copy
 import io
+import operator
 import threading
 import warnings
 from collections.abc import Mapping
@@ -26,7 +27,6 @@ from transformers.generation import BaseStreamer, StoppingCriteria, StoppingCrit
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from ..processing.image_processing_minigpt4 import load_image
-from ..processing.processing_minigpt4 import SpokenMessage
 from .modeling_minigpt4 import EndsWith
 
 # The longest answer in the original's demo, where the model's own generation config names none.
@@ -222,10 +222,10 @@ class ChatSession:
     def _crop(self, prompt):
         """Leaves in the cache what a prompt begins with; returns how many of its tokens those are, never all."""
         # Pictures have the same ids, all of them: what counts is how many are the same, from the first to the last token.
-        pictures = _common_length(self._cached.pictures, prompt.pictures, lambda old, new: old is new)
+        pictures = _common_length(self._cached.pictures, prompt.pictures, operator.is_)
         places = [place for place, token in enumerate(prompt.ids) if token == self.processor.image_token_id]
         other = places[pictures * self.processor.num_image_tokens :][:1]
-        same = _common_length(self._cached.ids, prompt.ids[:-1], lambda old, new: old == new)
+        same = _common_length(self._cached.ids, prompt.ids[:-1])
         same = min(same, *other, len(self._cached.ids))
         surplus = len(self._cached.ids) - same
         if self._cache is not None and surplus and not all(type(layer) is DynamicLayer for layer in self._cache.layers):
@@ -272,10 +272,11 @@ class ChatSession:
     def _say(self, prompt, ids, generation):
         """Takes question and answer into the conversation; returns the answer's text."""
         text = answer_text(self.processor, ids)
-        ids = _without_turn_end(self.processor, ids, generation["eos_token_id"])
-        tokenizer = None if self.processor.image_token_id in ids else self.processor.tokenizer  # no picture may come of it
+        answer = {"role": "assistant", "content": [{"type": "text", "text": text}]}
+        if self.processor.image_token_id not in ids:  # else it is read again as text: no picture may come of it
+            answer = self.processor.spoken_message(text, _without_turn_end(self.processor, ids, generation["eos_token_id"]))
         self.dropped += prompt.dropped
-        self.messages[:] = [*prompt.messages, SpokenMessage(text, ids, tokenizer)]
+        self.messages[:] = [*prompt.messages, answer]
         return text
 
 
@@ -289,6 +290,8 @@ class AnswerStreamer(BaseStreamer):
     def __init__(self, processor, show):
         self.processor, self.show = processor, show
         self.ids, self.shown = None, ""
+        # SentencePiece reads bytes in a row as a whole: behind a letter's, a wrong one makes them all unreadable.
+        self.wrong_byte = processor.tokenizer.get_vocab().get("<0xFF>")
 
     def put(self, value):
         """Takes the prompt [1, L] first, then new tokens, [n] or [1, n]."""
@@ -297,6 +300,8 @@ class AnswerStreamer(BaseStreamer):
             return
         self.ids += value.flatten().tolist()
         text = answer_text(self.processor, self.ids)
+        if self.wrong_byte is not None:
+            text = text[: _common_length(text, answer_text(self.processor, [*self.ids, self.wrong_byte]))]
         self._show(text[: len(text) - self._open_end(text)])
 
     def end(self):
@@ -375,7 +380,7 @@ def _read_message(number, message):
     parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
     if not isinstance(parts, list | tuple):
         raise ValueError(f"message {number} has a {type(content).__name__} as content; expected text, or a list of parts")
-    if isinstance(message, SpokenMessage):
+    if hasattr(message, "ids_for"):  # another session's answer, with its ids
         return copy.copy(message)
     return {"role": role, "content": [_read_part(number, part) for part in parts]}
 
@@ -434,7 +439,7 @@ def _portable(part):
     return {"type": "image", "url": "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()}
 
 
-def _common_length(old, new, equal):
+def _common_length(old, new, equal=operator.eq):
     """How many items two lists begin with alike."""
     pairs = zip(old, new, strict=False)
     return next((index for index, pair in enumerate(pairs) if not equal(*pair)), min(len(old), len(new)))

@@ -33,7 +33,8 @@ class SpokenMessage(dict):
     """An assistant's message that remembers the ids that the model wrote, without the end of its turn.
 
     Read again as text they may become other ids, and what was computed for them would be of no use. They count as long as
-    the message's content stays as it is, and for the tokenizer that they are of.
+    the message's content stays as it is, and for the tokenizer that they are of. Known by `ids_for` and not by its class:
+    code from the Hub is loaded once for the model and once for the processor.
     """
 
     def __init__(self, text, ids, tokenizer):
@@ -159,9 +160,13 @@ class MiniGPT4Processor(ProcessorMixin):
         of a chat session (`SpokenMessage`) are encoded as the ids that the model wrote, so that running a conversation
         anew gives what the session gave.
         """
-        if kwargs.get("tokenize") and any(isinstance(message, SpokenMessage) for message in conversation):
+        if kwargs.get("tokenize") and any(hasattr(message, "ids_for") for message in conversation):
             return self._tokenize_spoken(conversation, **kwargs)
         return super().apply_chat_template(self._as_data(conversation), *args, **kwargs)
+
+    def spoken_message(self, text, ids):
+        """An answer of the model as a `SpokenMessage`."""
+        return SpokenMessage(text, ids, self.tokenizer)
 
     def conversation_ids(self, messages, **template):
         """Messages -> ids of the whole conversation, where a `SpokenMessage` stays the ids that the model wrote.
@@ -171,7 +176,7 @@ class MiniGPT4Processor(ProcessorMixin):
         Args:
             template: of `apply_chat_template`: add_generation_prompt, chat_template, ...
         """
-        answers = [message.ids_for(self.tokenizer) if isinstance(message, SpokenMessage) else None for message in messages]
+        answers = [m.ids_for(self.tokenizer) if hasattr(m, "ids_for") else None for m in messages]
         mark = f"\ufdd1{uuid.uuid4().hex}\ufdd1"  # nobody can have typed it
         shown = [m if ids is None else {**m, "content": mark} for m, ids in zip(messages, answers, strict=True)]
         answers = [ids for ids in answers if ids is not None]

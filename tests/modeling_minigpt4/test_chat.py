@@ -12,7 +12,6 @@ from transformers import DynamicCache, StoppingCriteria
 from minigpt4 import MiniGPT4ForConditionalGeneration
 from minigpt4.modeling_minigpt4.chat import AnswerStreamer, answer_text
 from minigpt4.processing.chat_templates import LLAMA_2, with_image_token
-from minigpt4.processing.processing_minigpt4 import SpokenMessage
 
 # For what no template has a part in.
 once = pytest.mark.parametrize("family", ["vicuna"], indirect=True)
@@ -148,7 +147,7 @@ def test_an_answer_that_reads_as_it_was_written_is_plain_text(family, talker):
     if family == "llama-2":  # behind "[/INST] ", in the same way
         ids = ids[1:]
     question = {"role": "user", "content": "What is this?"}
-    spoken = processor.conversation_ids([question, SpokenMessage(text, ids, tokenizer), question])
+    spoken = processor.conversation_ids([question, processor.spoken_message(text, ids), question])
     typed = processor.conversation_ids([question, {"role": "assistant", "content": text}, question])
     if family == "chatml":
         assert spoken == typed
@@ -295,12 +294,33 @@ def test_one_answer_at_a_time(chat):
 
 @pytest.mark.parametrize(
     "text",
-    ["A # cat ## ###Human: no", "Zürich, 東京 🐈‍⬛ and\n\n    <div>\n  two", "Assistant: A cat", "###", "#"],
+    [
+        "A cat.###Human: And",
+        "A # cat ## or two ###",
+        "A cat #",
+        "A # cat ## ###Human: no",
+        "Zürich, 東京 🐈‍⬛ and\n\n    <div>\n  two",
+        "Assistant: A cat",
+        "###",
+        "#",
+    ],
 )
 def test_pieces_together_are_the_text(text, talker):
     """Half characters, beginnings of a marker and a repeated role are not shown; the spaces of a code listing are."""
     _, processor = talker
     ids = processor.tokenizer(text, add_special_tokens=False).input_ids
+    assert_streamed(processor, ids)
+
+
+def test_pieces_together_are_the_text_of_any_ids(talker):
+    """As random weights write them: bytes that make no letters."""
+    _, processor = talker
+    torch.manual_seed(0)
+    for _ in range(20):
+        assert_streamed(processor, torch.randint(3, len(processor.tokenizer), (30,)).tolist())
+
+
+def assert_streamed(processor, ids):
     pieces = []
     streamer = AnswerStreamer(processor, lambda piece, tokens: pieces.append(piece))
     streamer.put(torch.tensor([[1, 5, 6]]))  # the prompt
@@ -309,7 +329,6 @@ def test_pieces_together_are_the_text(text, talker):
         assert answer_text(processor, ids).startswith("".join(pieces))
     streamer.end()
     assert "".join(pieces) == answer_text(processor, ids)
-    assert "\ufffd" not in "".join(pieces)
 
 
 # Forks, and messages from elsewhere
@@ -460,7 +479,7 @@ def test_an_answer_with_the_image_token_makes_no_picture(talker, chat):
     """A trained model never writes it; then the answer is read again as text."""
     processor = talker[1]
     chat.ask("What is this?", suppress_tokens=[t for t in range(512) if t != processor.image_token_id], max_new_tokens=3)
-    assert chat.messages[-1].ids_for(processor.tokenizer) is None
+    assert not hasattr(chat.messages[-1], "ids_for")
     assert chat.ask("Why?") == anew(talker, chat.messages[:-1])[1]
 
 
