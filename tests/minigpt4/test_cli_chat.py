@@ -79,10 +79,10 @@ def test_commands(base, photo, tmp_path, capsys, monkeypatch):
 
 
 def test_what_is_dropped_is_told(base, photo, capsys, monkeypatch):
-    lines = ["What is this, and what is that, and why is it so? " * 3] * 5
+    lines = ["What is this, and what is that, and why is it so? " * 3] * 9
     _, err = typed(lines, ["--model", base, "--image", photo, "--max-new-tokens", "4"], capsys, monkeypatch)
     line, *_ = [line for line in err.splitlines() if "oldest messages are dropped" in line]
-    assert line.startswith("the conversation is longer than the 512 tokens") and "no picture" in line
+    assert "the conversation is longer than the 512 tokens that the model reads" in line and "no picture" in line
 
 
 def test_ctrl_c_stops_the_answer_and_not_the_program(original, processor, photo, tmp_path):

@@ -236,6 +236,7 @@ def test_a_stopped_answer_is_what_was_read_of_it(stop, talker, chat):
         seen += "".join(pieces)
     assert len(chat.messages) == 4
     assert text_of(chat.messages[-1]).startswith(seen)
+    assert len(text_of(chat.messages[-1])) < len(seen) + 10  # no word more than what was read, and half of one
     assert 0 < len(chat.messages[-1].ids) < 200
     assert chat.ask("How so?") == anew(talker, chat.messages[:-1])[1]
 
