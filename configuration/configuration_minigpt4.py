@@ -153,9 +153,9 @@ class MiniGPT4Config(PreTrainedConfig):
     @classmethod
     def preset(cls, name, **overrides):
         """The dimensions of a known model: "vicuna-7b", "vicuna-13b", "llama2-7b-chat" or "embedded" (see the module)."""
-        if name not in _PRESETS:
-            raise ValueError(f"unknown preset {name!r}; the presets are {', '.join(_PRESETS)}")
-        return cls(**{**_PRESETS[name](), **overrides})
+        if name not in PRESETS:
+            raise ValueError(f"unknown preset {name!r}; the presets are {', '.join(PRESETS)}")
+        return cls(**{**PRESETS[name](), **overrides})
 
 
 def _as_config(config, default):
@@ -175,7 +175,7 @@ def _eva_with_qformer(text_config):
     return {"vision_config": Blip2VisionConfig(), "qformer_config": Blip2QFormerConfig(), "text_config": text_config}
 
 
-_PRESETS = {
+PRESETS = {
     "vicuna-7b": lambda: _eva_with_qformer(
         LlamaConfig(**_LLAMA_7B, num_attention_heads=32, max_position_embeddings=2048, rms_norm_eps=1e-6)
     ),

@@ -1,36 +1,9 @@
-"""Answers to many pictures at once: greedy, batched, padded on the left; and an answer as it is written."""
+"""Answers to many pictures at once: greedy, batched, padded on the left."""
 
 import torch
 from tqdm.auto import tqdm
-from transformers import TextStreamer
 
-
-class AnswerStreamer(TextStreamer):
-    """Prints an answer to stdout as it is written, up to the turn marker, which is never shown, not even in part."""
-
-    def __init__(self, processor):
-        super().__init__(processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
-        self.markers, self.held, self.ended = processor.turn_markers, "", False
-
-    def on_finalized_text(self, text, stream_end=False):
-        """Prints what can no longer be the beginning of a marker."""
-        self.held += "" if self.ended else text
-        for marker in self.markers:
-            before, found, _ = self.held.partition(marker)
-            self.held, self.ended = before, self.ended or bool(found)
-        beginnings = [m[:i] for m in self.markers for i in range(1, len(m)) if self.held.endswith(m[:i])]
-        keep = 0 if stream_end or self.ended else max(map(len, beginnings), default=0)
-        shown = self.held[: len(self.held) - keep]
-        self.held = self.held[len(shown) :]
-        super().on_finalized_text(shown, stream_end)
-
-
-def answer_text(processor, ids):
-    """The answer in what the model wrote: without special tokens, up to the turn marker, behind a repeated role."""
-    text = processor.decode(ids, skip_special_tokens=True)
-    for marker in processor.turn_markers:
-        text = text.split(marker)[0].split("Assistant:")[-1]
-    return text.strip()
+from .modeling_minigpt4.chat import answer_text
 
 
 def chat_prompt(processor, question):

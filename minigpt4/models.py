@@ -1,5 +1,6 @@
 """Models by name: `load("embedded")`, `load("outputs/quickstart/model")`, `load("NAME/ON-THE-HUB")`."""
 
+import contextlib
 import re
 from pathlib import Path
 
@@ -40,6 +41,33 @@ def load(name, dtype="auto"):
     return model, processor
 
 
+def load_config(name):
+    """The `MiniGPT4Config` of a folder or an id on the Hub; nothing else is read, or downloaded.
+
+    Raises: as `load` does.
+    """
+    from . import MiniGPT4Config
+
+    _check_config(name)
+    with _naming(name):
+        return MiniGPT4Config.from_pretrained(name)
+
+
+@contextlib.contextmanager
+def _naming(name):
+    """Says in one line, with the model's name, what is wrong with its config."""
+    from huggingface_hub.errors import StrictDataclassError
+
+    try:
+        yield
+    except StrictDataclassError as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise ValueError(f"{name}: its config.json does not describe a MiniGPT-4 ({reason})") from error
+    except ValueError as error:
+        reason = _first_line(error)
+        raise ValueError(reason if reason.startswith(name) else f"{name}: {reason}") from error
+
+
 def _check_config(name):
     """Raises ValueError unless `name` has the config of a MiniGPT-4."""
     from huggingface_hub.errors import RepositoryNotFoundError
@@ -64,7 +92,7 @@ def _check_config(name):
 
 
 def _load_weights(name, dtype):
-    from huggingface_hub.errors import HTTPError, StrictDataclassError
+    from huggingface_hub.errors import HTTPError
     from transformers.utils import logging
 
     from . import MiniGPT4ForConditionalGeneration
@@ -72,17 +100,12 @@ def _load_weights(name, dtype):
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # in place of transformers' table of what does not fit, one line
     try:
-        model, info = MiniGPT4ForConditionalGeneration.from_pretrained(
-            name, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
-        )
-    except StrictDataclassError as error:
-        reason = str(error).strip().splitlines()[-1].strip()
-        raise ValueError(f"{name}: its config.json does not describe a MiniGPT-4 ({reason})") from error
+        with _naming(name):
+            model, info = MiniGPT4ForConditionalGeneration.from_pretrained(
+                name, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
+            )
     except (OSError, HTTPError) as error:  # also a download that breaks off
         raise OSError(f"{name}: its weights cannot be read ({_first_line(error)})") from error
-    except ValueError as error:
-        reason = _first_line(error)
-        raise ValueError(reason if reason.startswith(name) else f"{name}: {reason}") from error
     finally:
         logging.set_verbosity(verbosity)
     for tensor, found, expected in sorted(info["mismatched_keys"]):

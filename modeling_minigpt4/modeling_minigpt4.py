@@ -371,6 +371,18 @@ class MiniGPT4ForConditionalGeneration(MiniGPT4PreTrainedModel, GenerationMixin)
 
         return from_parts(cls, vision, text, **arguments)
 
+    def chat_session(self, processor, messages=(), **generation):
+        """A conversation that keeps what it has computed: see `ChatSession` in chat.py.
+
+        >>> chat = model.chat_session(processor)
+        >>> print(chat.ask("What is in the picture?", images="photo.jpg"))
+        >>> for piece in chat.ask("What is unusual about it?", stream=True):
+        ...     print(piece, end="", flush=True)
+        """
+        from .chat import ChatSession
+
+        return ChatSession(self, processor, messages, **generation)
+
     def get_output_embeddings(self):
         return self.lm_head
 

@@ -31,6 +31,7 @@ CODE = {
     "from_parts.py",
     "light.py",
     "lora.py",
+    "chat.py",
     "parts.py",
     "repositories.py",
     "image_processing_minigpt4.py",
@@ -83,6 +84,9 @@ def test_loads_without_this_package_and_saves_again(tower, original, processor, 
     assert report["classes"] == CLASSES
     assert report["answers"] == dict.fromkeys(report["answers"], ids)
     assert report["pipeline"] == text
+    chat = report["chat"]
+    assert (chat["first"], chat["second"]) == (text.strip(), chat["anew"].strip())
+    assert chat["own_tokens"] < 0.6 * chat["all_tokens"]
     assert report["snippet"] is not None
     assert "trust_remote_code=True" in report["refusal"]
     # What that process saved loads in the next one, too, which knows nothing of the first folder.

@@ -1,5 +1,6 @@
 """Pixels are the original's; whatever a person hands over becomes RGB as a viewer shows it, or one clear line."""
 
+import base64
 import io
 import struct
 import zlib
@@ -105,12 +106,38 @@ def test_bad_file_is_one_clear_line(kind, tmp_path, recwarn):
     assert not recwarn.list
 
 
-@pytest.mark.parametrize("address", ["http://localhost/a.png", "https://example.org/a.png", "data:image/png;base64,AA"])
+@pytest.mark.parametrize("address", ["http://localhost/a.png", "https://example.org/a.png"])
 def test_nothing_is_fetched(address):
     with pytest.raises(ValueError, match="pictures are read from files"):
         load_image(address)
     with pytest.raises(ValueError, match="pictures are read from files"):
         MiniGPT4ImageProcessor()([address])
+
+
+def test_data_url_is_read():
+    address = "data:image/png;base64," + base64.b64encode(encoded(NOISE)).decode()
+    assert load_image(address).tobytes() == NOISE.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("data:image/png;base64,@@", "not valid base64"),
+        ("data:image/png;base64,", "0 bytes"),
+        ("data:image/png;base64,AAAA", "not a picture"),
+        ("data:image/png,abc", "expected a picture as data:image"),
+        ("data:" + "x" * 10_000, "expected a picture as data:image"),
+    ],
+)
+def test_bad_data_url_is_one_short_line(address, message):
+    with pytest.raises(ValueError, match=message) as error:
+        load_image(address)
+    assert len(str(error.value)) < 150
+
+
+def test_heic_without_its_plugin_says_what_to_do():
+    with pytest.raises(ValueError, match=r"HEIC picture.*save it as JPEG or PNG"):
+        load_image(b"\0\0\0\x18ftypheic" + bytes(40))
 
 
 @pytest.mark.filterwarnings("ignore")  # Pillow's own, about metadata
