@@ -115,12 +115,19 @@ def variant_of(shape):
 
 
 def own_parameters(model):
-    """{name: parameter} of what no base part gives, and what training moves, but for LoRA adapters (see lora.py)."""
-    return {
+    """{name: parameter} of what no base part gives, and what training moves, but for LoRA adapters (see lora.py).
+
+    Raises:
+        ValueError: one of them is quantized.
+    """
+    own = {
         plain_name(name): parameter
         for name, parameter in model.named_parameters()
         if not is_adapter(name) and (parameter.requires_grad or not _is_given(name, model.config))
     }
+    if quantized := [name for name, tensor in own.items() if not tensor.is_floating_point()]:
+        raise ValueError(f"{quantized[0]} is quantized, and no base part gives it; load the model without quantization")
+    return own
 
 
 def own_tensors(model):

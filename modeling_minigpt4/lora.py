@@ -15,6 +15,7 @@ import re
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import cached_file
@@ -63,10 +64,12 @@ def load_lora(model, repo, **hub):
         OSError: the repository has no adapters.
         ValueError: they are damaged, or are not of this model; with what was found and expected.
     """
-    file = cached_file(repo, f"{LORA}/{_CONFIG}", **hub)
-    given = load_file(cached_file(repo, f"{LORA}/{_WEIGHTS}", **hub))
-    given = {name.removeprefix(_PREFIX): tensor for name, tensor in given.items()}
-    config = _peft().LoraConfig.from_pretrained(Path(file).parent)
+    config_file, weights = (cached_file(repo, f"{LORA}/{name}", **hub) for name in (_CONFIG, _WEIGHTS))
+    try:
+        config = _peft().LoraConfig.from_pretrained(Path(config_file).parent)
+        given = {name.removeprefix(_PREFIX): tensor for name, tensor in load_file(weights).items()}
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{repo}: its adapters in {LORA}/ are damaged ({str(error).splitlines()[0]})") from error
     if not isinstance(config, _peft().LoraConfig):
         raise ValueError(f"{repo}: {LORA}/{_CONFIG} describes {config.peft_type.value}; expected LORA")
     config.init_lora_weights, config.megatron_config = True, None  # these change the LLM, and import what they name
@@ -99,7 +102,13 @@ def save_lora(model, folder):
 
 
 def plain_state_dict(model):
-    """The state of a model without its adapters, under the names that it has without them."""
+    """The state of a model without its adapters, under the names that it has without them.
+
+    Raises:
+        ValueError: they are on quantized weights.
+    """
+    if has_lora(model) and getattr(model, "hf_quantizer", None) is not None:
+        raise ValueError("the adapters are on quantized weights: export light, load that without quantization, export it")
     return {plain_name(name): tensor for name, tensor in model.state_dict().items() if not is_adapter(name)}
 
 

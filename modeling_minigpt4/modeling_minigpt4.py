@@ -22,6 +22,7 @@ Deviations, with their reasons:
 - Rows with other than one picture, or none, work.
 """
 
+import contextlib
 import copy
 from dataclasses import dataclass
 from importlib import import_module
@@ -109,16 +110,11 @@ class MiniGPT4PreTrainedModel(PreTrainedModel):
         """Saves what no part of `config.base_parts` gives, or every weight if it names none; LoRA adapters beside them."""
         if state_dict is None and has_lora(self) and is_main_process:
             save_lora(self, save_directory)
-        if state_dict is None and self.config.base_parts is not None:
-            state_dict = own_tensors(self) or None
-        if state_dict is None and has_lora(self):
+        own = own_tensors(self) if state_dict is None and self.config.base_parts is not None else None
+        if state_dict is None and not own and has_lora(self):
             state_dict = plain_state_dict(self)
-        # The library would save nothing but the adapters.
-        has_adapters, self._hf_peft_config_loaded = self._hf_peft_config_loaded, False
-        try:
-            super().save_pretrained(save_directory, is_main_process, state_dict, **kwargs)
-        finally:
-            self._hf_peft_config_loaded = has_adapters
+        with _as_saved(self, light=bool(own)):
+            super().save_pretrained(save_directory, is_main_process, own or state_dict, **kwargs)
 
     def push_to_hub(self, repo_id, **arguments):
         """Uploads the model in one commit with its code, card and `auto_map`; see `export.push_model`.
@@ -507,6 +503,25 @@ class MiniGPT4ForConditionalGeneration(MiniGPT4PreTrainedModel, GenerationMixin)
         predicts = targets != -100
         logits = self.lm_head(hidden[predicts])
         return self.loss_function(logits, shift_labels=targets[predicts], vocab_size=logits.shape[-1], **loss_arguments)
+
+
+@contextlib.contextmanager
+def _as_saved(model, light):
+    """What the library should not see of a model: with adapters it would save them alone, with quantized weights all of
+    these; a light repository has neither the frozen weights nor their quantization."""
+    hidden = {"_hf_peft_config_loaded": False}
+    if light and getattr(model, "hf_quantizer", None) is not None:
+        config = copy.copy(model.config)
+        del config.quantization_config
+        hidden |= {"hf_quantizer": None, "config": config}
+    before = {name: getattr(model, name) for name in hidden}
+    try:
+        for name, value in hidden.items():
+            setattr(model, name, value)
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(model, name, value)
 
 
 def _sparing_the_projection(quantization_config):

@@ -20,6 +20,7 @@ from vision_parts import write_blip2
 from minigpt4 import MiniGPT4Config, MiniGPT4ForConditionalGeneration, MiniGPT4Processor
 from minigpt4.modeling_minigpt4.export import export
 from minigpt4.modeling_minigpt4.from_parts import image_token_id
+from minigpt4.modeling_minigpt4.lora import add_lora
 from minigpt4.modeling_minigpt4.repositories import StoredTensors, common_prefix
 from minigpt4.models import load
 
@@ -142,6 +143,13 @@ def test_quantization_leaves_the_projection_alone(bits, dtype, loss, light, wide
     with torch.inference_mode():
         found, expected = small(**inputs).logits, wide(**inputs).logits
     assert 0 < (found - expected).norm() / expected.norm() < loss
+    if light:  # what is trained on small weights is stored light as ever, and for weights of any size
+        again = export(small, processor, tmp_path / "again", light=True)
+        assert set(StoredTensors(str(again))) == {"model.projection.weight", "model.projection.bias"}
+        assert same_weights(load(str(again))[0], wide)
+        assert small.config.quantization_config is not None
+        with pytest.raises(ValueError, match="adapters are on quantized weights: export light"):
+            export(add_lora(small), processor, tmp_path / "full")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -127,6 +127,10 @@ def test_adapters_go_into_a_model_in_place(base, adapted, processor, inputs, tmp
     save_file({**tensors, "base_model.model.more": torch.zeros(1)}, file)
     with pytest.raises(ValueError, match=r"has for 'more' \(1,\), the model expects no such tensor"):
         load(str(folder))
+    for damaged in (file, folder / "lora" / "adapter_config.json"):
+        damaged.write_bytes(damaged.read_bytes()[:20])
+        with pytest.raises(ValueError, match="its adapters in lora/ are damaged"):
+            load_lora(adapted, folder)
     file.unlink()
     with pytest.raises(OSError, match=r"lora/adapter_model\.safetensors"):
         load(str(folder))
