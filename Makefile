@@ -34,6 +34,7 @@ lint: setup
 
 bench: setup
 	$(BIN)/python benchmarks/training_step.py
+	$(BIN)/python benchmarks/chat.py
 
 setup: $(VENV)/.installed
 

@@ -4,6 +4,7 @@
     chat.ask("Why?", stream=True)                     an iterator over its text; `close()` or `chat.cancel()` stops it
     chat.messages                                     what was said, as the Hub writes it; turns may be taken away
     chat.fork()                                       another conversation that goes on from here
+    model.chat_session(processor, chat.export())      the same conversation, from JSON
 
 A picture goes through the vision tower once. The keys and values of everything said stay, and a prompt is computed from its
 first token on that they are not of: of a follow-up, that is its own tokens alone. The tokens are those that
@@ -201,7 +202,7 @@ class ChatSession:
         unseen = prompt.pictures[self._count_pictures(prompt.ids[:start]) :]
         if unseen:
             arguments["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=torch.stack(unseen))}
-        stops = [_Cancelled(self._cancelled), EndsWith(self.processor.turn_ends), *arguments.pop("stopping_criteria", ())]
+        stops = [_Cancelled(self._cancelled), EndsWith(self.processor.turn_ends), *(arguments.pop("stopping_criteria", None) or ())]
         ids = torch.tensor([prompt.ids], device=self.model.device)
         output = self.model.generate(
             input_ids=ids,

@@ -18,6 +18,8 @@ def run(arguments):
             raise ValueError(f"--{name.replace('_', '-')} is {getattr(arguments, name)}; expected 1 or more")
     if not arguments.prompt.strip():
         raise ValueError("--prompt is empty; expected a question")
+    from transformers.utils import logging
+
     from ..captioning import caption_folder, find_pictures, finished_lines
     from ..models import load
 
@@ -26,6 +28,7 @@ def run(arguments):
     before = finished_lines(arguments.output, labels)
     missing = [name for name in names if name not in before]
     if missing:
+        logging.disable_progress_bar()
         model, processor = load(arguments.model)
         sizes = (arguments.batch_size, arguments.max_new_tokens)
         caption_folder(model, processor, arguments.folder, missing, arguments.output, labels, *sizes, len(before))

@@ -104,7 +104,7 @@ def load_named(argument):
 
 
 def save(chat, argument):
-    """Writes everything said, what has been dropped included."""
+    """Writes the conversation, as far back as the model still reads it."""
     from ..files import write_json
 
     path = Path(argument.strip().strip("'\"")).expanduser()

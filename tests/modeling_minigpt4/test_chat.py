@@ -137,6 +137,21 @@ def test_between_two_answers_stands_what_the_template_writes(family, talker, cha
     assert chat._cached.ids[: len(found)] == found
 
 
+@pytest.mark.parametrize("spelling", [0, 1])
+def test_what_ends_a_turn_is_no_part_of_the_answer(spelling, family, talker, chat, positions):
+    """A marker as a word of its own or behind text, or a special token: the template writes it once, in its own way."""
+    _, processor = talker
+    answer = processor.tokenizer("A cat.", add_special_tokens=False).input_ids
+    end = processor.turn_ends[spelling] if family == "vicuna" else [processor.tokenizer.eos_token_id]
+    script = iter([*answer, *end, 9, 9])
+    assert chat.ask("What is this?", prefix_allowed_tokens_fn=lambda *_: [next(script)], max_new_tokens=20) == "A cat."
+    assert chat.messages[-1].ids == answer and next(script) == 9
+    positions.clear()
+    assert chat.ask("Why?") == anew(talker, chat.messages[:-1])[1]
+    lengths = [len(processor.conversation_ids(chat.messages[:n], add_generation_prompt=True)) for n in (1, 3)]
+    assert positions[0] == lengths[1] - lengths[0] - len(answer)
+
+
 def test_an_answer_that_reads_as_it_was_written_is_plain_text(family, talker):
     """Then the prompt of the session is that of the same messages typed by hand; but Vicuna's "Assistant: " ends in a lone
     word-start mark that goes into the answer's first word when the whole is encoded at once."""
@@ -199,8 +214,8 @@ def test_ways_that_leave_the_cache_out(way, talker, chat, positions, encoded, pi
 
 
 @once
-def test_a_cache_that_cannot_be_cropped_is_left(talker, chat, monkeypatch):
-    """A sliding window forgets what lies before it."""
+def test_a_cache_that_cannot_be_cropped_is_left(talker, chat):
+    """A sliding window forgets what lies before it; going back raises nothing, and starts anew."""
     talker[0].config.text_config.sliding_window = 40
     talker[0].config.text_config.layer_types = ["sliding_attention", "full_attention"]
     assert any(DynamicCache(config=talker[0].config.text_config).is_sliding)
@@ -339,13 +354,14 @@ def test_forks_go_on_independently(talker, chat, positions, encoded, picture):
     chat.ask("What is this?", picture(1))
     twin = chat.fork()
     encoded.clear(), positions.clear()
-    answers = [chat.ask("Why?"), twin.ask("Which colour?", picture(2)), chat.ask("So?"), twin.ask("So?")]
+    for session, question, shown in ((chat, "Why?", None), (twin, "Which one?", picture(2)), (chat, "So?", None)):
+        session.ask(question, shown)
+    twin.ask("So?")
     assert max(positions) < 60 and encoded == [1]
     for session in (chat, twin):
         assert text_of(session.messages[-1]) == anew(talker, session.messages[:-1])[1]
         assert text_of(session.messages[3]) == anew(talker, session.messages[:3])[1]
     assert chat.messages[:2] == twin.messages[:2] and len(chat.messages) == len(twin.messages) == 6
-    assert answers
 
 
 @once
