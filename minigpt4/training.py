@@ -175,7 +175,7 @@ def train(recipe, model=None, processor=None, dataset=None):
         SystemExit: status 130 or 143 after Ctrl-C or SIGTERM, when the checkpoint is written.
     """
     started = time.monotonic()
-    _use_every_core()
+    use_every_core()
     output = _prepare_output(recipe)
     if model is None:
         model, processor = load_model(recipe.model)
@@ -309,7 +309,7 @@ def _arguments(recipe, output):
     )
 
 
-def _use_every_core():
+def use_every_core():
     """A single process on a CPU may use all of it; `accelerate launch` alone would leave it one thread."""
     if not torch.cuda.is_available() and int(os.environ.get("WORLD_SIZE", "1")) == 1:
         # Not on every system can a process be held to some of the cores.

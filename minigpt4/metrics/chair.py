@@ -19,16 +19,17 @@ from minigpt4.processing.scenes import plural
 
 # COCO's kinds, each with words that mean it; "!" begins a phrase that holds such a word and means something else.
 _WORDS = """
-person: man, men, woman, women, people, boy, girl, child, children, kid, baby, adult, guy, lady, gentleman, toddler, teenager,
-  player, skier, surfer, rider, skateboarder, snowboarder, pedestrian, passenger, cyclist, chef, driver, worker, crowd of people
+person: man, men, woman, women, people, boy, girl, child, children, kid, baby, adult, guy, lady, gentleman, toddler,
+  teenager, player, skier, surfer, rider, skateboarder, snowboarder, pedestrian, passenger, cyclist, chef, driver, worker,
+  baseball player, basketball player, football player, soccer player, tennis player, volleyball player, ball player
 bicycle: bike, tandem, !motor bike, !dirt bike
-car: automobile, sedan, suv, hatchback, convertible, minivan, taxi, cab, jeep, !train car, !cable car, !car seat, !street car,
-  !railway car
+car: automobile, sedan, suv, hatchback, convertible, minivan, taxi, cab, jeep, !train car, !cable car, !car seat,
+  !street car, !railway car
 motorcycle: motorbike, motor bike, dirt bike, moped, scooter, motor scooter
 airplane: plane, aeroplane, aircraft, jet, airliner, jetliner, jumbo jet, biplane, !jet ski
 bus: minibus, double decker, school bus, coach bus, !bus stop, !bus station
-train: locomotive, train car, railway car, tram, streetcar, street car, trolley car, subway car, !train track, !train station,
-  !dress train
+train: locomotive, train car, railway car, tram, streetcar, street car, trolley car, subway car, !train track,
+  !train station
 truck: lorry, pickup, pick up truck, fire engine, tow truck, semi trailer
 boat: ship, sailboat, canoe, kayak, ferry, yacht, rowboat, gondola, raft, barge, dinghy
 traffic light: stoplight, stop light, traffic signal
@@ -56,9 +57,8 @@ frisbee: flying disc, flying disk
 skis: ski, !water ski, !jet ski, !ski lift, !ski slope, !ski resort, !ski jump
 snowboard: snow board
 sports ball: soccer ball, tennis ball, basketball, baseball, football, volleyball, ball, !baseball bat, !baseball glove,
-  !baseball mitt, !baseball player, !baseball game, !baseball field, !baseball uniform, !baseball cap, !basketball court,
-  !basketball player, !basketball game, !football field, !football player, !football game, !volleyball court, !ball game,
-  !ball gown, !ball player
+  !baseball mitt, !baseball game, !baseball field, !baseball uniform, !baseball cap, !basketball court, !basketball game,
+  !football field, !football game, !volleyball court, !ball game, !ball gown
 kite:
 baseball bat: bat
 baseball glove: catcher's mitt, baseball mitt, mitt

@@ -1,12 +1,17 @@
 """What a model says about composed scenes (processing/scenes.py) against what is in them; everything from generated text."""
 
 import re
+from pathlib import Path
 
 import datasets
 import evaluate
 
 from minigpt4.metrics.failures import failure_rate
 from minigpt4.processing.scenes import BACKGROUNDS, NUMBERS, OBJECTS, plural
+
+HELD_OUT = 160  # scenes that are measured
+SHIFT = 7  # the shuffled control: each scene is judged by what was said of the scene that many places on
+NOTO_FONT = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
 
 
 def caption_hits(row, caption):

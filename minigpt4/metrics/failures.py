@@ -19,8 +19,11 @@ MAX_REPEATED_SHARE = 0.3  # of an answer's 4-grams that occurred before in it
 VERSE_LINES = 3  # a poem has at least that many
 KINDS = ("empty", "repetition", "fragment", "unrelated")
 
-_END = re.compile(r"[.!?…][\"'”’)\]*_]*$")
-_BROKEN_LINE = re.compile(r"(?:[,;:(\-–—]|\b(?:an?|the|of|and|or|in|on|at|to|with|by|for|from|as|is|are|was|its|their|his|her))$", re.I)  # fmt: skip
+_END = re.compile(r"[.!?\u2026][\"'\u201d\u2019)\]*_]*$")
+_BROKEN_LINE = re.compile(
+    r"(?:[,;:(\-\u2013\u2014]|\b(?:an?|the|of|and|or|in|on|at|to|with|by|for|from|as|is|are|was|its|their|his|her))$",
+    re.IGNORECASE,
+)
 _OFF_TOPIC = re.compile(
     r"\bas an? (?:ai|language model|assistant)\b|\bi(?:'m| am) (?:an ai|a language model|just an?\b)"
     r"|\bi(?:'m| am) (?:sorry|unable|not able)\b|\bi (?:apologi[sz]e|can(?:no|')t (?:see|view|describe|help|write|provide))"
@@ -60,7 +63,7 @@ def failure_rate(texts):
 
 def _repeats(text):
     # A full stop inside a number or an abbreviation ends no sentence.
-    sentences = [s.strip(" \"'”’)*-") for s in re.split(r"[.!?]+[\"'”’)\]]*(?:\s+|$)|\n+", text.lower())]
+    sentences = [s.strip(" \"'\u201d\u2019)*-") for s in re.split(r"[.!?]+[\"'\u201d\u2019)\]]*(?:\s+|$)|\n+", text.lower())]
     sentences = [s for s in sentences if len(s.split()) >= 3]
     return len(set(sentences)) < len(sentences) or _repeated_share(text.lower().split()) > MAX_REPEATED_SHARE
 

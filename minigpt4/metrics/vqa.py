@@ -9,21 +9,25 @@ import re
 import datasets
 import evaluate
 
-_DIGITS = dict(zip(["none", "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"],
-                   ["0", "0", *map(str, range(1, 11))], strict=True))  # fmt: skip
-_NEGATED = ["are", "ca", "could", "did", "does", "do", "had", "has", "have", "is", "might", "must", "need", "should", "was", "were", "wo", "would"]
+_NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+_DIGITS = {"none": "0", **{word: str(number) for number, word in enumerate(_NUMBERS)}}
 _CONTRACTIONS = {
-    **{f"{verb}nt": f"{verb}n't" for verb in _NEGATED},
-    **{f"{who}ve": f"{who}'ve" for who in ["could", "i", "might", "must", "should", "they", "we", "who", "would", "you"]},
-    **{f"{who}re": f"{who}'re" for who in ["there", "they", "you"]},
-    **{f"{who}s": f"{who}'s" for who in ["that", "there", "what", "where", "who", "let"]},
-    **{"im": "i'm", "ive": "i've", "hes": "he's", "shes": "she's", "youll": "you'll", "theyll": "they'll"},
+    f"{first}{second}": f"{first}{apostrophe}"
+    for second, apostrophe, firsts in (
+        ("nt", "n't", "are ca could did does do had has have is might must need should was were wo would"),
+        ("ve", "'ve", "could i might must should they we who would you"),
+        ("re", "'re", "there they you"),
+        ("s", "'s", "that there what where who let he she"),
+        ("m", "'m", "i"),
+        ("ll", "'ll", "they you"),
+    )
+    for first in firsts.split()
 }
 # What stands before the answer in a sentence: "The answer is", "It is", "The background is", "There are".
 _LEAD_IN = re.compile(
-    r"^(?:(?:so|yes|well|okay),? )?(?:(?:the|a|an|this|that|these|it|they|he|she|there|his|her|its|their|in)\b[\w' ]*?"
-    r"\b(?:is|are|was|were|has|have|looks like|appears to be|seems to be)\b|it's|that's|there's|answer:|a:) (?:called |wearing |"
-    r"holding )?"
+    r"^(?:(?:so|well|okay),? )?(?:(?:the|a|an|this|that|these|it|they|he|she|there|his|her|its|their|in)\b[\w' ]*?"
+    r"\b(?:is|are|was|were|has|have|looks like|appears to be|seems to be)\b|it's|that's|there's|answer:|a:) "
+    r"(?:called |wearing |holding )?"
 )
 EXACT_WORDS = 3  # an answer of so few words is taken as it is
 
