@@ -8,6 +8,7 @@ import json
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from urllib.parse import urlsplit
 
 from tqdm.auto import tqdm
@@ -41,8 +42,9 @@ class Judge:
     def record(self):
         """What is written down of the judge: no password that its address may hold."""
         address = urlsplit(self.url)
+        host = address.netloc.rpartition("@")[2]
         return {
-            "url": f"{address.scheme}://{address.hostname}{address.path}",
+            "url": f"{address.scheme}://{host}{address.path}",
             "model": self.model,
             "temperature": TEMPERATURE,
         }
@@ -53,14 +55,11 @@ class Judge:
         Raises:
             ValueError: the judge could not be asked at all.
         """
-        kept = {line["id"]: line for line in read_lines(path) if line["verdict"] is not None}
         requests = {request.id: request for request in suite.requests}
         questions = {identity: suite.question(request, said[identity]) for identity, request in requests.items()}
-        verdicts = {
-            identity: line["verdict"]
-            for identity, line in kept.items()
-            if identity in questions and line["told"] == _told(questions[identity]) and line["judge"] == self.record
-        }
+        lines = {identity: {"id": identity, "judge": self.record, "told": _told(q)} for identity, q in questions.items()}
+        kept = {_key(line): line["verdict"] for line in read_lines(path) if line.get("verdict") is not None}
+        verdicts = {identity: kept[_key(line)] for identity, line in lines.items() if _key(line) in kept}
         waiting = [identity for identity in requests if identity not in verdicts]
 
         def ask(identity):
@@ -73,9 +72,9 @@ class Judge:
                     f"{self.record['url']}: the judge does not answer ({first[3]}); the answers are kept, run again"
                 )
             with ThreadPoolExecutor(READERS) as pool, tqdm(total=len(waiting), desc="judge", unit="answer") as bar:
-                for identity, verdict, reply, problem in (first, *pool.map(ask, waiting[1:])):
-                    line = {"id": identity, "judge": self.record, "told": _told(questions[identity]), "said": reply}
-                    append_lines(path, [{**line, "verdict": verdict, "problem": problem}])
+                for identity, verdict, reply, problem in chain([first], pool.map(ask, waiting[1:])):
+                    line = {**lines[identity], "said": reply, "verdict": verdict, "problem": problem}
+                    append_lines(path, [line])
                     verdicts[identity] = verdict
                     bar.update()
         if all(verdict is None for verdict in verdicts.values()):
@@ -125,6 +124,11 @@ class Person:
 def judge_of(name, model):
     """The `Judge` of an address, or the `Person` of a file."""
     return Judge(name, model) if name.startswith(("http://", "https://")) else Person(name)
+
+
+def _key(line):
+    """What makes a reading the same: the answer, the judge and what it was told."""
+    return json.dumps([line.get("id"), line.get("judge"), line.get("told")], sort_keys=True)
 
 
 def _told(messages):

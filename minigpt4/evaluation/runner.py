@@ -52,7 +52,8 @@ def evaluate(model, suite, output, judge=None, against=None, batch_size=64):
     Raises:
         ValueError: answers in the output folder are of another suite, model or setting; `against` is of other questions.
     """
-    output, state = Path(output), PartialState()
+    output = Path(output)
+    state = PartialState(cpu=not torch.accelerator.is_available())  # else several processes on a CPU would not meet
     _single_process_uses_every_core(state)
     if against is not None and (Path(against) / PREDICTIONS).is_file():
         other_folder, other = Path(against), _earlier(against, suite)

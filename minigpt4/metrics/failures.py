@@ -28,6 +28,7 @@ _OFF_TOPIC = re.compile(
     r"\bas an? (?:ai|language model|assistant)\b|\bi(?:'m| am) (?:an ai|a language model|just an?\b)"
     r"|\bi(?:'m| am) (?:sorry|unable|not able)\b|\bi (?:apologi[sz]e|can(?:no|')t (?:see|view|describe|help|write|provide))"
     r"|\bmy apologies\b|\b(?:please|could you) (?:provide|upload|share|attach)\b|\bno image (?:was|is|has been)\b"
+    r"|\bhow (?:can|may) i (?:help|assist)\b|\bthank you for your question\b"
     r"|^#{1,6} ?(?:human|assistant)\b|^(?:human|user|assistant|question|answer) ?:|<\|?/?\w+\|?>"
     r"|```|https?://|\bwww\.|\[[a-z]+_[a-z_]+\]|\bimport \w+\n|\bdef \w+\(|\[(?:your|insert)\b",
     re.IGNORECASE | re.MULTILINE,
@@ -52,8 +53,9 @@ def failure(text, instruction=None):
         return "fragment"
     if instruction is None:
         return None
-    echo = _words(instruction) == _words(text)
-    return "unrelated" if echo or _OFF_TOPIC.search(text) or (poem and not verse) else None
+    own_words = re.sub(r"[\"\u201c][^\"\u201d\n]*[\"\u201d]", "", text)  # what a picture's sign says is no refusal
+    off_topic = _OFF_TOPIC.search(own_words) or _words(instruction) == _words(text)
+    return "unrelated" if off_topic or (poem and not verse) else None
 
 
 def failure_rate(texts):

@@ -29,7 +29,6 @@ _LEAD_IN = re.compile(
     r"\b(?:is|are|was|were|has|have|looks like|appears to be|seems to be)\b|it's|that's|there's|answer:|a:) "
     r"(?:called |wearing |holding )?"
 )
-EXACT_WORDS = 3  # an answer of so few words is taken as it is
 
 
 def normalise(text):
@@ -50,9 +49,7 @@ def short_answer(text):
     sentence = re.split(r"(?<=[.!?])\s", lines[0].strip())[0].strip(" .!?\"'") if lines else ""
     if yes_or_no := re.match(r"(?:yes|no)\b", sentence.lower()):
         return yes_or_no[0]
-    if len(normalise(sentence).split()) > EXACT_WORDS or re.match(r"(?:it|there|that|this|they)\b", sentence.lower()):
-        sentence = _LEAD_IN.sub("", sentence.lower())
-    return normalise(sentence)
+    return normalise(_LEAD_IN.sub("", sentence.lower()))
 
 
 def chosen(text, choices):
