@@ -106,14 +106,13 @@ def run_suite(name, suite, output, state, batch_size):
     """The `Run` of a model: what earlier runs answered is kept, the rest is answered now."""
     model, processor = load(name)
     model.to(state.device)
-    revision = model_revision(name, model)
-    lines = {request.id: _line(request, suite, name, revision, model, processor) for request in suite.requests}
+    lines = request_lines(suite, name, model, processor)
     started = time.monotonic()
     said = predict(model, processor, suite, lines, output, state, batch_size)
     seconds = time.monotonic() - started
     figures = suite.measure(model, processor) if state.is_main_process else {}
     decoding = {json.dumps(line["decoding"], sort_keys=True): line["decoding"] for line in lines.values()}
-    return Run(str(name), revision, said, list(decoding.values()), figures, seconds)
+    return Run(str(name), next(iter(lines.values()))["revision"], said, list(decoding.values()), figures, seconds)
 
 
 def predict(model, processor, suite, lines, output, state, batch_size):
@@ -142,6 +141,12 @@ def predict(model, processor, suite, lines, output, state, batch_size):
         _gather(path, order=lines)
     state.wait_for_everyone()
     return _kept(path, lines)
+
+
+def request_lines(suite, name, model, processor):
+    """{request id: what predictions.jsonl says of it besides the answer}."""
+    revision = model_revision(name, model)
+    return {request.id: _line(request, suite, name, revision, model, processor) for request in suite.requests}
 
 
 def model_revision(name, model):
