@@ -4,6 +4,7 @@ import torch
 from tqdm.auto import tqdm
 
 from .modeling_minigpt4.chat import answer_text
+from .processing.collator import IGNORE, MiniGPT4DataCollator
 
 
 def chat_prompt(processor, question):
@@ -49,3 +50,31 @@ def answers(model, processor, prompts, features, max_new_tokens=60, stop=None, b
         )
         texts += [answer_text(processor, new) for new in output[:, inputs["input_ids"].shape[1] :]]
     return texts
+
+
+@torch.inference_mode()
+def candidate_losses(model, processor, instructions, candidates, features, batch_size=64):
+    """How unlikely the model finds each of some answers: a list of losses for each instruction, the least is likeliest.
+
+    As the original's `multi_select`: the training form of the turn with the candidate as its answer; the cross-entropy of
+    the answer's tokens, its end included, summed and divided by the number of tokens that are predicted in the row.
+
+    Args:
+        instructions: texts. candidates: for each a list of answers.
+        features: [instructions, Q, C], as for `answers`.
+        batch_size: rows, one a candidate, at once.
+    """
+    rows = [
+        {"vision_features": seen, "instruction": instruction, "text": answer}
+        for instruction, of_one, seen in zip(instructions, candidates, features, strict=True)
+        for answer in of_one
+    ]
+    collator, losses = MiniGPT4DataCollator(processor), []
+    for start in range(0, len(rows), batch_size):
+        batch = {name: tensor.to(model.device) for name, tensor in collator(rows[start : start + batch_size]).items()}
+        labels = batch.pop("labels")[:, 1:]
+        logits = model(**batch).logits[:, :-1].float()
+        summed = torch.nn.functional.cross_entropy(logits.mT, labels, ignore_index=IGNORE, reduction="none").sum(1)
+        losses += (summed / (batch["attention_mask"].sum(1) - 1)).tolist()
+    left = iter(losses)
+    return [[next(left) for _ in of_one] for of_one in candidates]

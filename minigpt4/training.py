@@ -58,7 +58,7 @@ def train(recipe, model=None, processor=None, dataset=None, resume=True):
         SystemExit: status 130 or 143 after Ctrl-C or SIGTERM, when the checkpoint is written.
     """
     started = time.monotonic()
-    _use_every_core()
+    use_every_core()
     arguments = _arguments(recipe)
     arguments._setup_devices  # noqa: B018 - with several processes this is where they meet
     processes = arguments.distributed_state
@@ -272,7 +272,7 @@ def _pictures_to_show(recipe, dataset):
     return list(itertools.islice(training_stream(recipe.data, recipe.stage, recipe.train.seed, 0, 1), SHOWN))
 
 
-def _use_every_core():
+def use_every_core():
     """A single process on a CPU may use all of it; `accelerate launch` alone would leave it one thread."""
     if not torch.cuda.is_available() and int(os.environ.get("WORLD_SIZE", "1")) == 1:
         # Not on every system can a process be held to some of the cores.

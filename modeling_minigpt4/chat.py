@@ -202,7 +202,11 @@ class ChatSession:
         unseen = prompt.pictures[self._count_pictures(prompt.ids[:start]) :]
         if unseen:
             arguments["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=torch.stack(unseen))}
-        stops = [_Cancelled(self._cancelled), EndsWith(self.processor.turn_ends), *(arguments.pop("stopping_criteria", None) or ())]
+        stops = [
+            _Cancelled(self._cancelled),
+            EndsWith(self.processor.turn_ends),
+            *(arguments.pop("stopping_criteria", None) or ()),
+        ]
         ids = torch.tensor([prompt.ids], device=self.model.device)
         output = self.model.generate(
             input_ids=ids,

@@ -14,6 +14,7 @@ COMMANDS = {
     "quickstart": "train the embedded default on composed scenes, in both stages, and report what it learned",
     "chat": "ask about pictures",
     "caption": "describe every picture in a folder",
+    "evaluate": "measure a model: failures, captions, questions, composed scenes; figures, intervals and a report",
     "export": "write a model as a folder for the Hub",
     "convert": "turn the authors' published files into a model folder",
     "memory": "how much memory a model takes, before it is downloaded",
