@@ -32,7 +32,7 @@ def frozen_linears(model):
 
 
 class FrozenLinears(TorchFunctionMode):
-    """`with FrozenLinears(fits, linear):` computes linear layers that are frozen, and fit, by the autograd Function `linear`.
+    """A context that computes linear layers which are frozen, and fit, by the autograd Function `linear`.
 
     `fits(inputs, weight)` answers for the tensors' kinds; a layer that is trained, quantized or in autocast is PyTorch's.
     """

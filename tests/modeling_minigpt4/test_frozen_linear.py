@@ -106,4 +106,4 @@ def test_float8_training_is_near(original, collator, picture):
         loss.backward()
         losses.append(loss.item())
     assert losses[0] != losses[1]
-    assert losses[0] == pytest.approx(losses[1], rel=0.02)
+    assert losses[0] == pytest.approx(losses[1], rel=0.1)
