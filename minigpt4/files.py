@@ -20,3 +20,11 @@ def write_bytes(path, data):
 def write_json(path, value):
     """Writes a value as JSON in the same way."""
     write_bytes(path, json.dumps(value, indent=2).encode())
+
+
+def sync_files(folder):
+    """Brings every file below a folder to the disk."""
+    for path in Path(folder).rglob("*"):
+        if path.is_file():
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())

@@ -15,6 +15,7 @@ COMMANDS = {
     "chat": "ask about pictures",
     "export": "write a model as a folder for the Hub",
     "convert": "turn the authors' published files into a model folder",
+    "curate": "make a stage-2 data set of pictures: describe, fix, filter, verify, publish",
 }
 
 

@@ -48,7 +48,9 @@ class Endpoint:
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError(f"{_without_secrets(parts)}: not the address of a server; expected one such as {OPENAI}")
         if parts.username or parts.password or parts.query:
-            raise ValueError(f"{_without_secrets(parts)}: an address with a key in it; put the key in {key_variable} instead")
+            raise ValueError(
+                f"{_without_secrets(parts)}: an address with a key in it; put the key in {key_variable} instead"
+            )
         self._key = os.environ.get(key_variable, "").strip()
         if not self._key and parts.hostname == urlsplit(OPENAI).hostname:
             raise ValueError(f"{url} needs a key, and {key_variable} is not set; set it in the environment")
@@ -83,7 +85,9 @@ class Endpoint:
             raise Stop(f"{self.url} refuses the key in {self.key_variable} ({self._reason(error)})") from None
         except openai.NotFoundError as error:
             reason = self._reason(error)
-            raise Stop(f"{self.url} has no model {self.model!r}, or is not an OpenAI-compatible address ({reason})") from None
+            raise Stop(
+                f"{self.url} has no model {self.model!r}, or is not an OpenAI-compatible address ({reason})"
+            ) from None
         except openai.APITimeoutError:
             raise ValueError(f"{self.url}: no answer in {self._client.timeout:g} s") from None
         except openai.APIConnectionError as error:

@@ -1,11 +1,11 @@
 """Step 4: rules reject what generation and fix left broken; each rejection names its rule.
 
-    apology         "I'm sorry I made a mistake...", "I apologize for that ..." (the paper's), "as an AI"
-    empty, repetition, fragment    the failures that are measured before and after stage 2, too (metrics/failures.py)
-    not English     hardly any of the commonest English words, or letters of other scripts
-    short           fewer words than the set number
-    near-duplicate  nearly the same words in the same order as an earlier accepted description
-    off-picture     CLIP or SigLIP sees little likeness to the picture, where a scorer is configured
+apology         "I'm sorry I made a mistake...", "I apologize for that ..." (the paper's), "as an AI"
+empty, repetition, fragment    the failures that are measured before and after stage 2, too (metrics/failures.py)
+not English     hardly any of the commonest English words, or letters of other scripts
+short           fewer words than the set number
+near-duplicate  nearly the same words in the same order as an earlier accepted description
+off-picture     CLIP or SigLIP sees little likeness to the picture, where a scorer is configured
 """
 
 import re

@@ -62,13 +62,15 @@ def fix(store, endpoint, temperature=None, max_factor=MAX_FACTOR, prices=(0.0, 0
         finally:
             if report.done:
                 cost = sum(n * price / 1e6 for n, price in zip(spent, prices, strict=True))
-                report.note(f"{spent[0]} prompt + {spent[1]} completion tokens" + (f", {cost:.2f} in all" if any(prices) else ""))
+                report.note(
+                    f"{spent[0]} prompt + {spent[1]} completion tokens" + (f", {cost:.2f} in all" if any(prices) else "")
+                )
     return report
 
 
 def messages(text):
-    """The conversation that is sent for a text."""
-    return [{"role": "user", "content": f"{PROMPT}\n\n{text}"}]
+    """The conversation that is sent for a text: the prompt is the system's, for the text is data and not an order."""
+    return [{"role": "system", "content": PROMPT}, {"role": "user", "content": text}]
 
 
 def problem(original, reply, max_factor=MAX_FACTOR):
@@ -106,8 +108,8 @@ def dry_run(store, endpoint, prices=(0.0, 0.0), shown=2):
     lines, count, prompt, completion = [], 0, 0, 0
     for row in store.pending("fix"):
         if count < shown:
-            content = messages(row["answer"])[0]["content"]
-            lines.append(f"to {endpoint.url}, model {endpoint.model}, for picture {row['picture'][:12]}:\n{content}\n")
+            turns = "\n".join(f"  {turn['role']}: {turn['content']}" for turn in messages(row["answer"]))
+            lines.append(f"to {endpoint.url}, model {endpoint.model}, for picture {row['picture'][:12]}:\n{turns}\n")
         count += 1
         prompt += (len(PROMPT) + len(row["answer"])) // _CHARACTERS_PER_TOKEN
         completion += len(row["answer"]) // _CHARACTERS_PER_TOKEN

@@ -14,7 +14,7 @@ import torch
 from accelerate import PartialState
 from tqdm.auto import tqdm
 
-from ...generation import batch_answers
+from ...generation import batch_answers, caption_prompt
 from ..image_processing_minigpt4 import load_image
 from .endpoint import Stop
 from .report import Report, chunks
@@ -49,7 +49,9 @@ def generate(store, describer, batch_size=16, seed=0):
     state = PartialState()
     settings = {**describer.settings(), "batch_size": batch_size, "seed": seed}
     run, report = store.run("generate", settings), Report("generate")
-    mine = (row for row in store.pending("generate") if int(row["picture"][:8], 16) % state.num_processes == state.process_index)
+    mine = (
+        row for row in store.pending("generate") if int(row["picture"][:8], 16) % state.num_processes == state.process_index
+    )
     total = store.pending_count("generate") // state.num_processes
     with tqdm(desc="generate", total=total, unit="picture", disable=not state.is_main_process) as bar:
         for rows, pixels in _ahead(partial(_pixels, store, describer, report), chunks(mine, batch_size)):
@@ -74,7 +76,10 @@ def generate_by_server(store, endpoint, max_new_tokens=300, temperature=None, se
 
     def work(row):
         picture = base64.b64encode(read_picture(store, row)).decode()
-        parts = [{"type": "image_url", "image_url": {"url": f"data:image;base64,{picture}"}}, {"type": "text", "text": PROMPT}]
+        parts = [
+            {"type": "image_url", "image_url": {"url": f"data:image;base64,{picture}"}},
+            {"type": "text", "text": PROMPT},
+        ]
         messages = [{"role": "user", "content": parts}]
         first = endpoint.ask(messages, **parameters)
         tokens = len(first.text.split()) if first.completion_tokens is None else first.completion_tokens
@@ -102,18 +107,20 @@ class Describer:
     Args:
         model, processor: as `models.load` gives them, on the device where they run.
         name: what the run records of where they are from, and `revision`, the commit on the Hub if that is known.
+        form: "chat": the paper's, the LLM is asked. "caption": the first answer is one line in the form of stage 1,
+            without a prompt: for an LLM too small to follow an instruction about a picture before stage 2.
         decoding: arguments of `generate` other than the model's own (max_new_tokens, temperature, ...).
     """
 
-    def __init__(self, model, processor, name, **decoding):
-        self.model, self.processor, self.name, self.decoding = model, processor, str(name), decoding
+    def __init__(self, model, processor, name, form="chat", **decoding):
+        self.model, self.processor, self.name, self.form, self.decoding = model, processor, str(name), form, decoding
 
     def settings(self):
         """What a run records of it."""
         config = {**self.model.generation_config.to_diff_dict(), **self.decoding}
         decoding = {key: value for key, value in config.items() if key != "transformers_version"}
         revision = getattr(self.model.config, "_commit_hash", None)
-        return {"model": self.name, "revision": revision, **_PROMPTS, "decoding": decoding}
+        return {"model": self.name, "revision": revision, "form": self.form, **_PROMPTS, "decoding": decoding}
 
     def pixels(self, images):
         """PIL pictures -> pixel_values [N, 3, H, W]."""
@@ -125,7 +132,7 @@ class Describer:
         features = self.model.model.get_vision_features(pixels.to(self.model.device))
         content = [{"type": "image"}, {"type": "text", "text": PROMPT}]
         asked = [{"role": "user", "content": content}]
-        firsts = self._answers([asked] * len(features), features)
+        firsts = self._captions(features) if self.form == "caption" else self._answers([asked] * len(features), features)
         short = [i for i, text in enumerate(firsts) if self._tokens(text) <= ENOUGH_TOKENS]
         more = {}
         if short:
@@ -137,11 +144,17 @@ class Describer:
 
     def _answers(self, conversations, features):
         # The paper asks in the form of stage 2's training: "###Human: <Img>...</Img> ... ###Assistant: ".
+        form = {"training": True} if "training" in self.processor.chat_template else {}
         prompts = [
-            self.processor.apply_chat_template(messages, add_generation_prompt=True, training=True)
-            for messages in conversations
+            self.processor.apply_chat_template(messages, add_generation_prompt=True, **form) for messages in conversations
         ]
         return batch_answers(self.model, self.processor, prompts, features, **self.decoding)
+
+    def _captions(self, features):
+        tokenizer = self.processor.tokenizer
+        ends = [tokenizer.eos_token_id, tokenizer.encode("\n", add_special_tokens=False)[-1]]
+        prompts = [caption_prompt(self.processor)] * len(features)
+        return batch_answers(self.model, self.processor, prompts, features, **{**self.decoding, "eos_token_id": ends})
 
     def _tokens(self, text):
         return len(self.processor.tokenizer(text, add_special_tokens=False).input_ids)

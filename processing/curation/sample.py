@@ -54,7 +54,7 @@ def sample(store, source, count=5000, seed=0):
 
 
 def pictures_of(source):
-    """Yields (name, read) for every picture of a folder or stream; read() gives its file's bytes, and its path if it has one.
+    """Yields (name, read) for every picture of a folder or stream; read() gives (bytes, path or None).
 
     Raises:
         ValueError: nothing there, or not readable.

@@ -127,11 +127,10 @@ class Store:
         new = 0
         with self.transaction() as execute:
             for row in rows:
-                row = {**row, "run": run, "time": now()}
-                columns = ", ".join(row)
-                places = ", ".join("?" * len(row))
-                sql = f"INSERT OR IGNORE INTO {TABLES[step]} ({columns}) VALUES ({places})"
-                new += execute(sql, tuple(row.values())).rowcount
+                values = {"time": now(), **row, "run": run}
+                places = ", ".join("?" * len(values))
+                sql = f"INSERT OR IGNORE INTO {TABLES[step]} ({', '.join(values)}) VALUES ({places})"
+                new += execute(sql, tuple(values.values())).rowcount
         return new
 
     def pending(self, step):

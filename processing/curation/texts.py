@@ -3,7 +3,7 @@
 import difflib
 import re
 
-# The paper's: what a model says of itself in place of the picture, "I'm sorry I made a mistake...", "I apologize for that ...".
+# The paper's: "I'm sorry I made a mistake...", "I apologize for that ...".
 APOLOGY = re.compile(
     r"\bI(?:'m| am) (?:very |so |really )?sorry\b|\bI apologi[sz]e\b|\bmy apologies\b|\bI made a mistake\b", re.IGNORECASE
 )
