@@ -13,15 +13,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 from PIL import Image
 
-from minigpt4.processing.curation.fix import fixed
 from minigpt4.processing.curation.endpoint import Reply
+from minigpt4.processing.curation.fix import fixed
 from minigpt4.processing.curation.sample import sample
 from minigpt4.processing.curation.store import Store
 
-WORDS = (
-    "dog cat horse river mountain street lamp table window garden flower bridge child bicycle market boat cloud tower "
-    "bench forest stone chair bottle train field snow road house bird lake"
-).split()
+WORDS = """dog cat horse river mountain street lamp table window garden flower bridge child bicycle market boat cloud tower
+    bench forest stone chair bottle train field snow road house bird lake"""
 
 
 def make_pictures(folder, count, seed=0):
@@ -35,7 +33,7 @@ def make_pictures(folder, count, seed=0):
 
 def description(number):
     """A description of more than 20 words, unlike that of any other number."""
-    a, b, c, d, e = np.random.default_rng(number).choice(WORDS, 5, replace=False)
+    a, b, c, d, e = np.random.default_rng(number).choice(WORDS.split(), 5, replace=False)
     return (
         f"The picture shows a {a} next to the {b} number {number}, and behind them there is a {c}. "
         f"In front of it one can see a {d} and also the old {e} in the light of the day."
@@ -64,12 +62,12 @@ class ChatServer:
 
     def __init__(self):
         self.behave = lambda text, nth: text
-        self.asked, self.headers, self.bodies, self.at_once, self.most_at_once = [], [], [], 0, 0
+        self.asked, self.keys, self.bodies, self.at_once, self.most_at_once = [], [], [], 0, 0
         self.closed, self.lock = threading.Event(), threading.Lock()
 
     def __enter__(self):
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
-        self._server.chat = self
+        self._server.chat, self._server.handle_error = self, lambda *_: None  # a killed client is no error here
         self.url = f"http://127.0.0.1:{self._server.server_port}/v1"
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
         self._thread.start()
@@ -98,7 +96,7 @@ class _Handler(BaseHTTPRequestHandler):
         text = content if isinstance(content, str) else content[-1]["text"]
         with chat.lock:
             chat.asked.append(text)
-            chat.headers.append(dict(self.headers))
+            chat.keys.append(self.headers["Authorization"])
             chat.bodies.append(body)
             nth = chat.asked.count(text)
             chat.at_once += 1
@@ -110,7 +108,7 @@ class _Handler(BaseHTTPRequestHandler):
                 chat.at_once -= 1
 
     def _answer(self, chat, behaviour):
-        """A text is the answer. "429", "500", "401", "404": that status; "hang", "garbage", "html", "half": what they say."""
+        """A text is the answer; "429", "500", "401", "404", "hang", "garbage", "html" and "half" are what they say."""
         if behaviour == "hang":
             chat.closed.wait(20)
             self.close_connection = True

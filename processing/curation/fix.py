@@ -54,7 +54,8 @@ def fix(store, endpoint, temperature=None, max_factor=MAX_FACTOR, prices=(0.0, 0
                     wrong = problem(row["answer"], reply, max_factor)
                     store.record("fix", run, [fixed(row, reply, wrong)])
                     report.done += 1
-                    report.count(f"kept as they were ({wrong})" if wrong else "changed", wrong or _changed(row, reply))
+                    if wrong or _changed(row, reply):
+                        report.count(f"kept as they were ({wrong})" if wrong else "changed")
                     spent = [total + (n or 0) for total, n in zip(spent, reply[1:3], strict=True)]
                 bar.update()
         except Stop as error:
