@@ -95,7 +95,7 @@ class Endpoint:
             message = f"{self.url} cannot be reached ({self._reason(error.__cause__ or error)})"
             raise (Stop if kind == "ConnectError" else ValueError)(message) from None
         except openai.APIStatusError as error:
-            raise ValueError(f"{self.url}: {self._reason(error)}") from None
+            raise ValueError(f"{self.url}: status {error.status_code} ({self._reason(error.response.text)})") from None
         except (AttributeError, IndexError, TypeError, ValueError, openai.OpenAIError) as error:
             raise ValueError(f"{self.url}: not an answer of an OpenAI-compatible server ({self._reason(error)})") from None
 

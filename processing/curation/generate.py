@@ -59,7 +59,7 @@ def generate(store, describer, batch_size=16, seed=0):
                 torch.manual_seed(int(hashlib.sha256(f"{seed}/{rows[0]['picture']}".encode()).hexdigest()[:15], 16))
                 answers = describer(pixels)
                 report.done += store.record("generate", run, map(answered, rows, answers))
-            bar.update(batch_size)
+            bar.update(len(rows))
     return report
 
 

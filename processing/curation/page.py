@@ -41,7 +41,7 @@ _CSS = """
 #decide {position: sticky; bottom: 0; z-index: 5; background: var(--body-background-fill); padding: 6px 0;
   flex-wrap: nowrap; align-items: stretch} #decide button {min-width: 0; padding: 10px 4px; white-space: nowrap}
 @media (max-width: 500px) {#decide button {font-size: 15px}}
-#progress {font-variant-numeric: tabular-nums} #progress progress {width: 100%; display: block}
+#progress {font-variant-numeric: tabular-nums} #progress progress {width: 100%; display: block; accent-color: #f97316}
 """
 
 
@@ -92,8 +92,8 @@ def build(desk):
             words = gr.Textbox("", label="Search in texts", elem_id="words", max_lines=1)
             only = gr.Dropdown([("all", ""), *_choices(desk)], value="", label="Of", elem_id="only")
             table = gr.Dataframe(
-                headers=["picture", "rule", "decision", "text"],
-                column_widths=["130px", "110px", "90px", "60%"],
+                headers=["text", "rule", "decision", "picture"],
+                column_widths=["60%", "110px", "90px", "130px"],
                 interactive=False,
                 wrap=True,
                 max_height=700,
@@ -132,11 +132,11 @@ def build(desk):
 
         def listed(found, which, after=""):
             rows = desk.search(found, which or None, after, _ROWS)
-            cells = [[row["picture"][:12], row["rule"] or "", row["decision"] or "", row["text"]] for row in rows]
+            cells = [[row["text"], row["rule"] or "", row["decision"] or "", row["picture"][:12]] for row in rows]
             return cells, rows[-1]["picture"] if len(rows) == _ROWS else ""
 
         def chosen(event: gr.SelectData, wanted):
-            row = next(iter(desk.search(event.row_value[0], limit=1)), None)
+            row = next(iter(desk.search(event.row_value[-1], limit=1)), None)
             return _shown(desk, row, wanted, "Chosen from the list; see Decide.")
 
         inputs = [reviewer, rule, picture, text]

@@ -32,6 +32,7 @@ class Desk:
         self.store, self.file = store, file
         self._run = store.run("verify", {"decisions": list(DECISIONS)})
         self._first = {}  # by rule: no picture before this one waits for a decision
+        self._progress = {}  # by rule: [decided, all]; counting a million rows at each decision would take a second
 
     def next(self, reviewer, rule=PASSED):
         """The `captions` row that a reviewer is to decide on next, lent to them; None if none is left."""
@@ -57,6 +58,7 @@ class Desk:
         with self.store.transaction() as execute:
             new = self.store.record("verify", self._run, [row])
             execute("DELETE FROM leases WHERE picture = ?", (picture,))
+            self._count(picture, new)
         if new and self.file:
             self.file.append([row])
         return bool(new)
@@ -68,6 +70,7 @@ class Desk:
             return None
         with self.store.transaction() as execute:
             execute("DELETE FROM decisions WHERE picture = ? AND reviewer = ?", (last, reviewer))
+            self._count(last, -1)
             execute("DELETE FROM leases WHERE holder = ? OR picture = ?", (reviewer, last))
             execute("INSERT INTO leases VALUES (?, ?, ?)", (last, reviewer, time.time() + LEASE_SECONDS))
         self._first.clear()
@@ -77,13 +80,16 @@ class Desk:
 
     def progress(self, rule=PASSED):
         """(decided, waiting): of the pictures that a rule rejected, or that passed them all."""
-        decided = self.store.value(
-            "SELECT COUNT(*) FROM decisions JOIN verdicts USING (picture) WHERE verdicts.rule IS ?", _rule(rule)
-        )
-        return decided, self.store.value("SELECT COUNT(*) FROM verdicts WHERE rule IS ?", _rule(rule)) - decided
+        if rule not in self._progress:
+            decided = "SELECT COUNT(*) FROM decisions JOIN verdicts USING (picture) WHERE verdicts.rule IS ?"
+            every = "SELECT COUNT(*) FROM verdicts WHERE rule IS ?"
+            self._progress[rule] = [self.store.value(sql, _rule(rule)) for sql in (decided, every)]
+        decided, every = self._progress[rule]
+        return decided, every - decided
 
     def rules(self):
-        """{rule: pictures}, first those that passed."""
+        """{rule: pictures}, first those that passed; counts anew."""
+        self._progress.clear()
         found = self.store.rows("SELECT rule, COUNT(*) AS n FROM verdicts GROUP BY rule ORDER BY rule IS NOT NULL, n DESC")
         return {row["rule"] or PASSED: row["n"] for row in found}
 
@@ -100,6 +106,11 @@ class Desk:
         return self.store.rows(
             f"SELECT * FROM captions WHERE {' AND '.join(where)} ORDER BY captions.picture LIMIT ?", *arguments, limit
         )
+
+    def _count(self, picture, new):
+        rule = self.store.value("SELECT rule FROM verdicts WHERE picture = ?", picture) or PASSED
+        if rule in self._progress:
+            self._progress[rule][0] += new
 
     def _lent(self, reviewer, rule):
         return self.store.value(
