@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers.trainer_utils import get_last_checkpoint
 
+from .files import sync_files
 from .modeling_minigpt4.lora import LORA, load_lora
 
 ASIDE = ".checkpoint-unfinished"
@@ -39,11 +40,12 @@ def replacing_checkpoint(accelerator, output):
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         [written] = aside.iterdir()
-        _fsync(written)
+        sync_files(written)
+        _sync_folder(written)
         place = output / written.name
         shutil.rmtree(place, ignore_errors=True)
         written.rename(place)
-        _fsync_folder(output)
+        _sync_folder(output)
         aside.rmdir()
         for older in output.glob("checkpoint-*"):
             if older.name != written.name:
@@ -92,15 +94,7 @@ def _placed_like(tensor, other):
     return distribute_tensor(tensor.to(other.device), other.device_mesh, other.placements)
 
 
-def _fsync(folder):
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with open(path, "rb") as file:
-                os.fsync(file.fileno())
-    _fsync_folder(folder)
-
-
-def _fsync_folder(folder):
+def _sync_folder(folder):
     """Makes the names in it durable; not every system lets a folder be opened."""
     if os.name == "posix":
         descriptor = os.open(folder, os.O_RDONLY)

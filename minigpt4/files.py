@@ -28,3 +28,11 @@ def append_line(path, value):
         file.write(json.dumps(value, ensure_ascii=False) + "\n")
         file.flush()
         os.fsync(file.fileno())
+
+
+def sync_files(folder):
+    """Brings every file below a folder to the disk."""
+    for path in Path(folder).rglob("*"):
+        if path.is_file():
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())

@@ -20,35 +20,40 @@ def caption_prompt(processor):
 
 
 @torch.inference_mode()
-def answers(model, processor, prompts, features, max_new_tokens=60, stop=None, batch_size=128, desc=None):
-    """A greedy answer for each prompt, as text without special tokens.
+def batch_answers(model, processor, prompts, features, **settings):
+    """The answer to each of a batch of prompts, as text: padded on the left, each row stops by itself.
 
     Args:
         prompts: rendered prompts, each with one picture's image token.
-        features: [prompts, Q, C], the frozen vision part's output for each (`training.cache_features`).
+        features: [prompts, Q, C], the frozen vision part's output for each (`MiniGPT4Model.get_vision_features`).
+        settings: of `generate`.
+    """
+    tokenizer = processor.tokenizer
+    texts = [prompt.replace(processor.image_token, processor.replace_image_token({}, 0)) for prompt in prompts]
+    inputs = tokenizer(texts, padding=True, padding_side="left", add_special_tokens=False, return_tensors="pt")
+    output = model.generate(
+        **inputs.to(model.device),
+        vision_features=features.to(model.device),
+        pad_token_id=tokenizer.pad_token_id,
+        **settings,
+    )
+    return [answer_text(processor, new) for new in output[:, inputs["input_ids"].shape[1] :]]
+
+
+def answers(model, processor, prompts, features, max_new_tokens=60, stop=None, batch_size=128, desc=None):
+    """A greedy answer for each prompt, in batches; see `batch_answers`.
+
+    Args:
         stop: text of one token that ends an answer besides the model's own end of turn ("\\n" after a caption).
         desc: label of a progress bar; none is shown without it.
     """
     tokenizer = processor.tokenizer
     ends = [tokenizer.eos_token_id, *(tokenizer.encode(stop, add_special_tokens=False)[-1:] if stop else [])]
+    settings = {"max_new_tokens": max_new_tokens, "do_sample": False, "eos_token_id": ends}
     texts = []
     for start in tqdm(range(0, len(prompts), batch_size), desc=desc, disable=desc is None, unit="batch"):
-        batch = [
-            prompt.replace(processor.image_token, processor.replace_image_token({}, 0))
-            for prompt in prompts[start : start + batch_size]
-        ]
-        inputs = tokenizer(batch, padding=True, padding_side="left", add_special_tokens=False, return_tensors="pt")
-        inputs = inputs.to(model.device)
-        seen = model.model.get_image_features(vision_features=features[start : start + batch_size].to(model.device))
-        output = model.generate(
-            **inputs,
-            mm_encoder_outputs={"image": seen},
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            eos_token_id=ends,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-        texts += [answer_text(processor, new) for new in output[:, inputs["input_ids"].shape[1] :]]
+        batch = slice(start, start + batch_size)
+        texts += batch_answers(model, processor, prompts[batch], features[batch], **settings)
     return texts
 
 

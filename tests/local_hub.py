@@ -193,18 +193,19 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 _REPO = r"([\w.-]+/[\w.-]+)"
+_API = "/api/(?:models|datasets)"
 _ROUTES = [
     ("POST", "/api/repos/create", _Handler.create),
     ("GET", "/api/whoami-v2", _Handler.whoami),
     ("POST", "/api/validate-yaml", _Handler.validate_yaml),
-    ("GET", f"/api/models/{_REPO}", _Handler.info),
-    ("GET", f"/api/models/{_REPO}/revision/(.+)", _Handler.info),
-    ("GET", f"/api/models/{_REPO}/tree/([^/]+)(?:/(.+))?", _Handler.tree),
-    ("POST", f"/api/models/{_REPO}/preupload/main", _Handler.preupload),
-    ("POST", f"/{_REPO}\\.git/info/lfs/objects/batch", _Handler.lfs_batch),
+    ("GET", f"{_API}/{_REPO}", _Handler.info),
+    ("GET", f"{_API}/{_REPO}/revision/(.+)", _Handler.info),
+    ("GET", f"{_API}/{_REPO}/tree/([^/]+)(?:/(.+))?", _Handler.tree),
+    ("POST", f"{_API}/{_REPO}/preupload/main", _Handler.preupload),
+    ("POST", f"(?:/datasets)?/{_REPO}\\.git/info/lfs/objects/batch", _Handler.lfs_batch),
     ("PUT", r"/blob/(\w+)", _Handler.put_blob),
-    ("POST", f"/api/models/{_REPO}/commit/main", _Handler.commit),
-    (("GET", "HEAD"), f"/{_REPO}/resolve/([^/]+)/(.+)", _Handler.resolve),
+    ("POST", f"{_API}/{_REPO}/commit/main", _Handler.commit),
+    (("GET", "HEAD"), f"(?:/datasets)?/{_REPO}/resolve/([^/]+)/(.+)", _Handler.resolve),
 ]
 
 

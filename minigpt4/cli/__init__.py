@@ -17,6 +17,7 @@ COMMANDS = {
     "evaluate": "measure a model: failures, captions, questions, composed scenes; figures, intervals and a report",
     "export": "write a model as a folder for the Hub",
     "convert": "turn the authors' published files into a model folder",
+    "curate": "make a stage-2 data set of pictures: describe, fix, filter, verify, publish",
     "memory": "how much memory a model takes, before it is downloaded",
     "doctor": "what is installed here, and what works",
 }

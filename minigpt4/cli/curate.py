@@ -1,0 +1,177 @@
+"""From a stage-1 model and pictures to a verified, published stage-2 data set: the paper's section 3.2, step by step.
+
+Steps: sample, generate, fix, filter, verify, publish; one, or several in a row. Each does what is not done yet in the store,
+so that the same command goes on after a stop. Without a step the store's counts are printed.
+"""
+
+STEPS = ("sample", "generate", "fix", "filter", "verify", "publish")
+
+
+def add_arguments(parser):
+    """Adds the arguments of `minigpt4 curate`, a group for each step."""
+    parser.add_argument("steps", nargs="*", metavar="STEP", help=f"any of: {', '.join(STEPS)}")
+    parser.add_argument("--store", metavar="FILE", help="the curation store, an SQLite file; sample makes it")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the draw and of sampling (default: 0)")
+
+    demo = parser.add_argument_group("demo")
+    demo.add_argument("--demo", action="store_true", help="the whole pipeline on composed scenes, on this machine alone")
+
+    group = parser.add_argument_group("sample")
+    group.add_argument("--pictures", metavar="SOURCE", help="a folder of pictures, or webdataset shards")
+    group.add_argument("--count", type=int, metavar="N", help="how many to draw (default: 5000; the demo: 80)")
+
+    group = parser.add_argument_group("generate")
+    group.add_argument("--model", metavar="embedded|DIR|ID", help="the stage-1 model; with --model-url its name there")
+    group.add_argument("--model-url", metavar="URL", help="an OpenAI-compatible server that serves the model (vLLM, say)")
+    group.add_argument("--form", choices=("chat", "caption"), default="chat", help="ask as the paper does (chat), or let a "
+                       "small LLM caption first, as in stage 1 (caption)")  # fmt: skip
+    group.add_argument("--batch-size", type=int, default=16, metavar="N", help="pictures at a time (default: 16)")
+    group.add_argument("--max-new-tokens", type=int, default=300, metavar="N", help="longest answer (default: 300)")
+    group.add_argument(
+        "--temperature", type=float, metavar="X", help="0: greedy (default: what the model's own settings say)"
+    )
+
+    group = parser.add_argument_group("fix")
+    group.add_argument("--fixer", metavar="NAME", help="the LLM, as its server calls it")
+    group.add_argument("--fixer-url", metavar="URL", help="an OpenAI-compatible server (default: OpenAI's)")
+    group.add_argument("--fixer-temperature", type=float, metavar="X", help="default: the server's own")
+    group.add_argument("--key-env", default="OPENAI_API_KEY", metavar="NAME", help="variable of the environment that holds "
+                       "the key of either server (default: OPENAI_API_KEY)")  # fmt: skip
+    group.add_argument("--concurrency", type=int, default=8, metavar="N", help="requests under way at a time (default: 8)")
+    group.add_argument("--retries", type=int, default=5, metavar="N", help="of a request (default: 5)")
+    group.add_argument("--timeout", type=float, default=120, metavar="S", help="seconds for a request (default: 120)")
+    group.add_argument("--price", type=float, nargs=2, default=(0, 0), metavar=("IN", "OUT"), help="of a million tokens")
+    group.add_argument("--dry-run", action="store_true", help="print what fix would send, and an estimate; send nothing")
+
+    group = parser.add_argument_group("filter")
+    group.add_argument("--min-words", type=int, default=20, metavar="N", help="a shorter text is rejected (default: 20)")
+    group.add_argument("--scorer", metavar="DIR|ID", help="a CLIP or SigLIP that rejects texts unlike their pictures")
+    group.add_argument("--min-score", type=float, default=0.2, metavar="X", help="for it (default: 0.2)")
+
+    group = parser.add_argument_group("verify")
+    group.add_argument("--decisions", metavar="FILE", help="JSONL file of decisions, read at the start and added to")
+    group.add_argument("--no-page", action="store_true", help="read the decisions file and end; no web page")
+    group.add_argument(
+        "--host", default="127.0.0.1", metavar="H", help="of the page (default: 127.0.0.1, this machine alone)"
+    )
+    group.add_argument("--port", type=int, default=7860, metavar="N", help="of the page (default: 7860)")
+
+    group = parser.add_argument_group("publish")
+    group.add_argument("--output", metavar="DIR", help="the folder to publish to")
+    group.add_argument("--layout", choices=("datasets", "cc_sbu_align"), default="datasets", help="default: datasets")
+    group.add_argument("--validation", type=float, default=0.05, metavar="X", help="share of the pictures (default: 0.05)")
+    group.add_argument("--push", metavar="REPO", help="upload the folder to this data-set repository of the Hub")
+    group.add_argument("--private", action="store_true", help="with --push: a private one")
+
+
+def run(arguments):
+    """Runs the steps in order, and prints a line on each."""
+    _check(arguments)
+    from ..processing.curation.store import Store
+
+    with Store(arguments.store, create="sample" in arguments.steps) as store:
+        if not arguments.steps:
+            print("\n".join(f"{step:<9}{store.count(step):>9,} done" for step in STEPS[:-1]))
+        for step in arguments.steps:
+            with store.only_one(step):
+                print(globals()[f"_{step}"](store, arguments))
+
+
+def _check(arguments):
+    """Says what is missing before anything is done."""
+    unknown = [step for step in arguments.steps if step not in STEPS]
+    if unknown:
+        raise ValueError(f"{unknown[0]}: no such step; expected any of {', '.join(STEPS)}")
+    if not arguments.store:
+        raise ValueError("--store is missing; expected the file of a curation store")
+    needed = {"sample": ["pictures"], "generate": ["model"], "fix": ["fixer"], "publish": ["output"]}
+    for step in arguments.steps:
+        for name in needed.get(step, []):
+            if not getattr(arguments, name):
+                raise ValueError(f"{step} needs --{name}; see minigpt4 curate --help")
+    for name, least in {
+        "count": 1,
+        "batch_size": 1,
+        "max_new_tokens": 1,
+        "concurrency": 1,
+        "retries": 0,
+        "min_words": 0,
+    }.items():
+        value = getattr(arguments, name)
+        if value is not None and value < least:
+            raise ValueError(f"--{name.replace('_', '-')} is {value}; expected {least} or more")
+    if not 0 <= arguments.validation < 1:
+        raise ValueError(f"--validation is {arguments.validation:g}; expected 0 or more and less than 1")
+    if arguments.private and not arguments.push:
+        raise ValueError("--private is about the repository that --push uploads to; add --push REPO")
+
+
+def _sample(store, arguments):
+    from ..processing.curation.sample import sample
+
+    return sample(store, arguments.pictures, arguments.count or 5000, arguments.seed)
+
+
+def _generate(store, arguments):
+    from ..processing.curation.generate import Describer, generate, generate_by_server
+
+    if arguments.model_url:
+        endpoint = _endpoint(arguments, arguments.model, arguments.model_url)
+        return generate_by_server(store, endpoint, arguments.max_new_tokens, arguments.temperature, arguments.seed)
+    from accelerate import PartialState
+
+    from ..models import load
+
+    decoding = {"max_new_tokens": arguments.max_new_tokens}
+    if arguments.temperature is not None:
+        decoding |= {"do_sample": arguments.temperature > 0}
+        decoding |= {"temperature": arguments.temperature} if arguments.temperature > 0 else {}
+    model, processor = load(arguments.model)
+    describer = Describer(model.to(PartialState().device), processor, arguments.model, arguments.form, **decoding)
+    return generate(store, describer, arguments.batch_size, arguments.seed)
+
+
+def _fix(store, arguments):
+    from ..processing.curation.endpoint import OPENAI
+    from ..processing.curation.fix import dry_run, fix
+
+    endpoint = _endpoint(arguments, arguments.fixer, arguments.fixer_url or OPENAI)
+    if arguments.dry_run:
+        return dry_run(store, endpoint, arguments.price)
+    return fix(store, endpoint, arguments.fixer_temperature, prices=arguments.price)
+
+
+def _filter(store, arguments):
+    from ..processing.curation.filter import Scorer, filter_texts
+
+    scorer = Scorer(arguments.scorer) if arguments.scorer else None
+    return filter_texts(store, arguments.min_words, scorer=scorer, min_score=arguments.min_score)
+
+
+def _verify(store, arguments):
+    from ..processing.curation.verify import DecisionsFile, Desk
+
+    file = DecisionsFile(arguments.decisions) if arguments.decisions else None
+    if file:
+        report = file.load(store)
+        if arguments.no_page:
+            return report
+        print(report)
+    from ..processing.curation.page import serve
+
+    return serve(Desk(store, file), arguments.host, arguments.port)
+
+
+def _publish(store, arguments):
+    from ..processing.curation.publish import publish, push
+
+    report = publish(store, arguments.output, arguments.layout, arguments.validation)
+    if arguments.push:
+        return f"{report}\npushed to {push(arguments.output, arguments.push, arguments.private)}"
+    return f"{report}; in {arguments.output}"
+
+
+def _endpoint(arguments, model, url):
+    from ..processing.curation.endpoint import Endpoint
+
+    return Endpoint(model, url, arguments.key_env, arguments.concurrency, arguments.retries, arguments.timeout)

@@ -1,0 +1,45 @@
+"""What a step says of its work: a line for each failure as it happens, and counts at the end."""
+
+import itertools
+import sys
+from collections import Counter
+
+from tqdm.auto import tqdm
+
+
+class Report:
+    """Counts of one step in one run: `done` now, `already` done before, `failures`, and whatever else it counts."""
+
+    def __init__(self, step):
+        self.step, self.done, self.already, self.failures, self.counts = step, 0, 0, 0, Counter()
+
+    def failed(self, error):
+        """One picture could not be done; it is tried again when the step runs again."""
+        self.failures += 1
+        self.note(error)
+
+    def note(self, text):
+        """A line on stderr, beside the progress bar."""
+        lines = str(text).strip().splitlines() or [type(text).__name__]
+        tqdm.write(f"{self.step}: {lines[0]}", file=sys.stderr)
+
+    def count(self, what, n=1):
+        """Adds to a count; nothing is nothing."""
+        if n:
+            self.counts[what] += n
+
+    def __str__(self):
+        parts = [f"{self.done} done"]
+        if self.already:
+            parts.append(f"{self.already} before")
+        parts += [f"{n} {what}" for what, n in sorted(self.counts.items(), key=lambda item: -item[1])]
+        if self.failures:
+            parts.append(f"{self.failures} failed (the same command tries them again)")
+        return f"{self.step}: {', '.join(parts)}"
+
+
+def chunks(rows, size):
+    """Lists of `size` rows, the last one shorter."""
+    rows = iter(rows)
+    while chunk := list(itertools.islice(rows, size)):
+        yield chunk

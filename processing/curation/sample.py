@@ -1,0 +1,153 @@
+"""Step 1: a seeded random draw of pictures, recorded by the hash of their content.
+
+Which pictures are drawn depends on the seed and on their names alone: each name has a random number, and the smallest ones
+are taken. So the order in which a folder is listed does not matter, a stop changes nothing, and a larger draw with the same
+seed holds the smaller one.
+"""
+
+import hashlib
+import os
+import sqlite3
+import tempfile
+from pathlib import Path
+
+from PIL import Image
+from tqdm.auto import tqdm
+
+from ...files import write_bytes
+from ..image_processing_minigpt4 import load_image
+from .report import Report, chunks
+
+
+def sample(store, source, count=5000, seed=0):
+    """Draws `count` pictures from a source and records them; returns a `Report`.
+
+    Args:
+        source: a folder (with folders in it), or webdataset shards: a .tar file, or a glob of them.
+
+    A picture of a folder stays where it is; one of a stream is kept beside the store. One that cannot be read is reported
+    and left out, so is one whose content was drawn already.
+
+    Raises:
+        ValueError: no pictures there.
+    """
+    run = store.run("sample", {"source": str(source), "count": count, "seed": seed})
+    report = Report("sample")
+    with tempfile.TemporaryDirectory() as scratch:
+        bound, total = _bound(pictures_of(source), count, seed, Path(scratch) / "draw.sqlite")
+    if total < count:
+        report.note(f"{source} holds {total} pictures, fewer than the {count} asked for: all are taken")
+    drawn = (found for found in pictures_of(source) if _key(seed, found[0]) <= bound)
+    for chunk in chunks(tqdm(drawn, "sample", min(total, count), unit="picture"), 64):
+        rows = []
+        for name, read in chunk:
+            if store.value("SELECT 1 FROM pictures WHERE name = ?", name):
+                report.already += 1
+                continue
+            try:
+                rows.append(_row(store, name, read))
+            except ValueError as error:
+                report.failed(error)
+        report.done += (new := store.record("sample", run, rows))
+        report.count("the same picture as another", len(rows) - new)
+    return report
+
+
+def pictures_of(source):
+    """Yields (name, read) for every picture of a folder or stream; read() gives (bytes, path or None).
+
+    Raises:
+        ValueError: nothing there, or not readable.
+    """
+    root = Path(source)
+    if root.is_dir() and not any(root.glob("*.tar")):
+        yield from _files(root)
+    else:
+        yield from _shards(source)
+
+
+def _files(root):
+    suffixes = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    found, folders = False, [root]
+    while folders:
+        with os.scandir(folders.pop()) as entries:
+            for entry in entries:
+                path = Path(entry.path)
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(path)
+                elif path.suffix.lower() in suffixes and entry.is_file():
+                    found = True
+                    yield path.relative_to(root).as_posix(), lambda path=path: (path.read_bytes(), path.absolute())
+    if not found:
+        raise ValueError(f"{root}: no pictures in this folder; expected files such as .jpg or .png")
+
+
+def _shards(source):
+    from datasets import Image as ImageFeature
+    from datasets import load_dataset
+
+    root = Path(source)
+    shards = sorted(map(str, root.glob("*.tar") if root.is_dir() else root.parent.glob(root.name)))
+    if not shards or not str(source):
+        raise ValueError(f"{source}: no such pictures; expected a folder, or webdataset shards (.tar)")
+    try:
+        rows = load_dataset("webdataset", data_files=shards, split="train", streaming=True)
+        columns = [name for name, feature in (rows.features or {}).items() if isinstance(feature, ImageFeature)]
+        for row in rows.cast_column(columns[0], ImageFeature(decode=False)):
+            picture = row[columns[0]]["bytes"]
+            name = f"{Path(row['__url__']).name}/{row['__key__']}"
+            yield name, lambda picture=picture: (picture, None)
+    except Exception as error:  # of many kinds: tar, json, arrow, and its own
+        raise ValueError(f"{source}: cannot be read as webdataset shards ({str(error).splitlines()[0]})") from error
+
+
+def _bound(found, count, seed, scratch):
+    """The count-th smallest key, and how many pictures there are; sorted on the disk, for there may be many millions."""
+    keys = sqlite3.connect(scratch, isolation_level=None)
+    keys.execute("PRAGMA journal_mode = OFF")
+    keys.execute("CREATE TABLE keys (key TEXT)")
+    keys.execute("BEGIN")
+    keys.executemany("INSERT INTO keys VALUES (?)", ((_key(seed, name),) for name, _ in found))
+    keys.execute("COMMIT")
+    total = keys.execute("SELECT COUNT(*) FROM keys").fetchone()[0]
+    last = min(count, total) - 1
+    [bound] = keys.execute("SELECT key FROM keys ORDER BY key LIMIT 1 OFFSET ?", (last,)).fetchone()
+    keys.close()
+    return bound, total
+
+
+def _key(seed, name):
+    return hashlib.sha256(f"{seed}/{name}".encode("utf-8", "surrogateescape")).hexdigest()[:20]
+
+
+def _row(store, name, read):
+    try:
+        data, path = read()
+    except OSError as error:
+        raise ValueError(f"{name}: cannot be read ({error.strerror})") from error
+    try:
+        load_image(data)
+    except ValueError as error:
+        raise ValueError(str(error).replace("the picture", name, 1)) from error
+    picture = hashlib.sha256(data).hexdigest()
+    if path is None:
+        path = Path(f"{store.path.name}.pictures") / picture[:2] / picture
+        if not store.place(path).is_file():
+            write_bytes(store.place(path), data)
+    return {"picture": picture, "name": name, "path": str(path)}
+
+
+def read_picture(store, row):
+    """The bytes of a recorded picture.
+
+    Raises:
+        ValueError: the file is gone, or no longer what was sampled.
+    """
+    path = store.place(row["path"])
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"{path}: the picture is gone ({error.strerror}); bring it back or leave it out") from error
+    if hashlib.sha256(data).hexdigest() != row["picture"]:
+        raise ValueError(f"{path}: another picture than the one that was sampled")
+    return data

@@ -1,0 +1,77 @@
+"""`minigpt4 curate`: steps in a row, what is missing, one line for what is wrong."""
+
+import json
+
+import pytest
+from curation import ChatServer, make_pictures
+
+from minigpt4.cli import main
+from minigpt4.modeling_minigpt4.export import export
+from minigpt4.processing.curation.store import Store
+
+KEY = "sk-secret-of-mine-1234567890"
+
+
+@pytest.fixture
+def base(original, processor, tmp_path):
+    """The tiny model as a folder."""
+    return str(export(original, processor, tmp_path / "base"))
+
+
+def test_all_steps_in_a_row_and_then_nothing_is_left_to_do(base, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    make_pictures(tmp_path / "pictures", 4)
+    store, decisions = tmp_path / "store.sqlite", tmp_path / "decisions.jsonl"
+    with ChatServer() as server:
+        numbers = iter(range(9))
+        server.behave = lambda text, nth: f"{text.split()[0]} is the number {next(numbers)} of a picture that I see."
+        common = ["--store", str(store), "--fixer", "m", "--fixer-url", server.url, "--model", base]
+        steps = ["sample", "generate", "fix", "filter"]
+        told = [*common, "--pictures", str(tmp_path / "pictures"), "--max-new-tokens", "5", "--min-words", "1"]
+        assert main(["curate", *steps, *told]) == 0
+        first = capsys.readouterr().out
+        assert "generate: 4 done" in first and "fix: 4 done" in first
+        assert main(["curate", *steps, *told]) == 0
+        assert capsys.readouterr().out.count(" 0 done") == 4 and len(server.asked) == 4
+    with Store(store) as opened:
+        picture = opened.value("SELECT picture FROM verdicts")
+    rows = [
+        {"picture": picture, "decision": "edit", "text": "A picture of noise."},
+        {"picture": "0" * 64, "decision": "accept"},
+    ]
+    decisions.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main(["curate", "verify", "--store", str(store), "--decisions", str(decisions), "--no-page"]) == 0
+    said = capsys.readouterr()
+    assert "verify: 1 done, 1 failed" in said.out and "line 2: picture '000000000000' is not in" in said.err
+    assert main(["curate", "publish", "--store", str(store), "--output", str(tmp_path / "set")]) == 0
+    assert main(["curate", "--store", str(store)]) == 0
+    assert "sample           4 done" in capsys.readouterr().out
+    for path in [*tmp_path.glob("store*"), *(tmp_path / "set").rglob("*")]:
+        assert path.is_dir() or KEY.encode() not in path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["generate"], "--store is missing"),
+        (["describe", "--store", "s"], "describe: no such step; expected any of sample, generate"),
+        (["sample", "--store", "{tmp}/s"], "sample needs --pictures"),
+        (["sample", "--store", "{tmp}/s", "--pictures", "{tmp}/none"], "no such pictures"),
+        (["sample", "--store", "{tmp}/no/folder/s", "--pictures", "{tmp}"], "unable to open database file"),
+        (["filter", "--store", "{tmp}/s"], "no such curation store"),
+        (["fix", "--store", "{store}", "--fixer", "m"], "OPENAI_API_KEY is not set"),
+        (["fix", "--store", "{store}", "--fixer", "m", "--fixer-url", "ftp://x"], "not the address of a server"),
+        (["generate", "--store", "{store}", "--model", "/nowhere/model"], "no such folder"),
+        (["filter", "--store", "{store}", "--scorer", "/nowhere/clip"], "cannot be loaded as a scorer"),
+        (["sample", "--store", "{store}", "--pictures", "x", "--count", "0"], "--count is 0; expected 1 or more"),
+        (["publish", "--store", "{store}", "--output", "{tmp}/o"], "no picture was accepted yet"),
+        (["publish", "--store", "{store}", "--output", "{tmp}/o", "--private"], "add --push REPO"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(arguments, message, tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    Store(tmp_path / "store.sqlite", create=True).close()
+    places = {"tmp": tmp_path, "store": tmp_path / "store.sqlite"}
+    assert main(["curate", *[argument.format(**places) for argument in arguments]]) == 2
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert line.startswith("minigpt4 curate: ") and message in line
