@@ -34,6 +34,8 @@ lint: setup
 
 bench: setup
 	$(BIN)/python benchmarks/training_step.py
+	$(BIN)/python benchmarks/peer_step.py
+	$(BIN)/python benchmarks/peer_step.py --stage 2
 
 setup: $(VENV)/.installed
 
