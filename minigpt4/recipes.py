@@ -27,6 +27,7 @@ _AT_LEAST = {
     **dict.fromkeys(
         ("train.global_batch", "train.sample_steps", "train.workers", "train.tokens_at_once", "model.lora_rank"), 0
     ),
+    "model.lora_rank": 0,
     "train.learning_rate": 1e-12,
 }
 
@@ -101,7 +102,7 @@ class TrainSection:
     sample_steps: int = 0  # every so many steps: what the model says about a few fixed pictures; 0 is never
     workers: int = 0  # processes beside each device's that read and decode pictures
     tokens_at_once: int = (
-        0  # how many go through the frozen LLM together; fewer need less memory; 0: 1024 on a CPU, else 4096
+        0  # through the frozen LLM; fewer need less memory; 0: 1024 on a CPU, else 4096
     )
     float8: bool = False  # frozen linear layers in FP8: GPUs from Ada and Hopper on, model.dtype bfloat16
     gradient_checkpointing: bool = False  # recompute the LLM's activations: less memory, a third slower
