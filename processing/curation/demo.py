@@ -35,7 +35,7 @@ from ...training import cache_features, train, versions
 from ..collator import IGNORE, MiniGPT4DataCollator
 from ..datasets import PictureTexts
 from ..image_processing_minigpt4 import load_image
-from ..scenes import DETAIL_INSTRUCTIONS, scenes
+from ..scenes import ARTWORK_LICENSE, DETAIL_INSTRUCTIONS, scenes
 from .endpoint import Endpoint
 from .filter import filter_texts
 from .fix import fix
@@ -50,7 +50,7 @@ COUNT, SCENE_SEED = 80, 1001  # the quickstart trains on other seeds
 HELD_OUT, LONGEST = 40, 120  # scenes and tokens of the measure before and after
 MIN_WORDS = 5  # stage 1's captions are short
 LIKELIER = 1.6  # nats per token: captions of other pictures stay below, those of their own above
-STAGE2_STEPS = 60
+STAGE2_STEPS, STAGE2_BATCH = 60, 8
 FIXER = "SmolLM2-135M-Instruct"
 
 
@@ -84,7 +84,8 @@ def demo(output, model=STAGE1, count=COUNT, seed=0):
         step("fix", lambda: _fix(store, output / FIXER))
         step("filter", lambda: filter_texts(store, min_words=MIN_WORDS))
         step("verify", lambda: _decide(store, looks, processor, output / "decisions.jsonl"))
-        published = step("publish", lambda: publish(store, output / "set", name="Composed scenes, curated by minigpt4"))
+        told = {"name": "Composed scenes, curated by minigpt4", "license": "cc-by-sa-4.0", "credit": f"{ARTWORK_LICENSE}."}
+        published = step("publish", lambda: publish(store, output / "set", **told))
         counts = _counts(store)
     held = _Held(looks, processor, seed)
     before = held.measure(looks, processor)
@@ -240,7 +241,8 @@ def _stage2(output, stage1):
     recipe = load_recipe("stage2-embedded")
     recipe.output = str(output / "stage2")
     recipe.model.projection = str(stage1)
-    recipe.train = dataclasses.replace(recipe.train, steps=STAGE2_STEPS, learning_rate=5e-3, warmup_steps=10)
+    changes = {"steps": STAGE2_STEPS, "batch_size": STAGE2_BATCH, "learning_rate": 5e-3, "warmup_steps": 10}
+    recipe.train = dataclasses.replace(recipe.train, **changes)
     model, processor, _ = train(recipe, dataset=PictureTexts(rows, texts))
     return model, processor
 

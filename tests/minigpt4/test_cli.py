@@ -34,7 +34,7 @@ def test_help_imports_no_torch():
         assert command in done.stdout
 
 
-@pytest.mark.parametrize("command", ["quickstart", "chat", "export"])
+@pytest.mark.parametrize("command", ["quickstart", "chat", "export", "curate"])
 def test_every_command_has_help(command, capsys):
     with pytest.raises(SystemExit) as ended:
         main([command, "--help"])

@@ -43,9 +43,11 @@ def test_the_data_set_has_the_accepted_pairs_split_by_picture(store, tmp_path):
 
 
 def test_the_card_counts_every_step_and_shows_models_and_samples_as_they_are(store, tmp_path):
-    publish(store, tmp_path / "set")
+    publish(store, tmp_path / "set", license="cc-by-4.0", credit="Pictures: nobody's.")
     card = (tmp_path / "set" / "README.md").read_text("utf-8")
     for line in (
+        "license: cc-by-4.0",
+        "Pictures: nobody's.",
         "| pictures drawn | 12 |",
         "| accepted | 9 |",
         "| accepted with an edited text | 1 |",
