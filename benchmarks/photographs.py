@@ -16,7 +16,8 @@ from minigpt4.generation import answers, caption_prompt, chat_prompt
 from minigpt4.metrics.captions import caption_scores
 from minigpt4.metrics.failures import failure, failure_rate
 from minigpt4.models import load
-from minigpt4.processing.datasets import webdataset
+from minigpt4.processing.datasets import read_pictures
+from minigpt4.recipes import DataSection
 from minigpt4.training import cache_features, versions
 
 SHORT, DETAIL = "Describe this image in one short sentence.", "Describe this image in detail."
@@ -26,8 +27,8 @@ SHIFT = 7  # the control judges each picture by what was said of the one that ma
 def measure(model_name, data):
     """{"caption", "short", "detail"}: scores of each way to ask, with the number of pictures."""
     model, processor = load(model_name)
-    pictures = webdataset(data)
-    references = [row["captions"] for row in pictures.remove_columns("jpg")]
+    pictures = read_pictures(DataSection(path=data))
+    references = [found.captions for [found] in pictures.contents]
     if len(references) <= SHIFT:
         raise ValueError(f"{data}: {len(references)} pictures; the shuffled control needs more than {SHIFT}")
     features = cache_features(model, processor, pictures)[:, 0]

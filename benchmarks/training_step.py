@@ -24,7 +24,8 @@ from minigpt4.files import write_json
 from minigpt4.modeling_minigpt4.embedded import load_embedded
 from minigpt4.processing.datasets import training_data
 from minigpt4.recipes import DataSection
-from minigpt4.training import LengthBuckets, cache_features, versions
+from minigpt4.trainer import LengthBuckets
+from minigpt4.training import cache_features, versions
 
 BATCH = 16
 

@@ -84,9 +84,11 @@ class MiniGPT4Config(PreTrainedConfig):
         image_token_id: id that stands in `input_ids` for a visual token; inside the embedding table, never written by
             the LLM.
         trained_parts: names of the parts of `MiniGPT4Model` whose weights move in training: the paper's is the
-            projection alone. Everything else is frozen, and stays in eval mode while the model trains.
+            projection alone. "qformer" has its queries with it, "lora" are adapters on the LLM, which `add_lora` adds.
+            Everything else is frozen, and stays in eval mode while the model trains.
         base_parts: for a light repository, where the frozen parts come from: {part: {"repo": ..., "revision": ...}}.
             None when the repository holds every weight.
+        made_from: the same of a repository that holds every weight, for its model card: nothing is fetched from there.
 
     Raises:
         ValueError: an impossible combination, with what was found and what is expected.
@@ -104,6 +106,7 @@ class MiniGPT4Config(PreTrainedConfig):
     image_token_id: int = 0
     trained_parts: list[str] | tuple[str, ...] = ("projection",)
     base_parts: dict | None = None
+    made_from: dict | None = None
     initializer_range: float = 0.02
     tie_word_embeddings: bool = False
 
@@ -150,9 +153,9 @@ class MiniGPT4Config(PreTrainedConfig):
     @classmethod
     def preset(cls, name, **overrides):
         """The dimensions of a known model: "vicuna-7b", "vicuna-13b", "llama2-7b-chat" or "embedded" (see the module)."""
-        if name not in _PRESETS:
-            raise ValueError(f"unknown preset {name!r}; the presets are {', '.join(_PRESETS)}")
-        return cls(**{**_PRESETS[name](), **overrides})
+        if name not in PRESETS:
+            raise ValueError(f"unknown preset {name!r}; the presets are {', '.join(PRESETS)}")
+        return cls(**{**PRESETS[name](), **overrides})
 
 
 def _as_config(config, default):
@@ -172,7 +175,7 @@ def _eva_with_qformer(text_config):
     return {"vision_config": Blip2VisionConfig(), "qformer_config": Blip2QFormerConfig(), "text_config": text_config}
 
 
-_PRESETS = {
+PRESETS = {
     "vicuna-7b": lambda: _eva_with_qformer(
         LlamaConfig(**_LLAMA_7B, num_attention_heads=32, max_position_embeddings=2048, rms_norm_eps=1e-6)
     ),

@@ -22,6 +22,14 @@ def write_json(path, value):
     write_bytes(path, json.dumps(value, indent=2).encode())
 
 
+def append_line(path, value):
+    """Adds a value to a file of JSON lines, on the disk when this returns."""
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps(value, ensure_ascii=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def sync_files(folder):
     """Brings every file below a folder to the disk."""
     for path in Path(folder).rglob("*"):

@@ -1,36 +1,10 @@
-"""Answers to many pictures at once: greedy, batched, padded on the left; and an answer as it is written."""
+"""Answers to many pictures at once: greedy, batched, padded on the left."""
 
 import torch
 from tqdm.auto import tqdm
-from transformers import TextStreamer
 
-
-class AnswerStreamer(TextStreamer):
-    """Prints an answer to stdout as it is written, up to the turn marker, which is never shown, not even in part."""
-
-    def __init__(self, processor):
-        super().__init__(processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
-        self.markers, self.held, self.ended = processor.turn_markers, "", False
-
-    def on_finalized_text(self, text, stream_end=False):
-        """Prints what can no longer be the beginning of a marker."""
-        self.held += "" if self.ended else text
-        for marker in self.markers:
-            before, found, _ = self.held.partition(marker)
-            self.held, self.ended = before, self.ended or bool(found)
-        beginnings = [m[:i] for m in self.markers for i in range(1, len(m)) if self.held.endswith(m[:i])]
-        keep = 0 if stream_end or self.ended else max(map(len, beginnings), default=0)
-        shown = self.held[: len(self.held) - keep]
-        self.held = self.held[len(shown) :]
-        super().on_finalized_text(shown, stream_end)
-
-
-def answer_text(processor, ids):
-    """The answer in what the model wrote: without special tokens, up to the turn marker, behind a repeated role."""
-    text = processor.decode(ids, skip_special_tokens=True)
-    for marker in processor.turn_markers:
-        text = text.split(marker)[0].split("Assistant:")[-1]
-    return text.strip()
+from .modeling_minigpt4.chat import answer_text
+from .processing.collator import IGNORE, MiniGPT4DataCollator
 
 
 def chat_prompt(processor, question):
@@ -81,3 +55,31 @@ def answers(model, processor, prompts, features, max_new_tokens=60, stop=None, b
         batch = slice(start, start + batch_size)
         texts += batch_answers(model, processor, prompts[batch], features[batch], **settings)
     return texts
+
+
+@torch.inference_mode()
+def candidate_losses(model, processor, instructions, candidates, features, batch_size=64):
+    """How unlikely the model finds each of some answers: a list of losses for each instruction, the least is likeliest.
+
+    As the original's `multi_select`: the training form of the turn with the candidate as its answer; the cross-entropy of
+    the answer's tokens, its end included, summed and divided by the number of tokens that are predicted in the row.
+
+    Args:
+        instructions: texts. candidates: for each a list of answers.
+        features: [instructions, Q, C], as for `answers`.
+        batch_size: rows, one a candidate, at once.
+    """
+    rows = [
+        {"vision_features": seen, "instruction": instruction, "text": answer}
+        for instruction, of_one, seen in zip(instructions, candidates, features, strict=True)
+        for answer in of_one
+    ]
+    collator, losses = MiniGPT4DataCollator(processor), []
+    for start in range(0, len(rows), batch_size):
+        batch = {name: tensor.to(model.device) for name, tensor in collator(rows[start : start + batch_size]).items()}
+        labels = batch.pop("labels")[:, 1:]
+        logits = model(**batch).logits[:, :-1].float()
+        summed = torch.nn.functional.cross_entropy(logits.mT, labels, ignore_index=IGNORE, reduction="none").sum(1)
+        losses += (summed / (batch["attention_mask"].sum(1) - 1)).tolist()
+    left = iter(losses)
+    return [[next(left) for _ in of_one] for of_one in candidates]

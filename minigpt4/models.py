@@ -1,5 +1,6 @@
 """Models by name: `load("embedded")`, `load("outputs/quickstart/model")`, `load("NAME/ON-THE-HUB")`."""
 
+import contextlib
 import re
 from pathlib import Path
 
@@ -7,12 +8,13 @@ from pathlib import Path
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
-def load(name):
-    """(model, processor), ready to answer: in eval mode, in the precision that was stored.
+def load(name, dtype="auto"):
+    """(model, processor), ready to answer, in eval mode.
 
     Args:
         name: "embedded" for the default that ships; a folder that holds a full or a light model, as `export`, training
             and quickstart write it; or an id on the Hub. No code from there runs, only this package's own.
+        dtype: "bfloat16", "float16", "float32", or "auto" for the precision that was stored.
 
     Raises:
         ValueError: one line that names the model and says what is wrong: no such folder, not a model, another kind of
@@ -27,7 +29,7 @@ def load(name):
         return load_embedded()
     _check_config(str(name))
     try:
-        model = _load_weights(str(name))
+        model = _load_weights(str(name), dtype)
     except SafetensorError as error:
         raise ValueError(f"{name}: its weights are damaged ({error}); copy or export it again") from error
     processor = _load_processor(str(name))
@@ -37,6 +39,33 @@ def load(name):
             f"{model.config.num_image_tokens}; they are of different models"
         )
     return model, processor
+
+
+def load_config(name):
+    """The `MiniGPT4Config` of a folder or an id on the Hub; nothing else is read, or downloaded.
+
+    Raises: as `load` does.
+    """
+    from . import MiniGPT4Config
+
+    _check_config(name)
+    with _naming(name):
+        return MiniGPT4Config.from_pretrained(name)
+
+
+@contextlib.contextmanager
+def _naming(name):
+    """Says in one line, with the model's name, what is wrong with its config."""
+    from huggingface_hub.errors import StrictDataclassError
+
+    try:
+        yield
+    except StrictDataclassError as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise ValueError(f"{name}: its config.json does not describe a MiniGPT-4 ({reason})") from error
+    except ValueError as error:
+        reason = _first_line(error)
+        raise ValueError(reason if reason.startswith(name) else f"{name}: {reason}") from error
 
 
 def _check_config(name):
@@ -62,8 +91,8 @@ def _check_config(name):
         raise ValueError(f"{name}: its config.json says model_type {config.get('model_type')!r}, expected 'minigpt4'")
 
 
-def _load_weights(name):
-    from huggingface_hub.errors import HTTPError, StrictDataclassError
+def _load_weights(name, dtype):
+    from huggingface_hub.errors import HTTPError
     from transformers.utils import logging
 
     from . import MiniGPT4ForConditionalGeneration
@@ -71,17 +100,12 @@ def _load_weights(name):
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # in place of transformers' table of what does not fit, one line
     try:
-        model, info = MiniGPT4ForConditionalGeneration.from_pretrained(
-            name, output_loading_info=True, ignore_mismatched_sizes=True
-        )
-    except StrictDataclassError as error:
-        reason = str(error).strip().splitlines()[-1].strip()
-        raise ValueError(f"{name}: its config.json does not describe a MiniGPT-4 ({reason})") from error
+        with _naming(name):
+            model, info = MiniGPT4ForConditionalGeneration.from_pretrained(
+                name, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
+            )
     except (OSError, HTTPError) as error:  # also a download that breaks off
         raise OSError(f"{name}: its weights cannot be read ({_first_line(error)})") from error
-    except ValueError as error:
-        reason = _first_line(error)
-        raise ValueError(reason if reason.startswith(name) else f"{name}: {reason}") from error
     finally:
         logging.set_verbosity(verbosity)
     for tensor, found, expected in sorted(info["mismatched_keys"]):

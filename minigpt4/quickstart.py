@@ -18,6 +18,7 @@ from . import report
 from .files import write_json
 from .generation import answers, caption_prompt, chat_prompt
 from .metrics import composed
+from .metrics.composed import HELD_OUT, NOTO_FONT, SHIFT
 from .modeling_minigpt4.export import check_target, export
 from .models import load
 from .photographs import CREDITS, photograph
@@ -27,9 +28,6 @@ from .recipes import load_recipe
 from .training import cache_features, load_model, peak_rss_mb, resumable, train, versions
 
 RECIPE_MINUTES = 15  # what both recipes' steps take on two CPU cores, about
-HELD_OUT = 160
-SHIFT = 7  # the shuffled control: each scene is judged by what was said of the scene that many places on
-NOTO_FONT = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
 
 
 def quickstart(output, minutes=RECIPE_MINUTES, seed=0):

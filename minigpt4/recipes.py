@@ -1,14 +1,14 @@
 """Training recipes: YAML files checked against the fields below, each documented where it is defined.
 
-A recipe has four sections, `model`, `data`, `train` and `output`; what it leaves out has the default given here. On the
-command line `--set train.steps=100 data.path=shards` changes single fields. A key that is not known stops with the
-nearest known one.
+A recipe has four sections, `model`, `data`, `train` and `output`; what it leaves out has the default given here, or what
+the recipe says that it `extends`. On the command line `--set train.steps=100 data.path=shards` changes single fields. A
+key that is not known stops with the nearest known one.
 """
 
 import difflib
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import get_args, get_type_hints
+from typing import get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -18,11 +18,13 @@ RECIPES = Path(__file__).parent.parent / "configuration" / "recipes"
 
 # Where a number is too small to mean anything.
 _AT_LEAST = {
-    **dict.fromkeys(("data.scenes", "data.views", "data.joined_captions"), 1),
+    **dict.fromkeys(("data.scenes", "data.views", "data.joined_captions", "data.shuffle_buffer", "data.image_size"), 1),
+    **dict.fromkeys(("data.held_out", "data.max_dropped_share"), 0),
     **dict.fromkeys(("data.detailed_answers", "data.short_answers", "data.plain_captions", "train.warmup_steps"), 0),
     **dict.fromkeys(("train.steps", "train.batch_size", "train.accumulation", "train.max_answer_tokens"), 1),
     **dict.fromkeys(("train.weight_decay", "train.feature_dropout", "train.min_learning_rate", "train.seed"), 0),
-    "train.save_steps": 1,
+    **dict.fromkeys(("train.save_steps", "model.projection_layers"), 1),
+    **dict.fromkeys(("train.global_batch", "train.sample_steps", "train.workers", "model.lora_rank"), 0),
     "train.learning_rate": 1e-12,
 }
 
@@ -31,24 +33,49 @@ _AT_LEAST = {
 class ModelSection:
     """Which model is trained, and from where its projection starts."""
 
-    base: str = "embedded"  # "embedded", or a folder or Hub id of a MiniGPT-4
+    base: str = "embedded"  # "embedded", or a folder or Hub id of a MiniGPT-4; not read where `text` is given
+    vision: str = ""  # from parts: a BLIP-2 or any vision tower, as ID or ID@REVISION or a folder
+    text: str = ""  # from parts: any causal LLM
+    qformer: bool = True  # from parts: take the Q-Former of the vision repository; false: the variant without one
     projection: str = "fresh"  # "fresh": drawn at random; "base": the base's own; or the folder of an earlier stage
+    projection_layers: int = 1  # from parts: the paper has one; its ablation three (GELU between, widths of the LLM)
+    trained_parts: list[str] = field(default_factory=lambda: ["projection"])  # and "qformer" in an ablation
+    lora_rank: int = 0  # rank of LoRA on the LLM's attention, through peft (an ablation of the paper); 0 is none
+    dtype: str = "auto"  # of the frozen parts: "bfloat16", "float16", "float32", or "auto", as they are stored
     attn_implementation: str = "sdpa"  # "eager" is faster for short sequences on a CPU
 
 
 @dataclass
-class DataSection:
-    """What is learned from. Pictures are read from `source`; the texts follow from the stage."""
+class SourceSection:
+    """Pictures with texts in one place. What lies there is found by looking: see processing/sources.py."""
 
-    source: str = "scenes"  # "scenes": composed pictures; "webdataset": tar shards with .jpg, .txt and .json
-    path: str = ""  # webdataset: a file, folder or glob of shards
+    path: str | list = ""  # a file, folder, glob, hf://, https:// or s3:// address, a list of those, or a Hub data set
+    subset: str = ""  # of a Hub data set that has several
+    split: str = "train"  # of a Hub or saved data set
+    image_column: str = ""  # by default the usual name that is there: image, jpg, file_name, ...
+    text_column: str = ""  # likewise: captions, text, caption, ...; or messages, with a column images
+    instruction_column: str = ""  # stage 2: by default one of the paper's four instructions is drawn
+    weight: float = 1.0  # of one of several sources: how often it is drawn from
+
+
+@dataclass
+class DataSection(SourceSection):
+    """What is learned from. An empty path: composed scenes; the texts follow from the stage."""
+
+    sources: list[SourceSection] = field(default_factory=list)  # in place of path: a mixture, drawn per sample by weight
+    streaming: bool = False  # read without end as it comes, for data that are large or remote; without: looked at first
+    shuffle_buffer: int = 1000  # streaming: encoded samples that each loader worker holds and shuffles
+    random_crop: bool = False  # 50 to 100% of a picture's area, 3:4 to 4:3, as the published training; cached: see views
+    image_size: int = 224  # the model's; a larger JPEG is scaled down while it is decoded, a crop keeps that many pixels
+    max_dropped_share: float = 0.01  # broken samples are skipped and counted; more than this share stops the run
+    held_out: int = 0  # not streamed: pictures kept out of the training, to be shown before and after
     scenes: int = 8000  # scenes: how many pictures are composed
     scene_seed: int = 0  # scenes: which
-    views: int = 1  # webdataset: cached looks at a picture: as it is, mirrored, then random crops, every other mirrored
-    detailed_answers: int = 4  # webdataset, stage 2: how often a picture is asked about with one of the four instructions
-    short_answers: int = 0  # webdataset, stage 2: how often a short caption is asked for besides
-    plain_captions: int = 0  # webdataset, stage 2: captions in the form of stage 1, without a prompt, not to forget it
-    joined_captions: int = 3  # webdataset, stage 2: an answer is that many of the picture's captions, one sentence each
+    views: int = 1  # cached looks at a picture: as it is, mirrored, then random crops, every other mirrored
+    detailed_answers: int = 4  # stage 2: how often a picture is asked about with one of the four instructions
+    short_answers: int = 0  # stage 2: how often a short caption is asked for besides
+    plain_captions: int = 0  # stage 2: captions in the form of stage 1, without a prompt, not to forget it
+    joined_captions: int = 3  # stage 2: an answer is that many of the picture's captions, one sentence each
     clean_captions: bool = True  # plain captions: the original's clean-up (lower case, no punctuation, at most 50 words)
 
 
@@ -57,8 +84,9 @@ class TrainSection:
     """How the projection is trained; the learning rate follows the original's schedule (see training.learning_rate)."""
 
     steps: int = 400
-    batch_size: int = 16  # examples a step on each device
+    batch_size: int = 16  # examples at a time on each device
     accumulation: int = 1  # batches whose gradients are added up to one step
+    global_batch: int = 0  # if given: what batch_size x accumulation x processes must be, else the run does not start
     learning_rate: float = 1e-2  # after warm-up
     min_learning_rate: float = 0.0  # at the end
     warmup_learning_rate: float = 0.0  # at the start
@@ -68,6 +96,12 @@ class TrainSection:
     max_answer_tokens: int = 32  # answers are cut there, the original: 32 in stage 1, 160 in stage 2
     cache_features: bool = True  # compute the frozen vision part once for each picture, not once for each step
     save_steps: int = 100  # a checkpoint every so many steps; the last one is resumed from
+    sample_steps: int = 0  # every so many steps: what the model says about a few fixed pictures; 0 is never
+    workers: int = 0  # processes beside each device's that read and decode pictures
+    gradient_checkpointing: bool = False  # recompute the LLM's activations: less memory, a third slower
+    compile: bool = False  # torch.compile: minutes at the start, for long runs on a GPU
+    report_to: list[str] = field(default_factory=list)  # "tensorboard", "trackio", "wandb", where they are installed
+    check_first_loss: bool = True  # stop where the first loss is that of an LLM whose weights are broken
     seed: int = 0
 
 
@@ -100,14 +134,7 @@ def load_recipe(path, settings=()):
     Raises:
         ValueError: no such file, no YAML, an unknown key (with the nearest known one), a value of the wrong type.
     """
-    path = Path(path)
-    shipped = RECIPES / f"{path}.yaml"
-    if not path.is_file() and not shipped.is_file():
-        known = ", ".join(sorted(recipe.stem for recipe in RECIPES.glob("*.yaml")))
-        raise ValueError(f"{path}: no such recipe; expected a YAML file, or one of those that ship: {known}")
-    values = _parse((path if path.is_file() else shipped).read_text(encoding="utf-8"), str(path))
-    if not isinstance(values, dict):
-        raise ValueError(f"{path}: holds {type(values).__name__}, expected keys such as stage, model, data, train")
+    values = _read(path)
     for setting in settings:
         key, equals, value = setting.partition("=")
         if not equals:
@@ -117,6 +144,28 @@ def load_recipe(path, settings=()):
     if recipe.stage not in (1, 2):
         raise ValueError(f"{path}: stage is {recipe.stage}, expected 1 or 2")
     return recipe
+
+
+def _read(path, folder=None, depth=0):
+    """What a recipe says, over what the one that it extends says. `folder`: where names are looked for first."""
+    places = [Path(folder or "", path), Path(path), RECIPES / f"{path}.yaml"]
+    found = next((place for place in places if place.is_file()), None)
+    if found is None:
+        known = ", ".join(sorted(recipe.stem for recipe in RECIPES.glob("*.yaml")))
+        raise ValueError(f"{path}: no such recipe; expected a YAML file, or one of those that ship: {known}")
+    if depth > 5:
+        raise ValueError(f"{path}: extends itself, or more than five recipes one over the other")
+    values = _parse(found.read_text(encoding="utf-8"), str(path))
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: holds {type(values).__name__}, expected keys such as stage, model, data, train")
+    below = values.pop("extends", None)
+    return values if below is None else _over(_read(below, found.parent, depth + 1), values)
+
+
+def _over(below, values):
+    """A nested dict with other values put over its own."""
+    both = {key: _over(below[key], value) for key, value in values.items() if isinstance(value, dict) and key in below}
+    return {**below, **values, **both}
 
 
 def _parse(text, source):
@@ -148,6 +197,10 @@ def _build(cls, values, source, prefix=""):
                     f"{source}: {key} is {value!r}, expected a section with keys such as {fields(types[key])[0].name}"
                 )
             built[key] = _build(types[key], value, source, f"{key}.")
+        elif types[key] == list[SourceSection]:
+            if not isinstance(value, list) or not all(isinstance(entry, dict) for entry in value):
+                raise ValueError(f"{source}: {prefix}{key} is {value!r}, expected a list of sections with a path each")
+            built[key] = [_build(SourceSection, entry, source, f"{prefix}{key}.") for entry in value]
         else:
             built[key] = _as_type(value, types[key], f"{source}: {prefix}{key}")
             least = _AT_LEAST.get(prefix + key)
@@ -162,6 +215,10 @@ def _as_type(value, expected, where):
             return float(value)  # YAML 1.1 reads 1e-4 as a text
         except ValueError:
             pass
+    if get_origin(expected) is list:
+        if not isinstance(value, list):
+            raise ValueError(f"{where} is {value!r}, expected a list, as in [one, another]")
+        return [_as_type(entry, get_args(expected)[0], where) for entry in value]
     if not isinstance(value, get_args(expected) or expected) or (expected is int and isinstance(value, bool)):
         raise ValueError(f"{where} is {value!r}, expected {getattr(expected, '__name__', expected)}")
     return value

@@ -2,7 +2,8 @@
 
 OUTPUT/recipe.yaml, OUTPUT/summary.json     one stage, as `training.train` writes them beside OUTPUT/model
 OUTPUT/summary.json with "recipes"          both stages, as the quickstart writes it beside OUTPUT/model
-OUTPUT/evaluation.json                      scores, as benchmarks/photographs.py writes them with --output
+OUTPUT/evaluation.json                      scores, as benchmarks/photographs.py writes them with --output, or a
+                                            results.json of `minigpt4 evaluate`
 MODEL/training.json                         the runs, as an export keeps them
 """
 
@@ -52,14 +53,16 @@ def evaluation_results(path):
     """[`EvalResult`, ...]: every number that an evaluation file has about a way to ask.
 
     Args:
-        path: JSON with "data" (what was measured on), "n" (on how many) and, for each way to ask, a dict of numbers.
+        path: JSON with "data" (what was measured on), "n" (on how many) and, for each way to ask, a dict of numbers; in the
+            results of `minigpt4 evaluate` they are under "scores", each with its own n and interval.
 
     Raises:
         ValueError: no such file, or another kind of file.
     """
     content = _read(Path(path), json.loads, dict)
     data, count = content.get("data"), content.get("n")
-    scores = {way: _numbers(values) for way, values in content.items() if isinstance(values, dict) and way != "versions"}
+    ways = content["scores"] if isinstance(content.get("scores"), dict) else content
+    scores = {way: _numbers(values) for way, values in ways.items() if isinstance(values, dict) and way != "versions"}
     if not isinstance(data, str) or not any(scores.values()):
         raise ValueError(f'{path}: not an evaluation file; expected "data" and, for each way to ask, numbers')
     name = f"{data}, {count:,} pictures" if isinstance(count, int) else data
@@ -71,6 +74,7 @@ def evaluation_results(path):
             metric_type=metric,
             metric_name=f"{metric} ({way})",
             metric_value=round(value, 4),
+            metric_args=_sureness(ways[way][metric]),
         )
         for way, numbers in scores.items()
         for metric, value in numbers.items()
@@ -78,11 +82,20 @@ def evaluation_results(path):
 
 
 def _numbers(values):
-    return {
-        name: value
-        for name, value in values.items()
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    }
+    plain = {name: value.get("value") if isinstance(value, dict) else value for name, value in values.items()}
+    return {name: value for name, value in plain.items() if _is_number(value)}
+
+
+def _is_number(value):
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _sureness(figure):
+    """{"n", "low", "high"} of a figure with a 95% interval, else None."""
+    interval = figure.get("interval") if isinstance(figure, dict) else None
+    if not (isinstance(interval, list) and len(interval) == 2 and all(map(_is_number, interval))):
+        return None
+    return {"n": figure.get("n"), "low": round(interval[0], 4), "high": round(interval[1], 4)}
 
 
 def _runs_up_to(folder):

@@ -11,9 +11,9 @@ from .processing.scenes import ARTWORK_LICENSE
 
 SHOWN = 24
 
-_PAGE = """<!doctype html>
+_HEAD = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>MiniGPT-4 quickstart</title>
+<title>TITLE</title>
 <style>
   :root {{ color-scheme: light dark }}
   body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto; padding: 0 1rem }}
@@ -24,7 +24,11 @@ _PAGE = """<!doctype html>
   .curve {{ width: min(100%, 44rem) }}
   small {{ opacity: .75 }}
 </style>
-<h1>What a MiniGPT-4 learned in {minutes:.0f} minutes</h1>
+"""
+
+_PAGE = (
+    _HEAD.replace("TITLE", "MiniGPT-4 quickstart")
+    + """<h1>What a MiniGPT-4 learned in {minutes:.0f} minutes</h1>
 <p>A frozen EfficientNet-Lite0, a frozen SmolLM2-135M-Instruct, and between them one trained linear layer (arXiv
 2304.10592). Every combination of objects below was held out of training. {n} scenes, seed {seed}.</p>
 <div class="wide"><table>{figures}</table></div>
@@ -40,6 +44,16 @@ scikit-image's sample data; the model is small, and often wrong.</p>
 <div class="wide"><table>{photographs}</table></div>
 </html>
 """
+)
+
+
+_LOOKS = (
+    _HEAD.replace("TITLE", "MiniGPT-4 training")
+    + """<h1>The same pictures before and after training</h1>
+<div class="wide"><table><tr><th>picture<th>a person wrote<th>step {first}<th>step {last}</tr>{rows}</table></div>
+</html>
+"""
+)
 
 
 def scene_rows(pictures, held, before_training, after_stage1, before_stage2, after_stage2):
@@ -79,6 +93,20 @@ def write(path, summary, scene_rows, photographs):
         photographs="".join(_row(picture, words) for picture, words in photographs),
     )
     write_bytes(path, page.encode())
+
+
+def write_looks(path, rows, first, last):
+    """Writes a page of what a model said about the same pictures at two steps of its training.
+
+    Args:
+        rows: [{"image": PIL picture, "texts": [{"text": what a person wrote}, ...], if known}, ...].
+        first, last: {"step": ..., "answers": [text for each picture]}.
+    """
+    cells = "".join(
+        _row(row["image"], "\n".join(known["text"] for known in row.get("texts", ())[:1]), before, after)
+        for row, before, after in zip(rows, first["answers"], last["answers"], strict=True)
+    )
+    write_bytes(path, _LOOKS.format(first=first["step"], last=last["step"], rows=cells).encode())
 
 
 def loss_curve(path, stages):

@@ -53,6 +53,9 @@ _KNOWN_DATA = {
     "flickr8k": ("Flickr8k (Hodosh, Young, Hockenmaier 2013)", "research use; pictures belong to their Flickr authors"),
 }
 
+# What `config.trained_parts` names, in words.
+_TRAINED = {"qformer": "Q-Former", "lora": "LoRA adapters of the language model"}
+
 _TAGS = ["minigpt4", "vision", "image-captioning", "conversational", "custom_code"]
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
@@ -101,6 +104,7 @@ def model_card(model, repo_id, light=False, card_data=None, requirements=(), exa
         parameters=_in_words(model.num_parameters()),
         trained_parameters=_in_words(model.num_parameters(only_trainable=True)),
         config=model.config,
+        trained=[_TRAINED.get(part, part) for part in model.config.trained_parts],
         picture_side=getattr(model.config.vision_config, "image_size", None),
         requirements=requirements,
         question=EXAMPLE_QUESTION,
@@ -115,10 +119,16 @@ def as_dict(card_data):
     return dict(vars(card_data) if isinstance(card_data, ModelCardData) else card_data or {})
 
 
+def origins_to_publish(config):
+    """`base_parts` for the config of a full repository: those that others can look up; None if there are none."""
+    origins = {**(config.made_from or {}), **(config.base_parts or {})}
+    return {part: origin for part, origin in origins.items() if not Path(origin["repo"]).is_absolute()} or None
+
+
 def _parts(config):
     """What the model was put together from: [{"part", "what", "source", "licence", "base_model"}, ...]."""
     parts = []
-    for part, origin in (config.base_parts or {}).items():
+    for part, origin in (config.base_parts or config.made_from or {}).items():
         repo, revision = origin["repo"], origin.get("revision")
         on_the_hub = _HUB_ID.fullmatch(repo) and not Path(repo).exists()
         what, licence, base_model = _KNOWN_PARTS.get(repo, (repo, None, repo if on_the_hub else None))

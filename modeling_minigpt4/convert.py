@@ -17,7 +17,7 @@ from torch.nn import functional
 from transformers import Blip2QFormerConfig, Blip2VisionConfig
 from transformers.utils import logging
 
-from .repositories import check_is_weights
+from .repositories import check_is_weights, read_pickle
 
 logger = logging.get_logger(__name__)
 
@@ -140,17 +140,18 @@ def vision_config_of(state, num_attention_heads=None, **fields):
     missing = [name for name in ("pos_embed", "patch_embed.proj.weight", "blocks.0.mlp.fc1.weight") if name not in state]
     if missing:
         raise ValueError(f"EVA ViT checkpoint: the tensor {missing[0]!r} is missing; was another file meant?")
+    published = Blip2VisionConfig()
     width, _, patch, _ = state["patch_embed.proj.weight"].shape
     blocks = 1 + max(int(name.split(".")[1]) for name in state if name.startswith("blocks."))
-    if num_attention_heads is None and width != Blip2VisionConfig().hidden_size:
+    if num_attention_heads is None and width != published.hidden_size:
         raise ValueError(f"EVA ViT checkpoint of width {width}: its shapes do not tell the heads; give them with --config")
     shapes = {
         "hidden_size": width,
         "intermediate_size": state["blocks.0.mlp.fc1.weight"].shape[0],
         "patch_size": patch,
         "image_size": patch * math.isqrt(state["pos_embed"].shape[1] - 1),
-        "num_hidden_layers": min(blocks, 39) if width == Blip2VisionConfig().hidden_size else blocks - 1,
-        "num_attention_heads": num_attention_heads or Blip2VisionConfig().num_attention_heads,
+        "num_hidden_layers": min(blocks, 39) if width == published.hidden_size else blocks - 1,
+        "num_attention_heads": num_attention_heads or published.num_attention_heads,
     }
     return Blip2VisionConfig(**{**shapes, **fields})
 
@@ -159,15 +160,15 @@ def qformer_config_of(state, num_attention_heads=None, **fields):
     """`Blip2QFormerConfig` of a Q-Former checkpoint, as `vision_config_of` does it; BLIP-2's width is 768."""
     if "query_tokens" not in state:
         raise ValueError("Q-Former checkpoint: the tensor 'query_tokens' is missing; was another file meant?")
-    width = state["query_tokens"].shape[-1]
-    if num_attention_heads is None and width != Blip2QFormerConfig().hidden_size:
+    published, width = Blip2QFormerConfig(), state["query_tokens"].shape[-1]
+    if num_attention_heads is None and width != published.hidden_size:
         raise ValueError(f"Q-Former checkpoint of width {width}: its shapes do not tell the heads; give them with --config")
     layers = 1 + max((int(n.split(".")[4]) for n in state if n.startswith("Qformer.bert.encoder.layer.")), default=-1)
     crossed = [i for i in range(layers) if f"Qformer.bert.encoder.layer.{i}.crossattention.self.query.weight" in state]
     shapes = {
         "hidden_size": width,
         "num_hidden_layers": layers,
-        "num_attention_heads": num_attention_heads or Blip2QFormerConfig().num_attention_heads,
+        "num_attention_heads": num_attention_heads or published.num_attention_heads,
         "cross_attention_frequency": crossed[1] - crossed[0] if len(crossed) > 1 else max(layers, 1),
     }
     feed_forward = state.get("Qformer.bert.encoder.layer.0.intermediate_query.dense.weight")
@@ -218,12 +219,7 @@ def read_checkpoint(path):
         start = file.read(8)
     if not start.startswith(_MAGIC):
         raise ValueError(f"{path}: not a checkpoint that PyTorch wrote (it starts with {start!r})")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # bytes in disorder make the unpickler fail in any way: KeyError, EOFError, ...
-        if code := re.search(r"GLOBAL ([\w.]+)", str(error)):
-            raise ValueError(f"{path}: refused, it holds a pickled {code[1]}; expected tensors alone") from error
-        raise ValueError(f"{path}: damaged, truncated or not a checkpoint that PyTorch wrote") from error
+    state = read_pickle(path)
     if isinstance(state, dict):
         state = state.get("model", state)
     if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):

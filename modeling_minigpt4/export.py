@@ -4,7 +4,8 @@
     model.safetensors                                every weight, or with `light` the trained ones
     processor_config.json, tokenizer files, chat_template.jinja
     *.py                                             the code of model and processor
-    app.py, requirements.txt                         for a Space: its program, and what that and the code above import
+    lora/                                            with `light`: LoRA adapters; else they are merged into the weights
+    handler.py, app.py, requirements.txt             for an Endpoint and a Space; what the code above imports
     README.md, LICENSE, CITATION.cff                 the model card, from `model_card.md`
     examples/*.jpg                                   pictures that the card shows, with the model's own answers
     training.json                                    recipes and summaries of the runs that trained it
@@ -33,8 +34,9 @@ from safetensors import SafetensorError
 from ..configuration.configuration_minigpt4 import MiniGPT4Config
 from ..processing.image_processing_minigpt4 import MiniGPT4ImageProcessor
 from ..processing.processing_minigpt4 import MiniGPT4Processor
-from .card import EXAMPLE_QUESTION, Answered, as_dict, model_card
-from .light import own_tensors
+from .card import EXAMPLE_QUESTION, Answered, as_dict, model_card, origins_to_publish
+from .light import own_parameters
+from .lora import LORA, has_lora, merged_state_dict
 from .modeling_minigpt4 import MiniGPT4ForConditionalGeneration
 from .parts import BASE_PARTS
 
@@ -49,15 +51,19 @@ PROCESSOR_CLASSES = {"AutoProcessor": MiniGPT4Processor}
 IMAGE_PROCESSOR_CLASSES = {"AutoImageProcessor": MiniGPT4ImageProcessor}
 
 # The repository; installed, the package: pyproject.toml puts these files there.
-_COPIED = [*(Path(__file__).parents[1] / name for name in ("LICENSE", "CITATION.cff")), Path(__file__).with_name("app.py")]
+_COPIED = [
+    *(Path(__file__).parents[1] / name for name in ("LICENSE", "CITATION.cff")),
+    *(Path(__file__).with_name(name) for name in ("app.py", "handler.py")),
+]
 
 _RELATIVE_IMPORT = re.compile(r"^(\s*from )(\.+)((?:\w+\.)*)(\w+)(?= import )", re.MULTILINE)
 _EXPORTED_SUFFIXES = {".py", ".json", ".safetensors", ".jinja", ".model", ".txt", ".md", ".cff"}
-_EXAMPLES = "examples"  # the one folder in an export
+_EXAMPLES = "examples"
+_FOLDERS = {_EXAMPLES: {".jpg"}, LORA: {".json", ".safetensors"}}  # in an export, and what is in them
 _EXAMPLE_SIDE, _EXAMPLE_TOKENS = 512, 60  # pixels of a stored picture's longer side; longest answer about it
 
 # What an earlier export may have left on the Hub: weights in more or fewer files would be loaded in place of the new ones.
-_STALE = ["model*.safetensors", "model.safetensors.index.json", f"{_EXAMPLES}/*", "training.json"]
+_STALE = ["model*.safetensors", "model.safetensors.index.json", "training.json", *(f"{name}/*" for name in _FOLDERS)]
 
 _DISTRIBUTION = "minigpt4-hf"
 _OTHER_NAMES = {"PIL": "pillow"}  # {imported: distribution}, where the two differ
@@ -65,7 +71,7 @@ _OTHER_NAMES = {"PIL": "pillow"}  # {imported: distribution}, where the two diff
 _GGUF_REQUIREMENTS = {"accelerate", "gguf"}
 
 
-def export(model, processor, directory, light=False, card_data=None, repo_id=None, examples=(), training=()):
+def export(model, processor, directory, light=False, card_data=None, repo_id=None, examples=(), training=(), trained=None):
     """Writes `directory` at once: it holds either the whole export or what it held before. Returns its path.
 
     Args:
@@ -79,6 +85,8 @@ def export(model, processor, directory, light=False, card_data=None, repo_id=Non
         examples: an `Example` for each picture that the card shows. They are stored, and the model is asked about them.
         training: the runs that trained it, for the card: [{"stage", "recipe": dict, "summary": dict}, ...], as
             `minigpt4.records.training_runs` finds them.
+        trained: what a light export stores, where `own_tensors` was called beforehand: by every process, for a model
+            that is spread over them.
 
     Raises:
         ValueError: the folder holds something else, or the model does not know where its frozen parts come from.
@@ -90,7 +98,7 @@ def export(model, processor, directory, light=False, card_data=None, repo_id=Non
     try:
         with _taking_the_place_of(directory) as folder:
             answered = _write_examples(model, processor, examples, folder)
-            _write_model(model, folder, light)
+            _write_model(model, folder, light, trained)
             _write_processor(processor, folder)
             _write_about(model, folder, repo_id or directory.name, light, card_data, answered, training)
     except (OSError, SafetensorError) as error:
@@ -184,15 +192,19 @@ def check_light(model):
             "light: this model's config has no base_parts that say where its frozen weights come from; "
             "export it in full, without light"
         )
-    if not own_tensors(model):
+    if not own_parameters(model):
         raise ValueError("light: no weight of this model is trainable, so nothing would be stored; call model.freeze()")
 
 
-def _write_model(model, folder, light, **saving):
-    model.save_pretrained(folder, state_dict=own_tensors(model) if light else model.state_dict(), **saving)
+def _write_model(model, folder, light, trained=None, **saving):
     fields = {"auto_map": _auto_map(MODEL_CLASSES)}
-    _edit_json(folder / "config.json", fields if light else {**fields, "base_parts": None})
-    for weights in folder.glob("*.safetensors"):
+    if not light:
+        fields["trained_parts"] = [part for part in model.config.trained_parts if part != LORA]
+        fields["made_from"] = origins_to_publish(model.config)
+        fields["base_parts"] = None
+    model.save_pretrained(folder, state_dict=trained if light else merged_state_dict(model), **saving)
+    _edit_json(folder / "config.json", fields)
+    for weights in folder.rglob("*.safetensors"):
         shutil.copymode(folder / "config.json", weights)  # safetensors lets nobody but the owner read
     _write_code(folder, MODEL_CLASSES)
 
@@ -210,7 +222,7 @@ def _write_about(model, folder, repo_id, light, card_data, examples, training):
     """The rest: card, licence, citation, requirements, a Space's app.py, and the training runs that the card shows."""
     for source in _COPIED:
         shutil.copyfile(source, folder / source.name)
-    requirements = _requirements(light and model.config.base_parts == BASE_PARTS)
+    requirements = _requirements(model, light)
     (folder / "requirements.txt").write_text("\n".join(requirements) + "\n", "utf-8")
     if training:
         (folder / "training.json").write_text(json.dumps(list(training), indent=2) + "\n", "utf-8")
@@ -253,13 +265,17 @@ def _answer(model, processor, picture):
     return " ".join(processor.decode(ids[inputs["input_ids"].shape[1] :], skip_special_tokens=True).split())
 
 
-def _requirements(gguf):
+def _requirements(model, light):
     """Lines of requirements.txt: what the exported code imports, with the lower bounds that this package declares.
 
-    What is imported and not declared comes with what is (tokenizers with transformers). `gguf`: add what reads such files.
+    What is imported and not declared comes with what is (tokenizers with transformers). Only a light repository needs what
+    reads the embedded default's language model, and peft for adapters.
     """
-    wanted = {_OTHER_NAMES.get(name, name).replace("_", "-") for name in _imported_packages()}
-    wanted |= _GGUF_REQUIREMENTS if gguf else set()
+    wanted = {_OTHER_NAMES.get(name, name).replace("_", "-") for name in _imported_packages()} - {"peft"}
+    if light and model.config.base_parts == BASE_PARTS:
+        wanted |= _GGUF_REQUIREMENTS
+    if light and has_lora(model):
+        wanted.add("peft")
     declared = [Requirement(line) for line in importlib.metadata.requires(_DISTRIBUTION)]
     return sorted(f"{entry.name}{entry.specifier}" for entry in declared if entry.name.replace("_", "-") in wanted)
 
@@ -308,7 +324,7 @@ def _edit_json(path, fields):
 def _is_exported(path):
     """Whether an export may hold such a file or folder."""
     if path.is_dir():
-        return path.name == _EXAMPLES and all(inside.suffix == ".jpg" for inside in path.iterdir())
+        return path.name in _FOLDERS and all(inside.suffix in _FOLDERS[path.name] for inside in path.iterdir())
     return path.suffix in _EXPORTED_SUFFIXES or path.name == "LICENSE"
 
 

@@ -23,38 +23,58 @@ def from_parts(cls, vision, text, qformer=FROM_VISION_REPO, projection=None, ima
     """See `MiniGPT4ForConditionalGeneration.from_parts`."""
     given = {} if projection is None else read_projection(projection)
     hub = {name: arguments.pop(name) for name in ("token", "cache_dir", "local_files_only") if name in arguments}
-    config = config_of_parts(vision, text, qformer, image_token, hub=hub, **(config or {}))
+    tokenizer = load_tokenizer(text, hub)
+    fields = {"image_token_id": image_token_id(tokenizer, image_token, text), **(config or {})}
+    config = config_of_parts(vision, text, qformer, hub, **fields)
     model = assemble(cls, config, given, source=str(projection), hub=hub, **arguments)
     if projection is None:
         model.draw_projection()
-    processor = MiniGPT4Processor.for_model(model.config, load_tokenizer(text, hub))
+    processor = MiniGPT4Processor.for_model(model.config, tokenizer)
     model.generation_config = generation_defaults(model.config, processor)
     return model
 
 
-def config_of_parts(vision, text, qformer=FROM_VISION_REPO, image_token=None, hub=None, **fields):
-    """The `MiniGPT4Config` of parts that lie in repositories; the arguments are those of `from_parts`.
+def config_of_parts(vision, text, qformer=FROM_VISION_REPO, hub=None, **fields):
+    """The `MiniGPT4Config` of parts that lie in repositories.
+
+    Args:
+        vision, text, qformer: see `from_parts`.
+        hub: how they are fetched: token, cache_dir, local_files_only.
+        fields: further fields of the config.
 
     Raises:
         OSError: a repository that is not there.
-        ValueError: a repository without the part, or an LLM without a token that can stand for a picture.
+        ValueError: a repository without the part.
     """
-    hub = hub or {}
     eyes, text_config = load_config(vision, hub), mend_llama_config(load_config(text, hub))
-    fields["vision_config"] = getattr(eyes, "vision_config", None) or eyes
+    found = vision_fields(vision, eyes)
     origins = {"vision_tower": origin_of(vision, eyes), "language_model": origin_of(text, text_config)}
     if qformer == FROM_VISION_REPO:
         qformer = vision if getattr(eyes, "qformer_config", None) is not None else None
     if qformer is not None:
         queries = eyes if qformer == vision else load_config(qformer, hub)
-        if getattr(queries, "qformer_config", None) is None:
-            raise ValueError(f"{qformer}: its config.json has no qformer_config; expected a BLIP-2, or qformer=None")
-        fields["qformer_config"] = queries.qformer_config
-        fields.setdefault("num_query_tokens", queries.num_query_tokens)
+        found |= qformer_fields(qformer, queries)
         origins["qformer"] = origin_of(qformer, queries)
-    if "image_token_id" not in fields:
-        fields["image_token_id"] = image_token_id(load_tokenizer(text, hub), image_token, text)
-    return MiniGPT4Config(text_config=text_config, base_parts=origins, dtype=text_config.dtype, **fields)
+    return MiniGPT4Config(text_config=text_config, base_parts=origins, dtype=text_config.dtype, **{**found, **fields})
+
+
+def vision_fields(source, config):
+    """What the config of a repository says of its vision tower, as fields of `MiniGPT4Config`.
+
+    Raises:
+        ValueError: it has no vision tower.
+    """
+    tower = getattr(config, "vision_config", None) or config
+    if not hasattr(tower, "image_size"):
+        raise ValueError(f"{source}: a {config.model_type}, which has no vision tower; expected a BLIP-2 or a vision model")
+    return {"vision_config": tower}
+
+
+def qformer_fields(source, config):
+    """The same for a Q-Former and its queries; raises ValueError if there is none."""
+    if getattr(config, "qformer_config", None) is None:
+        raise ValueError(f"{source}: its config.json has no qformer_config; expected a BLIP-2, or none at all")
+    return {"qformer_config": config.qformer_config, "num_query_tokens": config.num_query_tokens}
 
 
 def read_projection(path):
@@ -106,11 +126,11 @@ def generation_defaults(config, processor):
 
 
 def load_config(source, hub=None):
-    """The config of a repository; raises OSError, naming it, where there is none."""
+    """The config of a repository; raises OSError, naming it, where there is none that transformers knows."""
     repo, revision = split_revision(source)
     try:
         return AutoConfig.from_pretrained(repo, revision=revision, **(hub or {}))
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise OSError(f"{source}: no folder or Hub repository of a model ({str(error).splitlines()[0]})") from error
 
 

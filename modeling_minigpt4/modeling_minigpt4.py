@@ -19,9 +19,12 @@ Deviations, with their reasons:
   the original's autocast and gradient scaler are for, without either.
 - Training computes logits only for answer positions, and keeps none: the loss is the same, a vocabulary of 32,000 times
   every visual and prompt token is not computed, and not stored.
+- Training takes the frozen LLM forward and backward a few rows of like length at a time (see grouped_loss): sums over
+  tokens do not mind, and neither padding nor the activations of a whole batch are there.
 - Rows with other than one picture, or none, work.
 """
 
+import contextlib
 import copy
 from dataclasses import dataclass
 from importlib import import_module
@@ -43,8 +46,13 @@ from transformers.utils import TransformersKwargs, can_return_tuple, torch_compi
 
 from ..configuration.configuration_minigpt4 import MiniGPT4Config
 from .efficientnet_lite import EfficientNetLiteModel
-from .light import is_light, load_light, own_tensors
+from .frozen_linear import frozen_linears
+from .grouped_loss import loss_by_groups, may_group, unpack
+from .light import hub_arguments, is_light, load_light, own_tensors
+from .lora import LORA, has_lora, is_adapter, load_lora, plain_state_dict, save_lora
 
+# Tokens that go through the vision tower, and through the LLM in training, at once: what fills the device's matrix units.
+TOKENS_AT_ONCE = {"cpu": 1024, "cuda": 4096}
 # Towers that `AutoModel` does not build from their config (see VISION_CONFIGS in the configuration).
 VISION_TOWERS = {"blip_2_vision_model": Blip2VisionModel, "efficientnet_lite": EfficientNetLiteModel}
 
@@ -83,6 +91,12 @@ class MiniGPT4PreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
 
+    def __init__(self, config):
+        super().__init__(config)
+        if "qformer" in config.trained_parts:
+            trained = r"^(?:model\.)?(?:qformer|query_tokens)\b"
+            self._keep_in_fp32_modules_strict = [*self._keep_in_fp32_modules_strict, trained]
+
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
         """Loads a full or a light repository, as `PreTrainedModel.from_pretrained` does, and freezes it for training."""
@@ -92,14 +106,21 @@ class MiniGPT4PreTrainedModel(PreTrainedModel):
             loaded = load_light(cls, pretrained_model_name_or_path, **kwargs)
         else:
             loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
-        (loaded[0] if isinstance(loaded, tuple) else loaded).freeze()
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        model.freeze()
+        if pretrained_model_name_or_path is not None and LORA in model.config.trained_parts:
+            load_lora(model, pretrained_model_name_or_path, **hub_arguments(kwargs))
         return loaded
 
     def save_pretrained(self, save_directory, is_main_process=True, state_dict=None, **kwargs):
-        """Saves what no part of `config.base_parts` gives, or every weight if it names none."""
-        if state_dict is None and self.config.base_parts is not None:
-            state_dict = own_tensors(self) or None
-        super().save_pretrained(save_directory, is_main_process, state_dict, **kwargs)
+        """Saves what no part of `config.base_parts` gives, or every weight if it names none; LoRA adapters beside them."""
+        if state_dict is None and has_lora(self) and is_main_process:
+            save_lora(self, save_directory)
+        own = own_tensors(self) if state_dict is None and self.config.base_parts is not None else None
+        if state_dict is None and not own and has_lora(self):
+            state_dict = plain_state_dict(self)
+        with _as_saved(self, light=bool(own)):
+            super().save_pretrained(save_directory, is_main_process, own or state_dict, **kwargs)
 
     def push_to_hub(self, repo_id, **arguments):
         """Uploads the model in one commit with its code, card and `auto_map`; see `export.push_model`.
@@ -113,15 +134,24 @@ class MiniGPT4PreTrainedModel(PreTrainedModel):
             return super().push_to_hub(repo_id, **arguments)
         return export.push_model(self, repo_id, **arguments)
 
+    @property
+    def dtype(self):
+        """That of the frozen parts, and so of the LLM's embeddings; what is trained has its own precision."""
+        return self.get_input_embeddings().weight.dtype
+
     def freeze(self):
         """Lets gradients reach only the parts named in `config.trained_parts`; returns the model."""
         self.requires_grad_(False)
         model = self.base_model
         for name in self.config.trained_parts:
-            part = getattr(model, name, None)
-            if part is None:
-                raise ValueError(f"trained_parts names {name!r}, which this model does not have; see MiniGPT4Model")
-            part.requires_grad_(True)
+            if name == LORA:
+                parts = [parameter for name, parameter in self.named_parameters() if is_adapter(name)]
+            else:
+                parts = [getattr(model, name, None), *([model.query_tokens] if name == "qformer" else [])]
+            for part in parts:
+                if part is None:
+                    raise ValueError(f"trained_parts names {name!r}, which this model does not have; see MiniGPT4Model")
+                part.requires_grad_(True)
         return self
 
     def draw_projection(self):
@@ -181,6 +211,7 @@ class MiniGPT4Model(MiniGPT4PreTrainedModel):
         if self.qformer is None:
             return self._merge_patches(patches)
         queries = self.query_tokens.expand(len(patches), -1, -1)
+        patches = patches.to(queries.dtype)  # fp32 where it is trained
         return self.qformer(query_embeds=queries, encoder_hidden_states=patches, return_dict=True).last_hidden_state
 
     def _merge_patches(self, patches):
@@ -228,6 +259,23 @@ class MiniGPT4Model(MiniGPT4PreTrainedModel):
         )
         return mask.unsqueeze(-1)
 
+    def embed(self, input_ids=None, pixel_values=None, inputs_embeds=None, vision_features=None, mm_encoder_outputs=None):
+        """What the LLM reads, [B, L, D], and the visual tokens in it, [N, Q, D] or None; arguments as in `forward`."""
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("pass either input_ids or inputs_embeds, and not both")
+        if inputs_embeds is None:
+            inputs_embeds = self.get_input_embeddings()(input_ids)
+
+        image = (mm_encoder_outputs or {}).get("image")
+        if image is None and (pixel_values is not None or vision_features is not None):
+            image = self.get_image_features(pixel_values, vision_features, return_dict=True)
+        visual_tokens = None
+        if image is not None:
+            visual_tokens = image.pooler_output.to(inputs_embeds.device, inputs_embeds.dtype)
+            where = self.get_placeholder_mask(input_ids, inputs_embeds, visual_tokens)
+            inputs_embeds = inputs_embeds.masked_scatter(where, visual_tokens)
+        return inputs_embeds, visual_tokens
+
     @can_return_tuple
     def forward(
         self,
@@ -249,20 +297,9 @@ class MiniGPT4Model(MiniGPT4PreTrainedModel):
                 [N, Q, C], or `mm_encoder_outputs` {"image": output of `get_image_features`}.
             attention_mask, position_ids, past_key_values, **kwargs: as the language model takes them.
         """
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("pass either input_ids or inputs_embeds, and not both")
-        if inputs_embeds is None:
-            inputs_embeds = self.get_input_embeddings()(input_ids)
-
-        image = (mm_encoder_outputs or {}).get("image")
-        if image is None and (pixel_values is not None or vision_features is not None):
-            image = self.get_image_features(pixel_values, vision_features, return_dict=True)
-        visual_tokens = None
-        if image is not None:
-            visual_tokens = image.pooler_output.to(inputs_embeds.device, inputs_embeds.dtype)
-            where = self.get_placeholder_mask(input_ids, inputs_embeds, visual_tokens)
-            inputs_embeds = inputs_embeds.masked_scatter(where, visual_tokens)
-
+        inputs_embeds, visual_tokens = self.embed(
+            input_ids, pixel_values, inputs_embeds, vision_features, mm_encoder_outputs
+        )
         outputs = self.language_model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
@@ -308,6 +345,8 @@ class MiniGPT4ForConditionalGeneration(MiniGPT4PreTrainedModel, GenerationMixin)
     >>> print(processor.decode(answer[0], skip_special_tokens=True))
     """
 
+    tokens_at_once = None  # in training; None: by the device, see TOKENS_AT_ONCE. Fewer need less memory
+    float8 = False  # in training: frozen linear layers in FP8, see frozen_linear
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
     _tp_plan = {"lm_head": "colwise_gather_output"}
 
@@ -341,6 +380,18 @@ class MiniGPT4ForConditionalGeneration(MiniGPT4PreTrainedModel, GenerationMixin)
         from .from_parts import from_parts
 
         return from_parts(cls, vision, text, **arguments)
+
+    def chat_session(self, processor, messages=(), **generation):
+        """A conversation that keeps what it has computed: see `ChatSession` in chat.py.
+
+        >>> chat = model.chat_session(processor)
+        >>> print(chat.ask("What is in the picture?", images="photo.jpg"))
+        >>> for piece in chat.ask("What is unusual about it?", stream=True):
+        ...     print(piece, end="", flush=True)
+        """
+        from .chat import ChatSession
+
+        return ChatSession(self, processor, messages, **generation)
 
     def get_output_embeddings(self):
         return self.lm_head
@@ -430,16 +481,23 @@ class MiniGPT4ForConditionalGeneration(MiniGPT4PreTrainedModel, GenerationMixin)
             if position_ids is not None:  # packed: transformers finds the borders itself, if no mask says otherwise
                 attention_mask = None
         loss_arguments = {"labels": None, "num_items_in_batch": kwargs.pop("num_items_in_batch", None)}
+        inputs = {
+            "inputs_embeds": inputs_embeds,
+            "vision_features": vision_features,
+            "mm_encoder_outputs": mm_encoder_outputs,
+        }
+        plain = past_key_values is None and kwargs == {"use_cache": False}
+        llm = self.model.language_model, self.lm_head
+        if targets is not None and self.training and plain and may_group(*llm, attention_mask, position_ids):
+            return self._forward_by_groups(input_ids, pixel_values, position_ids, targets, inputs, loss_arguments)
         outputs = self.model(
             input_ids=input_ids,
             pixel_values=pixel_values,
             attention_mask=attention_mask,
             position_ids=position_ids,
             past_key_values=past_key_values,
-            inputs_embeds=inputs_embeds,
-            vision_features=vision_features,
-            mm_encoder_outputs=mm_encoder_outputs,
             return_dict=True,
+            **inputs,
             **kwargs,
         )
         hidden = outputs.last_hidden_state
@@ -461,11 +519,50 @@ class MiniGPT4ForConditionalGeneration(MiniGPT4PreTrainedModel, GenerationMixin)
             image_hidden_states=outputs.image_hidden_states,
         )
 
+    def _forward_by_groups(self, input_ids, pixel_values, position_ids, targets, inputs, loss_arguments):
+        """The loss over targets [B, L] without hidden states or logits; see `LossByGroups`."""
+        tokens = self.tokens_at_once or TOKENS_AT_ONCE.get(targets.device.type, TOKENS_AT_ONCE["cuda"])
+        if loss_arguments["num_items_in_batch"] is None:
+            loss_arguments["num_items_in_batch"] = (targets != -100).sum()
+        with frozen_linears(self):
+            if pixel_values is not None and inputs["vision_features"] is None and not self.model.vision_tower.training:
+                pictures = pixel_values.split(max(1, tokens // self.config.num_patches))
+                inputs["vision_features"] = torch.cat([self.model.get_vision_features(some) for some in pictures])
+            inputs_embeds, visual_tokens = self.model.embed(input_ids, pixel_values, **inputs)
+            if position_ids is not None:
+                inputs_embeds, targets = unpack(position_ids, inputs_embeds, targets)
+
+            def loss_of(inputs_embeds, targets):
+                hidden = self.model.language_model(inputs_embeds=inputs_embeds, use_cache=False).last_hidden_state
+                return self._answer_loss(hidden, targets, **loss_arguments)
+
+            loss = loss_by_groups(inputs_embeds, targets, loss_of, tokens)
+        return MiniGPT4CausalLMOutputWithPast(loss=loss, image_hidden_states=visual_tokens)
+
     def _answer_loss(self, hidden, targets, **loss_arguments):
         """Cross-entropy where a next token is named: hidden [B, L, D], targets [B, L] -> scalar."""
         predicts = targets != -100
         logits = self.lm_head(hidden[predicts])
         return self.loss_function(logits, shift_labels=targets[predicts], vocab_size=logits.shape[-1], **loss_arguments)
+
+
+@contextlib.contextmanager
+def _as_saved(model, light):
+    """What the library should not see of a model: with adapters it would save them alone, with quantized weights all of
+    these; a light repository has neither the frozen weights nor their quantization."""
+    hidden = {"_hf_peft_config_loaded": False}
+    if light and getattr(model, "hf_quantizer", None) is not None:
+        config = copy.copy(model.config)
+        del config.quantization_config
+        hidden |= {"hf_quantizer": None, "config": config}
+    before = {name: getattr(model, name) for name in hidden}
+    try:
+        for name, value in hidden.items():
+            setattr(model, name, value)
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(model, name, value)
 
 
 def _sparing_the_projection(quantization_config):

@@ -2,10 +2,12 @@
 
 projection  prerained_minigpt4_7b.pth (sic), pretrained_minigpt4.pth, pretrained_minigpt4_llama2_7b.pth, or a checkpoint
             that the original's own training wrote
-vision      eva_vit_g.pth
-qformer     blip2_pretrained_flant5xxl.pth; none for the Llama-2 variant
+vision      eva_vit_g.pth, or a BLIP-2 that holds the same weights: a Hub id or a folder
+qformer     blip2_pretrained_flant5xxl.pth, or a BLIP-2; none for the Llama-2 variant
 text        the LLM: a Hub id or a folder
 """
+
+from pathlib import Path
 
 from ..configuration.configuration_minigpt4 import MiniGPT4Config
 from ..processing.chat_templates import LLAMA_2, VICUNA_V0
@@ -19,7 +21,15 @@ from .convert import (
     read_checkpoint,
     vision_config_of,
 )
-from .from_parts import generation_defaults, image_token_id, load_config, load_tokenizer, origin_of
+from .from_parts import (
+    generation_defaults,
+    image_token_id,
+    load_config,
+    load_tokenizer,
+    origin_of,
+    qformer_fields,
+    vision_fields,
+)
 from .light import assemble, variant_of
 from .modeling_minigpt4 import MiniGPT4ForConditionalGeneration
 
@@ -28,34 +38,30 @@ def load_originals(projection, vision, text, qformer=None, dims=None, **argument
     """(model, processor) with every tensor as the authors published it, in the LLM's dtype, in eval mode.
 
     Args:
-        projection, vision, qformer: the authors' files.
-        text: the LLM, a Hub id or a folder; `config.base_parts` names it.
-        dims: {"vision_config": {...}, "qformer_config": {...}} for other than the published sizes: what the shapes in the
-            files do not tell (num_attention_heads), or tell otherwise (num_hidden_layers, image_size).
+        projection: the authors' file.
+        vision, qformer: the authors' files, or a BLIP-2: "ID", "ID@REVISION" or a folder.
+        text: the LLM, likewise. `config.base_parts` names it, and the BLIP-2.
+        dims: {"vision_config": {...}, "qformer_config": {...}} for files of other than the published sizes: what the shapes
+            in them do not tell (num_attention_heads), or tell otherwise (num_hidden_layers, image_size).
         arguments: of `from_pretrained`.
 
     Raises:
-        OSError: the LLM cannot be found.
+        OSError: the LLM or the BLIP-2 cannot be found.
         ValueError: one line that names the file, or the tensor, and what is wrong with it.
     """
-    dims = dims or {}
-    given, eyes = projection_weights(read_checkpoint(projection)), read_checkpoint(vision)
-    fields = {"vision_config": vision_config_of(eyes, **dims.get("vision_config", {}))}
-    weights = {}
+    given = projection_weights(read_checkpoint(projection))
+    fields, weights, origins = _vision_part(vision, **(dims or {}).get("vision_config", {}))
     if qformer is not None:
-        queries = read_checkpoint(qformer)
-        fields["qformer_config"] = qformer_config_of(queries, **dims.get("qformer_config", {}))
-        weights = qformer_weights(queries)
-        fields["num_query_tokens"] = weights["model.query_tokens"].shape[1]
+        parts = _qformer_part(qformer, **(dims or {}).get("qformer_config", {}))
+        fields, weights, origins = fields | parts[0], weights | parts[1], origins | parts[2]
     text_config, tokenizer = mend_llama_config(load_config(text)), load_tokenizer(text)
     config = MiniGPT4Config(
         text_config=text_config,
         image_token_id=image_token_id(tokenizer, None, text),
-        base_parts={"language_model": origin_of(text, text_config)},
+        base_parts={"language_model": origin_of(text, text_config), **origins},
         **fields,
     )
     _check_variant(given["model.projection.weight"], config, qformer)
-    weights |= eva_vit_weights(eyes, config.vision_config.num_hidden_layers, config.num_patches)
     weights |= given
     _check_finite(weights)
     model = assemble(MiniGPT4ForConditionalGeneration, config, weights, source=str(projection), **arguments)
@@ -63,6 +69,33 @@ def load_originals(projection, vision, text, qformer=None, dims=None, **argument
     processor = MiniGPT4Processor.for_model(config, tokenizer, template)
     model.generation_config = generation_defaults(config, processor)
     return model.eval(), processor
+
+
+def _vision_part(source, **dims):
+    """({field of the config}, {name: tensor}, base_parts) of a vision tower: a file's tensors, or a BLIP-2's place."""
+    if not _is_file(source):
+        config = load_config(source)
+        return vision_fields(source, config), {}, {"vision_tower": origin_of(source, config)}
+    state = read_checkpoint(source)
+    config = vision_config_of(state, **dims)
+    patches = (config.image_size // config.patch_size) ** 2
+    return {"vision_config": config}, eva_vit_weights(state, config.num_hidden_layers, patches), {}
+
+
+def _qformer_part(source, **dims):
+    """The same of a Q-Former and its queries."""
+    if not _is_file(source):
+        config = load_config(source)
+        return qformer_fields(source, config), {}, {"qformer": origin_of(source, config)}
+    state = read_checkpoint(source)
+    weights = qformer_weights(state)
+    queries = weights["model.query_tokens"].shape[1]
+    return {"qformer_config": qformer_config_of(state, **dims), "num_query_tokens": queries}, weights, {}
+
+
+def _is_file(source):
+    """Whether a checkpoint is meant, though it may not be there, and not the folder or the Hub id of a model."""
+    return Path(source).is_file() or Path(source).suffix in (".pth", ".pt")
 
 
 def _check_variant(weight, config, qformer):

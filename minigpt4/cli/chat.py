@@ -1,6 +1,17 @@
 """Ask a MiniGPT-4 about pictures: one question with --ask, a conversation without."""
 
+import contextlib
 import sys
+import warnings
+from pathlib import Path
+
+_HELP = """\
+/image FILE   show a picture with the next question; again for several
+/reset        forget everything said
+/save FILE    write the conversation as JSON, pictures included
+/help         this list
+Ctrl-C stops an answer. An empty line or Ctrl-D ends."""
+_HISTORY_LENGTH = 1000
 
 
 def add_arguments(parser):
@@ -26,53 +37,121 @@ def run(arguments):
 
     logging.disable_progress_bar()
     model, processor = load(arguments.model)
+
+    def start():
+        return model.chat_session(processor, max_new_tokens=arguments.max_new_tokens)
+
     if arguments.ask is not None:
-        answer(model, processor, [user_message(arguments.ask, pictures)], arguments.max_new_tokens)
+        show(start().ask(arguments.ask, pictures, stream=True))
         return
-    converse(model, processor, pictures, arguments.max_new_tokens)
+    with warnings.catch_warnings(), lines_kept():
+        warnings.showwarning = lambda message, *_: tell(message)
+        converse(start, pictures)
 
 
-def user_message(text, pictures=()):
-    """A user's turn: pictures, then text."""
-    return {
-        "role": "user",
-        "content": [*({"type": "image", "image": picture} for picture in pictures), {"type": "text", "text": text}],
-    }
+def converse(start, pictures):
+    """Questions and commands until an empty line or the end of stdin; the pictures belong to the first question.
 
-
-def answer(model, processor, messages, max_new_tokens):
-    """Streams the answer to stdout and returns it; raises ValueError if conversation and answer exceed the context."""
-    from ..generation import AnswerStreamer, answer_text
-
-    inputs = processor.apply_chat_template(
-        messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
-    ).to(model.device)
-    prompt = inputs["input_ids"].shape[1]
-    context = model.config.text_config.max_position_embeddings
-    if prompt + max_new_tokens > context:
-        raise ValueError(
-            f"the conversation takes {prompt} tokens and the answer up to {max_new_tokens}, more than the {context} that "
-            "the model reads; shorten the text or lower --max-new-tokens"
-        )
-    streamer = AnswerStreamer(processor)
-    output = model.generate(**inputs, max_new_tokens=max_new_tokens, streamer=streamer)
-    return answer_text(processor, output[0, prompt:])
-
-
-def converse(model, processor, pictures, max_new_tokens):
-    """Questions from stdin until an empty line or its end; the pictures belong to the first."""
-    print(f"{len(pictures)} picture(s). Ask; an empty line ends.", file=sys.stderr)
-    messages = []
-    while True:
-        print("> ", end="", file=sys.stderr, flush=True)
-        question = sys.stdin.readline().strip()
-        if not question:
-            return
-        messages.append(user_message(question, () if messages else pictures))
+    Args:
+        start: function that gives a new `ChatSession`.
+    """
+    chat, pictures = start(), list(pictures)
+    tell(f"{len(pictures)} picture(s). Ask; /help tells more, an empty line ends.")
+    while line := read_line():
+        command, _, argument = line.partition(" ")
+        said = len(chat.messages) + len(chat.dropped)
         try:
-            text = answer(model, processor, messages, max_new_tokens)
-        except ValueError as error:
-            print(error, file=sys.stderr)
-            messages.pop()
-            continue
-        messages.append({"role": "assistant", "content": [{"type": "text", "text": text}]})
+            if command == "/image":
+                pictures.append(load_named(argument))
+                tell(f"{len(pictures)} picture(s) for the next question")
+            elif command == "/reset":
+                chat, pictures = start(), []
+            elif command == "/save":
+                save(chat, argument)
+            elif line.startswith("/"):
+                tell(_HELP if line == "/help" else f"{command}: no such command; /help lists them")
+            else:
+                show(chat.ask(line, pictures, stream=True))
+        except (ValueError, OSError) as error:
+            tell(error)
+        except KeyboardInterrupt:
+            print()
+        if len(chat.messages) + len(chat.dropped) > said:
+            pictures = []
+
+
+def show(pieces):
+    """Prints an answer as it is written; what stops the printing stops the answer."""
+    with contextlib.closing(pieces):
+        for piece in pieces:
+            print(piece, end="", flush=True)
+    print()
+
+
+def tell(text):
+    """Prints what is not an answer."""
+    print(text, file=sys.stderr)
+
+
+def load_named(argument):
+    """The picture that `/image` names, as a shell would take the name: with ~ and in quotes, too."""
+    from ..processing.image_processing_minigpt4 import load_image
+
+    name = argument.strip().strip("'\"")
+    if not name:
+        raise ValueError("expected /image FILE")
+    return load_image(Path(name).expanduser())
+
+
+def save(chat, argument):
+    """Writes the conversation, as far back as the model still reads it."""
+    from ..files import write_json
+
+    path = Path(argument.strip().strip("'\"")).expanduser()
+    if not argument.strip():
+        raise ValueError("expected /save FILE")
+    if path.exists() and path.suffix != ".json":
+        raise ValueError(f"{path}: is there already; choose another name, or one that ends in .json")
+    messages = chat.export()
+    write_json(path, messages)
+    tell(f"{path}: {len(messages)} messages")
+
+
+def read_line():
+    """A line from the terminal, where it can be edited, or from a pipe; "" at the end."""
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        print("> ", end="", file=sys.stderr, flush=True)
+        return sys.stdin.readline().strip()
+    while True:
+        try:
+            return input("> ").strip()
+        except EOFError:
+            print()
+            return ""
+        except KeyboardInterrupt:
+            tell("\n(an empty line or Ctrl-D ends)")
+
+
+@contextlib.contextmanager
+def lines_kept():
+    """Lets the lines typed be found again with the arrow keys, in the next conversation, too."""
+    try:
+        import readline
+    except ImportError:  # not on Windows
+        yield
+        return
+    from ..modeling_minigpt4.parts import cache_dir
+
+    path = cache_dir() / "chat_history"
+    if not sys.stdin.isatty():
+        yield
+        return
+    with contextlib.suppress(OSError):
+        readline.read_history_file(path)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            readline.set_history_length(_HISTORY_LENGTH)
+            readline.write_history_file(path)

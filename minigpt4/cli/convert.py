@@ -7,12 +7,16 @@ from pathlib import Path
 def add_arguments(parser):
     """Adds what `minigpt4 convert` takes."""
     parser.add_argument("--projection", required=True, metavar="FILE", help="pretrained_minigpt4_7b.pth, or a runner's own")
-    parser.add_argument("--vision", required=True, metavar="FILE", help="eva_vit_g.pth")
-    parser.add_argument("--qformer", metavar="FILE", help="blip2_pretrained_flant5xxl.pth; none for the Llama-2 variant")
+    parser.add_argument("--vision", required=True, metavar="FILE|DIR|ID", help="eva_vit_g.pth, or a BLIP-2 (ID@REVISION)")
+    parser.add_argument(
+        "--qformer",
+        metavar="FILE|DIR|ID",
+        help="blip2_pretrained_flant5xxl.pth, or a BLIP-2; none for the Llama-2 variant",
+    )
     parser.add_argument("--text", required=True, metavar="DIR|ID", help="the LLM: Vicuna-7B or 13B, Llama-2-7B-chat")
     parser.add_argument("--output", required=True, metavar="DIR", help="a new folder, or an earlier export to replace")
-    parser.add_argument("--config", metavar="FILE.json", help="dims of other than the published sizes, see README")
-    parser.add_argument("--light", action="store_true", help="name the LLM in config.json in place of storing it")
+    parser.add_argument("--config", metavar="FILE.json", help="dims of files of other sizes, see README")
+    parser.add_argument("--light", action="store_true", help="name the base models in place of storing them")
 
 
 def run(arguments):
@@ -25,7 +29,7 @@ def run(arguments):
     model, processor = load_originals(arguments.projection, arguments.vision, arguments.text, arguments.qformer, dims)
     directory = hub_folder.export(model, processor, arguments.output, arguments.light)
     size = sum(path.stat().st_size for path in directory.iterdir()) / 1e6
-    print(f"{arguments.output}: {'light, without the LLM' if arguments.light else 'every weight'}, {size:.1f} MB")
+    print(f"{arguments.output}: {'light, without the base models' if arguments.light else 'every weight'}, {size:.1f} MB")
 
 
 # The names of the original's own settings, and ours.

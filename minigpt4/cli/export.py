@@ -20,8 +20,9 @@ def add_arguments(parser):
     )
     parser.add_argument(
         "--results",
+        nargs="+",
         metavar="FILE",
-        help="JSON of benchmarks/photographs.py for the card's metrics (default: evaluation.json beside the model's folder)",
+        help="results.json of `minigpt4 evaluate` for the card's metrics (default: evaluation.json beside the model)",
     )
     parser.add_argument("--push", metavar="REPO", help="upload it to this Hub repository in one commit")
     parser.add_argument("--private", action="store_true", help="with --push: the repository is a private one")
@@ -61,8 +62,8 @@ def _card_data(name, results):
         from huggingface_hub import ModelCard
 
         data = as_dict(ModelCard.load(path).data)
-    if scores := results or evaluation_file(name):
-        data["eval_results"] = evaluation_results(scores)
+    if files := results or [file for file in [evaluation_file(name)] if file]:
+        data["eval_results"] = [result for file in files for result in evaluation_results(file)]
     return data
 
 

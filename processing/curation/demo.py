@@ -22,7 +22,6 @@ import urllib.request
 from pathlib import Path
 
 import torch
-from datasets import load_dataset
 
 from ...files import write_bytes, write_json
 from ...generation import answers, chat_prompt
@@ -33,7 +32,6 @@ from ...models import load
 from ...recipes import load_recipe
 from ...training import cache_features, train, versions
 from ..collator import IGNORE, MiniGPT4DataCollator
-from ..datasets import PictureTexts
 from ..image_processing_minigpt4 import load_image
 from ..scenes import ARTWORK_LICENSE, DETAIL_INSTRUCTIONS, scenes
 from .endpoint import Endpoint
@@ -232,18 +230,13 @@ def _counts(store):
 
 def _stage2(output, stage1):
     """Stage 2 on the published set, from the stage-1 model on."""
-    rows = load_dataset(str(output / "set"), split="train", cache_dir=str(output / "cache"))
-    texts = [
-        {"picture": i, "instruction": instruction, "text": text}
-        for i, text in enumerate(rows["text"])
-        for instruction in DETAIL_INSTRUCTIONS
-    ]
     recipe = load_recipe("stage2-embedded")
     recipe.output = str(output / "stage2")
     recipe.model.projection = str(stage1)
+    recipe.data.path = str(output / "set")
     changes = {"steps": STAGE2_STEPS, "batch_size": STAGE2_BATCH, "learning_rate": 5e-3, "warmup_steps": 10}
     recipe.train = dataclasses.replace(recipe.train, **changes)
-    model, processor, _ = train(recipe, dataset=PictureTexts(rows, texts))
+    model, processor, _ = train(recipe)
     return model, processor
 
 

@@ -80,7 +80,7 @@ def test_two_processes_share_the_generation(base, tmp_path):
         (["--demo", "sample"], "leave the steps and --store out"),
         (["describe", "--store", "s"], "describe: no such step; expected any of sample, generate"),
         (["sample", "--store", "{tmp}/s"], "sample needs --pictures"),
-        (["sample", "--store", "{tmp}/s", "--pictures", "{tmp}/none"], "no such pictures"),
+        (["sample", "--store", "{tmp}/s", "--pictures", "{tmp}/none"], "no such file or folder"),
         (["sample", "--store", "{tmp}/no/folder/s", "--pictures", "{tmp}"], "unable to open database file"),
         (["filter", "--store", "{tmp}/s"], "no such curation store"),
         (["fix", "--store", "{store}", "--fixer", "m"], "OPENAI_API_KEY is not set"),

@@ -67,6 +67,22 @@ def test_evaluation_file(tmp_path):
     assert evaluation_file(str(tmp_path / "another")) is None
 
 
+def test_results_of_an_evaluation_keep_their_intervals(tmp_path):
+    figures = {
+        "right": {"value": 0.8, "n": 396, "interval": [0.75, 0.85]},
+        "none": {"value": None, "n": 3, "interval": None},
+    }
+    content = {"data": "scenes", "n": 160, "decoding": [{"max_new_tokens": 48}], "scores": {"questions": figures}}
+    (tmp_path / "results.json").write_text(json.dumps({**content, "against": {"scores": {}}, "versions": {"torch": "2"}}))
+    [result] = evaluation_results(tmp_path / "results.json")
+    assert (result.metric_name, result.metric_value, result.dataset_name) == (
+        "right (questions)",
+        0.8,
+        "scenes, 160 pictures",
+    )
+    assert result.metric_args == {"n": 396, "low": 0.75, "high": 0.85}
+
+
 @pytest.mark.parametrize("content", ["", "[]", '{"data": "x"}', '{"short": {"cider": 1}}', '{"data": "x", "a": {"b": "c"}}'])
 def test_not_an_evaluation_file(content, tmp_path):
     (tmp_path / "file.json").write_text(content)

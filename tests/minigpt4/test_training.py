@@ -1,5 +1,6 @@
 """Training on a tiny model: the original's schedule, what moves and what does not, resume, signals, bad input."""
 
+import html
 import itertools
 import json
 import os
@@ -7,16 +8,19 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from minigpt4 import MiniGPT4ForConditionalGeneration
 from minigpt4.modeling_minigpt4.export import export
 from minigpt4.processing.datasets import PictureTexts
 from minigpt4.recipes import Recipe, TrainSection, load_recipe
-from minigpt4.training import LengthBuckets, cache_features, learning_rate, load_model, train
+from minigpt4.trainer import LengthBuckets, learning_rate
+from minigpt4.training import cache_features, load_model, train
 
 
 @pytest.fixture
@@ -170,6 +174,84 @@ def test_a_run_killed_after_its_last_step_only_finishes(recipe, dataset, monkeyp
     finished, _, summary = train(recipe, model, processor, dataset)
     assert torch.equal(finished.model.projection.weight, trained)
     assert summary["steps"] == 8
+
+
+def test_a_batch_that_is_not_the_global_batch_does_not_start(recipe, dataset):
+    recipe.train.global_batch = 256
+    with pytest.raises(ValueError, match=r"global_batch is 256, but 2 a device x 1 accumulated x 1 processes is 2; set"):
+        train(recipe, dataset=dataset)
+
+
+def test_a_loss_that_is_no_number_stops_before_it_is_saved(recipe, dataset):
+    model, processor = load_model(recipe.model)
+    model.lm_head.weight[7] = float("nan")
+    with pytest.raises(ValueError, match=r"loss at step \d is not a finite number: .* try model.dtype=bfloat16"):
+        train(recipe, model, processor, dataset)
+    assert not list(Path(recipe.output).glob("checkpoint-*"))
+
+
+def test_a_first_loss_of_guessing_stops_and_says_what_it_means(recipe, dataset):
+    model, processor = load_model(recipe.model)
+    model.lm_head.weight.zero_()
+    with pytest.raises(ValueError, match=r"first loss is 6.238, that of guessing among all 512 tokens .* are broken"):
+        train(recipe, model, processor, dataset)
+    recipe.train.check_first_loss = False
+    assert train(recipe, model, processor, dataset, resume=False)[2]["first_loss"] == pytest.approx(6.238, abs=1e-3)
+
+
+def test_starting_over_forgets_the_unfinished_run(recipe, dataset, tmp_path):
+    (tmp_path / "run" / "checkpoint-6").mkdir(parents=True)
+    recipe.save(tmp_path / "run" / "recipe.yaml")
+    recipe.train.learning_rate = 1e-3
+    assert train(recipe, dataset=dataset, resume=False)[2]["steps"] == 8
+
+
+def test_fixed_pictures_are_looked_at_before_between_and_after(recipe, dataset, tmp_path):
+    recipe.train.sample_steps = 4
+    train(recipe, dataset=dataset)
+    looks = [json.loads(line) for line in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()]
+    assert [look["step"] for look in looks] == [0, 4, 8]
+    assert all(len(look["answers"]) == 3 for look in looks)
+    page = (tmp_path / "run" / "samples.html").read_text()
+    assert page.count("<img") == 3 and html.escape(looks[2]["answers"][0]) in page
+    assert (tmp_path / "run" / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_figures_reach_tensorboard(recipe, dataset, tmp_path):
+    recipe.train.report_to = ["tensorboard"]
+    train(recipe, dataset=dataset)
+    [events] = (tmp_path / "run").rglob("events.out.tfevents.*")
+    reader = EventAccumulator(str(events)).Reload()
+    assert {"train/loss", "train/learning_rate", "train/images_per_second", "train/data_wait"} <= set(
+        reader.Tags()["scalars"]
+    )
+    assert len(reader.Scalars("train/loss")) == 8
+
+
+def test_a_qformer_that_is_trained_moves_and_is_saved(recipe, dataset):
+    recipe.model.trained_parts = ["projection", "qformer"]
+    recipe.train.cache_features = False
+    before, _ = load_model(recipe.model)
+    before = {name: tensor.clone() for name, tensor in before.state_dict().items()}
+    trained, _, _ = train(recipe, dataset=dataset)
+    changed = {name.split(".")[1] for name, tensor in trained.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert changed == {"projection", "qformer", "query_tokens"}
+    loaded = MiniGPT4ForConditionalGeneration.from_pretrained(recipe.output + "/model")
+    for name, tensor in trained.state_dict().items():
+        assert torch.equal(tensor, loaded.state_dict()[name]), name
+
+
+def test_lora_trains_beside_the_projection_and_goes_on(recipe, dataset, tmp_path):
+    recipe.model.lora_rank = 2
+    trained, _, _ = train(recipe, dataset=dataset)
+    moved = [p for name, p in trained.named_parameters() if "lora_B" in name]
+    assert moved and all(parameter.abs().sum() > 0 for parameter in moved)
+    folder = recipe.output + "/model"
+    loaded = MiniGPT4ForConditionalGeneration.from_pretrained(folder)
+    recipe.model.projection = folder
+    again, _ = load_model(recipe.model)
+    for name, tensor in trained.state_dict().items():
+        assert torch.equal(tensor, loaded.state_dict()[name]) and torch.equal(tensor, again.state_dict()[name]), name
 
 
 def test_an_output_that_cannot_be_written_is_named(recipe, dataset, tmp_path):

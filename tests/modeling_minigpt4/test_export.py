@@ -21,14 +21,19 @@ from minigpt4.modeling_minigpt4.card import EXAMPLE_QUESTION, Example, model_car
 from minigpt4.modeling_minigpt4.embedded import load_embedded
 from minigpt4.modeling_minigpt4.export import export
 from minigpt4.modeling_minigpt4.parts import BASE_PARTS, cache_dir
+from minigpt4.models import load
 
 CODE = {
     "configuration_minigpt4.py",
     "modeling_minigpt4.py",
     "efficientnet_lite.py",
+    "frozen_linear.py",
+    "grouped_loss.py",
     "convert.py",
     "from_parts.py",
     "light.py",
+    "lora.py",
+    "chat.py",
     "parts.py",
     "repositories.py",
     "image_processing_minigpt4.py",
@@ -81,6 +86,9 @@ def test_loads_without_this_package_and_saves_again(tower, original, processor, 
     assert report["classes"] == CLASSES
     assert report["answers"] == dict.fromkeys(report["answers"], ids)
     assert report["pipeline"] == text
+    chat = report["chat"]
+    assert (chat["first"], chat["second"]) == (text.strip(), chat["anew"].strip())
+    assert chat["own_tokens"] < 0.6 * chat["all_tokens"]
     assert report["snippet"] is not None
     assert "trust_remote_code=True" in report["refusal"]
     # What that process saved loads in the next one, too, which knows nothing of the first folder.
@@ -120,6 +128,7 @@ def test_full_folder(original, processor, tmp_path):
         "CITATION.cff",
         "requirements.txt",
         "app.py",
+        "handler.py",
     }
     config = read_json(folder / "config.json")
     assert config["base_parts"] is None
@@ -302,6 +311,19 @@ def test_model_card_names_base_models_on_the_hub(original, processor, tmp_path, 
         data = ModelCard.load(export(original, processor, folder, light=True) / "README.md").data
         assert data.base_model == base_models
         assert data.license == "other"
+
+
+def test_a_full_repository_remembers_what_it_was_made_from(original, processor, tmp_path):
+    origins = {"language_model": {"repo": "NAME/llm", "revision": "main"}, "vision_tower": {"repo": str(tmp_path)}}
+    original.config.base_parts = origins
+    first = export(original, processor, tmp_path / "first")
+    model, processor = load(str(first))
+    assert model.config.base_parts is None  # nothing is fetched
+    again = export(model, processor, tmp_path / "again")
+    assert read_json(again / "config.json")["made_from"] == {"language_model": origins["language_model"]}
+    card = ModelCard.load(again / "README.md")
+    assert card.data.base_model == ["NAME/llm"]
+    assert "| language_model | NAME/llm | NAME/llm main | see there |" in card.text
 
 
 def test_model_card_takes_what_it_is_given(original, processor, tmp_path):

@@ -8,49 +8,21 @@ from safetensors.torch import save_file
 from transformers import (
     AutoModelForCausalLM,
     BitsAndBytesConfig,
-    Blip2Config,
+    Blip2QFormerConfig,
+    Blip2VisionConfig,
     CLIPVisionConfig,
     CLIPVisionModel,
     GPT2Config,
-    OPTConfig,
+    LlamaConfig,
 )
+from vision_parts import write_blip2
 
-from minigpt4 import MiniGPT4ForConditionalGeneration, MiniGPT4Processor
+from minigpt4 import MiniGPT4Config, MiniGPT4ForConditionalGeneration, MiniGPT4Processor
 from minigpt4.modeling_minigpt4.export import export
 from minigpt4.modeling_minigpt4.from_parts import image_token_id
-from minigpt4.modeling_minigpt4.repositories import common_prefix, stored_tensors, weight_map
+from minigpt4.modeling_minigpt4.lora import add_lora
+from minigpt4.modeling_minigpt4.repositories import StoredTensors, common_prefix
 from minigpt4.models import load
-
-
-@pytest.fixture
-def blip2(original, tmp_path):
-    """Folder of a BLIP-2 with the original's vision side, in two shards: the second holds another LLM alone."""
-    folder, model = tmp_path / "blip2", original.model
-    folder.mkdir()
-    seeing = {f"vision_model.{name}": tensor for name, tensor in model.vision_tower.state_dict().items()}
-    seeing |= {f"qformer.{name}": tensor for name, tensor in model.qformer.state_dict().items()}
-    seeing["query_tokens"] = model.query_tokens.data
-    speaking = {"language_model.model.decoder.embed_tokens.weight": torch.zeros(9, 9)}
-    shards = {"model-00001-of-00002.safetensors": seeing, "model-00002-of-00002.safetensors": speaking}
-    for name, tensors in shards.items():
-        save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, folder / name, {"format": "pt"})
-    index = {key: name for name, tensors in shards.items() for key in tensors}
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
-    config = original.config
-    Blip2Config(
-        vision_config=config.vision_config.to_dict(),
-        qformer_config=config.qformer_config.to_dict(),
-        text_config=OPTConfig(hidden_size=16, ffn_dim=16, num_attention_heads=2, num_hidden_layers=1).to_dict(),
-        num_query_tokens=config.num_query_tokens,
-    ).save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture
-def parts(blip2, parity_dir):
-    """Arguments of `from_parts` for the original's tiny model."""
-    projection = parity_dir / "checkpoints" / "pretrained_minigpt4_tiny.pth"
-    return {"vision": str(blip2), "text": str(parity_dir / "llama_tiny"), "projection": projection}
 
 
 def same_weights(model, other):
@@ -87,7 +59,7 @@ def test_light_and_full_give_the_same_model(parts, original, tokenizer, tmp_path
     processor = MiniGPT4Processor.for_model(model.config, tokenizer)
     light = export(model, processor, tmp_path / "light", light=True)
     full = export(model, processor, tmp_path / "full")
-    assert set(stored_tensors(str(light), weight_map(str(light)))) == {"model.projection.weight", "model.projection.bias"}
+    assert set(StoredTensors(str(light))) == {"model.projection.weight", "model.projection.bias"}
     for folder in (light, full):
         again, _ = load(str(folder))
         assert same_weights(again, original)
@@ -134,23 +106,81 @@ def test_without_qformer_and_with_another_tower_and_llm(tmp_path, tokenizer, pic
     assert model(**inputs).logits.isfinite().all()
 
 
-@pytest.mark.parametrize("light", [False, True])
-def test_quantization_leaves_the_projection_alone(parts, light, tokenizer, tmp_path, parity):
-    """int8 weights of the frozen parts by bitsandbytes, straight from a repository's files."""
-    model = MiniGPT4ForConditionalGeneration.from_parts(**parts)
-    folder = export(model, MiniGPT4Processor.for_model(model.config, tokenizer), tmp_path / "model", light=light)
-    small = MiniGPT4ForConditionalGeneration.from_pretrained(
-        folder, quantization_config=BitsAndBytesConfig(load_in_8bit=True), device_map="cpu"
+@pytest.fixture
+def wide(tmp_path):
+    """A tiny model whose widths are multiples of 64, as 4-bit weights need, and its parts in folders."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = MiniGPT4Config(
+        vision_config=Blip2VisionConfig(**sizes, image_size=56, initializer_range=0.02),
+        qformer_config=Blip2QFormerConfig(**sizes),
+        text_config=LlamaConfig(**sizes, vocab_size=512, pad_token_id=2),
+        num_query_tokens=5,
     )
+    model = MiniGPT4ForConditionalGeneration(config).eval()
+    blip2, llm = write_blip2(model, tmp_path / "wide"), AutoModelForCausalLM.from_config(config.text_config)
+    llm.load_state_dict({**llm.state_dict(), **model.lm_head.state_dict(prefix="lm_head.")})
+    llm.model.load_state_dict(model.model.language_model.state_dict())
+    llm.save_pretrained(tmp_path / "llm")
+    origins = {"vision_tower": blip2, "qformer": blip2, "language_model": tmp_path / "llm"}
+    config.base_parts = {part: {"repo": str(folder), "revision": None} for part, folder in origins.items()}
+    return model
+
+
+@pytest.mark.parametrize("light", [False, True])
+@pytest.mark.parametrize(("bits", "dtype", "loss"), [(8, torch.int8, 0.05), (4, torch.uint8, 0.2)])
+def test_quantization_leaves_the_projection_alone(bits, dtype, loss, light, wide, tokenizer, tmp_path, picture):
+    """Small weights of the frozen parts by bitsandbytes, straight from a repository's files."""
+    processor = MiniGPT4Processor.for_model(wide.config, tokenizer)
+    folder = export(wide, processor, tmp_path / "model", light=light)
+    bits = BitsAndBytesConfig(**{f"load_in_{bits}bit": True}, bnb_4bit_compute_dtype=torch.float32)
+    small = MiniGPT4ForConditionalGeneration.from_pretrained(folder, quantization_config=bits, device_map="cpu")
     assert small.model.projection.weight.dtype == small.lm_head.weight.dtype == torch.float32
-    assert small.model.language_model.layers[0].mlp.up_proj.weight.dtype == torch.int8
-    inputs = {
-        "input_ids": torch.tensor([[1, 0, 0, 0, 0, 0, 9]]),
-        "pixel_values": parity("out_vision.pth")["pixel_values"][:1],
-    }
+    frozen = (small.model.vision_tower.encoder, small.model.qformer.encoder, small.model.language_model.layers)
+    linear = [module.weight.dtype for part in frozen for module in part.modules() if isinstance(module, torch.nn.Linear)]
+    assert set(linear) == {dtype}
+    inputs = processor(images=picture(), text="<unk> a", return_tensors="pt")
     with torch.inference_mode():
-        found, expected = small(**inputs).logits, model(**inputs).logits
-    assert 0 < (found - expected).norm() / expected.norm() < 0.05
+        found, expected = small(**inputs).logits, wide(**inputs).logits
+    assert 0 < (found - expected).norm() / expected.norm() < loss
+    if light:  # what is trained on small weights is stored light as ever, and for weights of any size
+        again = export(small, processor, tmp_path / "again", light=True)
+        assert set(StoredTensors(str(again))) == {"model.projection.weight", "model.projection.bias"}
+        assert same_weights(load(str(again))[0], wide)
+        assert small.config.quantization_config is not None
+        with pytest.raises(ValueError, match="adapters are on quantized weights: export light"):
+            export(add_lora(small), processor, tmp_path / "full")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_trained_qformer_is_stored(dtype, parts, tokenizer, tmp_path, picture):
+    """The paper's ablation: with its queries, and in the precision that it learned in, whatever that of the frozen parts."""
+    fields = {"trained_parts": ["projection", "qformer"]}
+    model = MiniGPT4ForConditionalGeneration.from_parts(**parts, config=fields, dtype=dtype)
+    processor = MiniGPT4Processor.for_model(model.config, tokenizer)
+    inputs = processor(images=picture(), text="<unk> a", return_tensors="pt")
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert {name.split(".")[1] for name in trained} == {"projection", "qformer", "query_tokens"}
+    model.train()(**inputs, labels=inputs["input_ids"]).loss.backward()
+    assert all(parameter.grad.any() for name, parameter in trained.items() if "key.bias" not in name)
+    torch.optim.SGD(trained.values(), lr=1e-4).step()
+    folder = export(model.eval(), processor, tmp_path / "light", light=True)
+    assert set(StoredTensors(str(folder))) == set(trained)
+    again, _ = load(str(folder))
+    assert same_weights(again, model)
+    assert {parameter.dtype for name, parameter in again.named_parameters() if name in trained} == {torch.float32}
+    assert torch.equal(again(**inputs).logits, model(**inputs).logits)
+
+
+def test_the_norm_comes_with_the_qformer(parts, blip2, original, tokenizer, tmp_path):
+    """Of two BLIP-2s, `ln_vision` is that of the one whose Q-Former is taken: the authors' file has it there, too."""
+    other = tmp_path / "other"
+    original.model.vision_tower.post_layernorm.weight.data.fill_(3)
+    write_blip2(original, other)
+    model = MiniGPT4ForConditionalGeneration.from_parts(**parts, qformer=str(other))
+    folder = export(model, MiniGPT4Processor.for_model(model.config, tokenizer), tmp_path / "light", light=True)
+    for one in (model, load(str(folder))[0]):
+        assert same_weights(one, original)
 
 
 def test_a_projection_of_another_variant(parts, tmp_path):
@@ -163,7 +193,7 @@ def test_a_projection_of_another_variant(parts, tmp_path):
 def test_a_light_repository_over_a_base_of_another_shape(parts, blip2, tokenizer, tmp_path):
     model = MiniGPT4ForConditionalGeneration.from_parts(**parts)
     folder = export(model, MiniGPT4Processor.for_model(model.config, tokenizer), tmp_path / "light", light=True)
-    tensors = {name: tensor[...] for name, tensor in stored_tensors(str(blip2), weight_map(str(blip2))).items()}
+    tensors = {name: tensor[...] for name, tensor in StoredTensors(str(blip2)).items()}
     tensors["query_tokens"] = torch.zeros(1, 7, 24)
     (blip2 / "model.safetensors.index.json").unlink()
     save_file(tensors, blip2 / "model.safetensors", {"format": "pt"})
@@ -184,10 +214,17 @@ def test_repositories_that_are_something_else(parts, tmp_path, parity_dir):
         MiniGPT4ForConditionalGeneration.from_parts(vision=str(tmp_path / "nothere"), text=parts["text"])
     with pytest.raises(ValueError, match="has no qformer_config; expected a BLIP-2"):
         MiniGPT4ForConditionalGeneration.from_parts(parts["vision"], parts["text"], qformer=parts["text"])
+    with pytest.raises(ValueError, match="a llama, which has no vision tower; expected a BLIP-2"):
+        MiniGPT4ForConditionalGeneration.from_parts(parts["text"], parts["text"])
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "config.json").write_text((parity_dir / "llama_tiny" / "config.json").read_text())
     with pytest.raises(OSError, match="no weights there; expected "):
-        weight_map(str(tmp_path / "empty"))
+        StoredTensors(str(tmp_path / "empty"))
+    index = {"weight_map": {"a": "model-1.safetensors", "b": "model-1.safetensors"}}
+    (tmp_path / "empty" / "model.safetensors.index.json").write_text(json.dumps(index))
+    save_file({"a": torch.zeros(1)}, tmp_path / "empty" / "model-1.safetensors")
+    with pytest.raises(ValueError, match=r"model-1\.safetensors does not hold the tensor 'b'"):
+        StoredTensors(str(tmp_path / "empty"))["b"]
 
 
 def test_a_file_of_weights_that_is_none(tmp_path):
@@ -198,11 +235,11 @@ def test_a_file_of_weights_that_is_none(tmp_path):
     ):
         file.write_bytes(content)
         with pytest.raises(ValueError, match=message):
-            weight_map(str(tmp_path))
+            StoredTensors(str(tmp_path))
     file.unlink()
     torch.save({"a": print}, tmp_path / "pytorch_model.bin")
-    with pytest.raises(ValueError, match="cannot be read as tensors alone"):
-        weight_map(str(tmp_path))
+    with pytest.raises(ValueError, match=r"refused, it holds a pickled .*print"):
+        StoredTensors(str(tmp_path))
 
 
 def test_the_token_of_a_picture(tokenizer):

@@ -1,5 +1,6 @@
 """The authors' files as one model: the outputs of the original, whatever the variant, and each thing that can be wrong."""
 
+import copy
 import json
 import math
 import shutil
@@ -7,6 +8,7 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file
+from vision_parts import write_blip2
 
 from minigpt4.cli import main
 from minigpt4.modeling_minigpt4.convert import eva_vit_weights, logger, mend_llama_config, read_checkpoint
@@ -72,6 +74,21 @@ def test_other_files_of_the_same_model(option, name, files, parity_dir):
     other = {**files, option: parity_dir / "checkpoints" / name}
     model, _ = load_originals(other["projection"], files["vision"], files["text"], other["qformer"], HEADS)
     assert model.config.num_image_tokens == 5
+
+
+@pytest.mark.parametrize("more", [(), ("--light",)])
+@pytest.mark.parametrize("replaced", [("vision",), ("qformer",), ("vision", "qformer")])
+def test_a_blip2_in_place_of_files(replaced, more, files, original, tmp_path):
+    """`ln_vision` is the Q-Former's, wherever that comes from."""
+    blip2 = copy.deepcopy(original)
+    if "qformer" not in replaced:
+        blip2.model.vision_tower.post_layernorm.weight.data.fill_(3)
+    blip2 = write_blip2(blip2, tmp_path / "blip2")
+    assert convert(files | dict.fromkeys(replaced, blip2), *more) == 0
+    found, expected = load(str(files["output"]))[0].state_dict(), original.state_dict()
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, atol=0, rtol=0, msg=name)
 
 
 def test_the_variant_without_qformer(files, parity_dir, parity):
@@ -175,6 +192,15 @@ def large_projection(files):
         ),
         (lambda files: {**files, "qformer": None}, "llama_proj.weight has shape (48, 24), these parts expect (48, 128)"),
         (lambda files: {**files, "text": "nobody/nothere"}, "nobody/nothere"),
+        (lambda files: {**files, "vision": "nobody/blip2@abc"}, "nobody/blip2@abc: no folder or Hub repository of a model"),
+        (
+            lambda files: {**files, "vision": "no such/name here"},
+            "no such/name here: no folder or Hub repository of a model",
+        ),
+        (lambda files: {**files, "qformer": "nothere/blip2.pth"}, "nothere/blip2.pth: no such file; expected a checkpoint"),
+        (lambda files: {**files, "vision": files["text"]}, "a llama, which has no vision tower; expected a BLIP-2"),
+        (lambda files: {**files, "qformer": files["text"]}, "has no qformer_config; expected a BLIP-2"),
+        (lambda files: {**files, "vision": files["config"].parent}, "no folder or Hub repository of a model"),
         (lambda files: {**files, "config": None}, "its shapes do not tell the heads; give them with --config"),
         (lambda files: {**files, "config": files["vision"]}, "cannot be read as JSON"),
     ],

@@ -12,7 +12,7 @@ from minigpt4 import MiniGPT4ImageProcessor
 from minigpt4.processing.datasets import (
     SHORT_INSTRUCTIONS,
     PictureTexts,
-    clean_caption,
+    crop_size,
     joined_answer,
     random_view,
     training_data,
@@ -44,16 +44,14 @@ def shards(tmp_path, picture):
 
 
 def test_stage1_has_every_caption_cleaned(shards):
-    data = training_data(DataSection(source="webdataset", path=str(shards)), stage=1)
+    data = training_data(DataSection(path=str(shards)), stage=1)
     assert len(data) == 12 and len(data.pictures) == 6
     assert data[0]["text"] == "a dog 0 number 0" and data[1]["text"] == "two dogs"
     assert data[0]["image"].size == (30, 20)
 
 
 def test_stage2_has_detailed_and_short_answers_and_plain_captions(shards):
-    section = DataSection(
-        source="webdataset", path=str(shards / "0000.tar"), detailed_answers=2, short_answers=3, plain_captions=1
-    )
+    section = DataSection(path=str(shards / "0000.tar"), detailed_answers=2, short_answers=3, plain_captions=1)
     texts = training_data(section, stage=2).texts
     assert len(texts) == 3 * (2 + 3 + 1)
     detailed = [text for text in texts if text.get("instruction") in DETAIL_INSTRUCTIONS]
@@ -65,36 +63,9 @@ def test_stage2_has_detailed_and_short_answers_and_plain_captions(shards):
     assert plain[0]["text"] in ("a dog 0 number 0", "two dogs")
 
 
-def test_a_path_without_shards_says_what_is_expected(tmp_path):
-    for path in (str(tmp_path), str(tmp_path / "*.tar"), ""):
-        with pytest.raises(ValueError, match=r"no .tar shards there"):
-            training_data(DataSection(source="webdataset", path=path), stage=1)
-    with pytest.raises(ValueError, match=r'expected "scenes" or "webdataset"'):
-        training_data(DataSection(source="scene"), stage=1)
-
-
-def test_shards_that_cannot_be_read_are_named(shards, tmp_path):
-    (tmp_path / "bad").mkdir()
-    (tmp_path / "bad" / "0.tar").write_bytes((shards / "0000.tar").read_bytes()[:700])
-    with pytest.raises(ValueError, match=r"bad: cannot be read as webdataset shards"):
-        training_data(DataSection(source="webdataset", path=str(tmp_path / "bad")), stage=1)
-    (tmp_path / "other").mkdir()
-    with tarfile.open(tmp_path / "other" / "0.tar", "w") as tar:
-        info = tarfile.TarInfo("0.txt")
-        info.size = 1
-        tar.addfile(info, io.BytesIO(b"x"))
-    with pytest.raises(ValueError, match=r"shards without .jpg; found"):
-        training_data(DataSection(source="webdataset", path=str(tmp_path / "other")), stage=1)
-
-
 def test_scenes_are_never_mirrored():
-    with pytest.raises(ValueError, match=r"data.views is 2: a mirrored scene is not what its text says"):
+    with pytest.raises(ValueError, match=r"a scene seen otherwise is not what its text says"):
         training_data(DataSection(views=2, scenes=3), stage=1)
-
-
-def test_captions_are_cleaned_as_in_the_original(parity):
-    for case in parity("caption_processor_cases.json"):
-        assert clean_caption(case["in"]) == case["out"]
 
 
 def test_an_answer_joins_the_captions_that_add_most():
@@ -130,3 +101,45 @@ def test_random_view_is_the_originals_crop(name, parity, parity_dir):
     view = random_view(load_image(parity_dir / "images" / f"{name}.png"))
     pixel_values = MiniGPT4ImageProcessor(size={"height": 56, "width": 56})(view, return_tensors="pt")["pixel_values"]
     torch.testing.assert_close(pixel_values[0], expected, rtol=0, atol=1e-6)
+
+
+def test_own_pictures_may_be_held_out_and_have_several_rows(tmp_path, picture):
+    for name in range(6):
+        picture(name).save(tmp_path / f"{name}.png")
+    lines = [f"{name}.png,Text {row} of {name}\n" for name in range(6) for row in range(2)]
+    (tmp_path / "captions.csv").write_text("file_name,caption\n" + "".join(lines) + "7.png,missing\n")
+    section = DataSection(path=str(tmp_path), held_out=2, max_dropped_share=0.1)
+    data = training_data(section, stage=1)
+    assert len(data.pictures) == 6 and len(data) == 8
+    shown = {text["text"] for row in data.held_out for text in row["texts"]}
+    assert len(data.held_out) == 2 and len(shown) == 4 and data.held_out[0]["image"].size == (30, 20)
+    assert not shown & {data[i]["text"] for i in range(len(data))}
+    assert data.dropped.by_kind == {"missing picture": 1}
+    with pytest.raises(ValueError, match=r"1 of 13 samples cannot be used: 1 x missing picture \(.*7.png\); more than"):
+        training_data(DataSection(path=str(tmp_path)), stage=1)
+    with pytest.raises(ValueError, match="none is left"):
+        training_data(DataSection(path=str(tmp_path), held_out=6, max_dropped_share=1), stage=1)
+
+
+def test_single_captions_of_stage_2_stay_as_they_are(tmp_path, picture):
+    (tmp_path / "image").mkdir()
+    picture().save(tmp_path / "image" / "2.jpg")
+    caption = "The image shows a dog, \n maybe two.  It is (very) calm"
+    (tmp_path / "filter_cap.json").write_text(json.dumps({"annotations": [{"image_id": "2", "caption": caption}]}))
+    data = training_data(DataSection(path=str(tmp_path), detailed_answers=3), stage=2)
+    assert [text["text"] for text in data.texts] == [caption] * 3
+    assert {text["instruction"] for text in data.texts} <= set(DETAIL_INSTRUCTIONS)
+
+
+def test_data_without_a_text_or_a_stream_that_is_none(tmp_path, shards):
+    with pytest.raises(ValueError, match="are all 0"):
+        training_data(DataSection(path=str(shards), detailed_answers=0), stage=2)
+    with pytest.raises(ValueError, match=r"set data.streaming=true"):
+        training_data(DataSection(sources=[{"path": "x"}]), stage=1)
+
+
+def test_a_crop_of_a_picture_that_was_scaled_down_keeps_the_models_size(picture):
+    torch.manual_seed(0)
+    assert crop_size(224) == 366
+    source = picture(size=(366, 366))
+    assert min(min(random_view(source).size) for _ in range(300)) >= 224

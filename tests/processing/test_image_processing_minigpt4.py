@@ -1,5 +1,6 @@
 """Pixels are the original's; whatever a person hands over becomes RGB as a viewer shows it, or one clear line."""
 
+import base64
 import io
 import struct
 import zlib
@@ -105,12 +106,38 @@ def test_bad_file_is_one_clear_line(kind, tmp_path, recwarn):
     assert not recwarn.list
 
 
-@pytest.mark.parametrize("address", ["http://localhost/a.png", "https://example.org/a.png", "data:image/png;base64,AA"])
+@pytest.mark.parametrize("address", ["http://localhost/a.png", "https://example.org/a.png"])
 def test_nothing_is_fetched(address):
     with pytest.raises(ValueError, match="pictures are read from files"):
         load_image(address)
     with pytest.raises(ValueError, match="pictures are read from files"):
         MiniGPT4ImageProcessor()([address])
+
+
+def test_data_url_is_read():
+    address = "data:image/png;base64," + base64.b64encode(encoded(NOISE)).decode()
+    assert load_image(address).tobytes() == NOISE.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("data:image/png;base64,@@", "not valid base64"),
+        ("data:image/png;base64,", "0 bytes"),
+        ("data:image/png;base64,AAAA", "not a picture"),
+        ("data:image/png,abc", "expected a picture as data:image"),
+        ("data:" + "x" * 10_000, "expected a picture as data:image"),
+    ],
+)
+def test_bad_data_url_is_one_short_line(address, message):
+    with pytest.raises(ValueError, match=message) as error:
+        load_image(address)
+    assert len(str(error.value)) < 150
+
+
+def test_heic_without_its_plugin_says_what_to_do():
+    with pytest.raises(ValueError, match=r"HEIC picture.*save it as JPEG or PNG"):
+        load_image(b"\0\0\0\x18ftypheic" + bytes(40))
 
 
 @pytest.mark.filterwarnings("ignore")  # Pillow's own, about metadata
@@ -205,3 +232,18 @@ def test_exif_rotation_is_applied():
     assert shown.size == (10, 20)
     assert shown.getpixel((5, 2)) == (255, 0, 0)
     assert shown.getpixel((5, 17)) == (255, 255, 255)
+
+
+def test_a_jpeg_that_is_scaled_down_while_it_is_decoded_looks_the_same():
+    """The decoder's half or quarter, then resized, against the whole picture resized: a few levels apart at most."""
+    gradient = np.linspace(0, 255, 900 * 700).reshape(700, 900)
+    waves = 90 * np.sin(np.arange(900) / 17)[None] + 90 * np.cos(np.arange(700) / 23)[:, None]
+    pixels = np.stack([gradient, gradient[::-1], 128 + waves / 2], -1).clip(0, 255).astype(np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=95)
+    plain, scaled = load_image(buffer.getvalue()), load_image(buffer.getvalue(), smallest=224)
+    assert (plain.size == (900, 700) and scaled.size == (300, 234)) or scaled.size == (450, 350)
+    assert load_image(buffer.getvalue(), smallest=351).size == (900, 700)
+    small = [np.asarray(image.resize((224, 224), Image.BICUBIC), dtype=float) for image in (plain, scaled)]
+    difference = np.abs(small[0] - small[1])
+    assert difference.mean() < 1 and np.quantile(difference, 0.99) < 4

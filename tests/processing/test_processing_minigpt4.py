@@ -1,8 +1,7 @@
 """Prompts become the original's ids, and nothing that a person types becomes a marker."""
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoProcessor, PreTrainedTokenizerFast
+from transformers import AutoProcessor
 
 from minigpt4 import MiniGPT4Processor
 from minigpt4.processing.chat_templates import CHATML, LLAMA_2, VICUNA_V0, with_image_token
@@ -35,25 +34,6 @@ def ask(processor):
         return inputs["input_ids"][0].tolist()
 
     return make
-
-
-@pytest.fixture
-def chatml_processor(processor):
-    """A byte-level tokenizer as of SmolLM2: no <unk>, turn markers that are special tokens, ChatML."""
-    special = ["<|im_start|>", "<|im_end|>", "<image>"]
-    vocabulary = {token: index for index, token in enumerate(special + sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    backend = Tokenizer(models.BPE(vocabulary, merges=[]))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|im_end|>", additional_special_tokens=special)
-    return MiniGPT4Processor(
-        processor.image_processor,
-        tokenizer,
-        image_token="<image>",
-        num_image_tokens=2,
-        turn_markers=[],
-        chat_template=with_image_token(CHATML, "<image>"),
-    )
 
 
 # The original's ids

@@ -1,0 +1,92 @@
+"""What happens beside the training steps: stopping on a signal, the progress bar, captions of fixed pictures."""
+
+import signal
+
+import torch
+from torch import distributed
+from transformers import TrainerCallback
+from transformers.trainer_callback import ProgressCallback
+
+from .files import append_line
+from .samples import describe
+
+_SHOWN = {
+    "learning_rate": ("lr", "{:.1e}"),
+    "images_per_second": ("img/s", "{:.1f}"),
+    "tokens_per_second": ("tok/s", "{:.0f}"),
+    "data_wait": ("wait", "{:.0%}"),
+    "mfu": ("mfu", "{:.0%}"),
+}
+
+
+class StopOnSignal(TrainerCallback):
+    """At Ctrl-C or SIGTERM: ends the step, saves a checkpoint and stops; `signum` says which it was.
+
+    With several processes the step is the same for all, also where only one of them got the signal.
+    """
+
+    def __init__(self):
+        self.signum = None
+        self._before = {signum: signal.signal(signum, self._note) for signum in (signal.SIGINT, signal.SIGTERM)}
+
+    def _note(self, signum, frame):
+        if self.signum is not None:  # a second one does not wait
+            raise KeyboardInterrupt
+        self.signum = signum
+
+    def on_step_end(self, args, state, control, **kwargs):
+        """Asks the Trainer to save and to stop."""
+        if distributed.is_initialized():
+            told = torch.tensor(self.signum or 0, device=args.device)
+            distributed.all_reduce(told, distributed.ReduceOp.MAX)
+            self.signum = int(told) or None
+        if self.signum is not None:
+            control.should_save = control.should_training_stop = True
+
+    def on_train_end(self, args, state, control, **kwargs):
+        """Leaves the signals as they were."""
+        for signum, handler in self._before.items():
+            signal.signal(signum, handler)
+
+
+class LiveLoss(ProgressCallback):
+    """The Trainer's progress bar with loss, learning rate and speed beside it, instead of a line for each."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        """Shows the newest figures."""
+        if self.training_bar is not None and "loss" in (logs or {}):
+            shown = {label: form.format(logs[name]) for name, (label, form) in _SHOWN.items() if name in logs}
+            self.training_bar.set_postfix(loss=f"{float(logs['loss']):.3f}", **shown)
+
+
+class SampleAnswers(TrainerCallback):
+    """What the model says about the same few pictures: before the first step, every so many, and after the last.
+
+    Each look is a JSON line {"step", "answers"} in `path`. Every process looks: a sharded model needs them all.
+
+    Args:
+        pictures: PIL pictures.
+        stage: 1 for captions, 2 for detailed answers.
+        every: steps between two looks; 0 for the first and the last alone.
+        path: the file that grows.
+    """
+
+    def __init__(self, pictures, stage, every, path):
+        self.pictures, self.stage, self.every, self.path = pictures, stage, every, path
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        """The look before training; a resumed run has had it."""
+        if state.global_step == 0:
+            self._look(state, **kwargs)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        """The looks on the way and the last."""
+        due = self.every and state.global_step % self.every == 0
+        if due or state.global_step == state.max_steps:
+            self._look(state, **kwargs)
+
+    def _look(self, state, model, processing_class, **kwargs):
+        texts = describe(model, processing_class, self.pictures, self.stage)
+        if state.is_world_process_zero:
+            append_line(self.path, {"step": state.global_step, "answers": texts})
+            print(f"step {state.global_step}: " + " | ".join(texts))

@@ -1,0 +1,37 @@
+"""Describes every picture in a folder, and goes on where a stopped run left off."""
+
+
+def add_arguments(parser):
+    """Adds the arguments of `minigpt4 caption`."""
+    parser.add_argument("folder", metavar="FOLDER", help="pictures, also in folders below it")
+    parser.add_argument("--output", required=True, metavar="FILE.jsonl", help="a line a picture; an old file goes on")
+    parser.add_argument("--model", default="embedded", help='"embedded" (the default), a folder, or a Hub id')
+    parser.add_argument("--prompt", default="Describe this image in detail.", metavar="TEXT", help="default: %(default)s")
+    parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="pictures at once (default: 16)")
+    parser.add_argument("--max-new-tokens", type=int, default=120, metavar="N", help="longest description (default: 120)")
+
+
+def run(arguments):
+    """Writes what is missing, and says how many there are."""
+    for name in ("batch_size", "max_new_tokens"):
+        if getattr(arguments, name) < 1:
+            raise ValueError(f"--{name.replace('_', '-')} is {getattr(arguments, name)}; expected 1 or more")
+    if not arguments.prompt.strip():
+        raise ValueError("--prompt is empty; expected a question")
+    from transformers.utils import logging
+
+    from ..captioning import caption_folder, find_pictures, finished_lines
+    from ..models import load
+
+    labels = {"model": arguments.model, "prompt": arguments.prompt}
+    names = find_pictures(arguments.folder)
+    before = finished_lines(arguments.output, labels)
+    missing = [name for name in names if name not in before]
+    if missing:
+        logging.disable_progress_bar()
+        model, processor = load(arguments.model)
+        sizes = (arguments.batch_size, arguments.max_new_tokens)
+        caption_folder(model, processor, arguments.folder, missing, arguments.output, labels, *sizes, len(before))
+    lines = finished_lines(arguments.output, labels)
+    broken = sum("error" in line for line in lines.values())
+    print(f"{arguments.output}: {len(lines) - broken} described, {broken} could not be read, {len(before)} of them before")

@@ -1,0 +1,132 @@
+"""What is installed here, on what it runs, and what works; nothing is downloaded."""
+
+import importlib.metadata
+import platform
+import time
+
+
+def add_arguments(parser):
+    """`minigpt4 doctor` takes none."""
+
+
+def run(arguments):
+    """Prints what it finds; raises ValueError if something that every command needs is missing."""
+    problems = []
+    for title, lines in (("Versions", versions), ("Devices", devices), ("Extras", extras), ("Embedded default", embedded)):
+        print(title)
+        for name, text, fine in lines():
+            print(f"  {name:<18}{text}")
+            if not fine:
+                problems.append(name)
+    if problems:
+        raise ValueError(f"{', '.join(problems)}: not as needed, see above")
+
+
+def versions():
+    """(name, text, whether it is as needed) of Python and of each package that every command needs."""
+    import minigpt4
+
+    yield "minigpt4", minigpt4.__version__, True
+    yield "Python", f"{platform.python_version()} on {platform.platform()}", True
+    for requirement in _requirements(extra=None):
+        yield requirement.name, *_installed(requirement)
+
+
+def devices():
+    """The same of each device: its memory, and the precisions in which it multiplies matrices."""
+    import psutil
+    import torch
+
+    memory = psutil.virtual_memory()
+    gb = f"{memory.available / 1e9:.1f} of {memory.total / 1e9:.1f} GB free"
+    yield "cpu", f"{psutil.cpu_count()} cores, {torch.get_num_threads()} threads, {gb}; {_precisions('cpu')}", True
+    for number in range(torch.cuda.device_count()):
+        free, total = torch.cuda.mem_get_info(number)
+        name = f"cuda:{number}"
+        gb = f"{free / 1e9:.1f} of {total / 1e9:.1f} GB free"
+        yield name, f"{torch.cuda.get_device_name(number)}, {gb}; {_precisions(name)}", True
+    if torch.backends.mps.is_available():
+        yield "mps", _precisions("mps"), True
+
+
+def extras():
+    """The same of each extra of the package: what `pip install 'minigpt4-hf[EXTRA]'` would add."""
+    for extra in importlib.metadata.metadata("minigpt4-hf").get_all("Provides-Extra") or []:
+        found = [(requirement.name, *_installed(requirement)) for requirement in _requirements(extra)]
+        missing = [f"{name} ({text})" for name, text, fine in found if not fine]
+        if missing:
+            yield extra, f"without {', '.join(missing)}; run `pip install 'minigpt4-hf[{extra}]'`", True
+        else:
+            yield extra, ", ".join(f"{name} {text}" for name, text, _ in found), True
+
+
+def embedded():
+    """The same of the embedded default's parts, and an answer of it if they are here."""
+    from ..modeling_minigpt4.parts import PARTS, local_part, unpacked_language_model
+
+    here = True
+    for name, part in PARTS.items():
+        path = local_part(part)
+        if name == "language_model" and (unpacked_language_model() / "config.json").is_file():
+            path = unpacked_language_model()
+        elif name == "language_model":
+            here = False
+        here = here and path is not None
+        yield name, str(path or f"not here yet: the first use fetches {part.wheel} {part.version}"), True
+    if here:
+        yield "answers", *_answer()
+
+
+def _answer():
+    """(text, whether it works) of loading the embedded default and asking it about a picture."""
+    from PIL import Image
+    from transformers.utils import logging
+
+    from ..models import load
+
+    logging.disable_progress_bar()
+    start = time.perf_counter()
+    try:
+        model, processor = load("embedded")
+        chat = model.chat_session(processor, max_new_tokens=20)
+        text = chat.ask("Describe this image.", Image.new("RGB", (224, 224), "blue"))
+    except (ValueError, OSError, RuntimeError, ImportError) as error:
+        return f"no: {error}", False
+    return f"in {time.perf_counter() - start:.1f} s from the start: {text!r}", True
+
+
+def _precisions(device):
+    """Those in which a device multiplies matrices."""
+    import torch
+
+    works = []
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        try:
+            square = torch.ones(8, 8, dtype=dtype, device=device)
+            fine = (square @ square == 8).all().item()
+        except RuntimeError:
+            fine = False
+        works += [str(dtype).removeprefix("torch.")] if fine else []
+    return " ".join(works)
+
+
+def _requirements(extra):
+    """What the package declares for an extra, or for itself (None), without what other extras bring."""
+    from packaging.requirements import Requirement
+
+    for line in importlib.metadata.requires("minigpt4-hf"):
+        requirement = Requirement(line)
+        wanted = requirement.marker is None or requirement.marker.evaluate({"extra": extra or ""})
+        own = extra is None or not (requirement.marker is None or requirement.marker.evaluate({"extra": ""}))
+        if wanted and own and requirement.name != "minigpt4-hf":
+            yield requirement
+
+
+def _installed(requirement):
+    """(version and what is wrong with it, whether it is as declared)."""
+    try:
+        version = importlib.metadata.version(requirement.name)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed", False
+    fine = requirement.specifier.contains(version, prereleases=True)
+    return (version if fine else f"{version}, expected {requirement.specifier}"), fine

@@ -1,0 +1,73 @@
+"""Measure a model: predictions, figures with 95% intervals and a report, for one suite of questions."""
+
+# What minigpt4/evaluation/suites.py has; named here so that --help needs no torch.
+SUITES = ("failures", "coverage", "captions", "chair", "pope", "vqa", "advanced", "composed")
+
+
+def add_arguments(parser):
+    """Adds what `minigpt4 evaluate` and trainer_scripts/evaluate.py take."""
+    parser.add_argument("--model", required=True, metavar="embedded|DIR|ID", help="the model to measure")
+    parser.add_argument("--suite", required=True, choices=SUITES, help="what to measure")
+    parser.add_argument(
+        "--data",
+        nargs="+",
+        default=[],
+        metavar="FILE|DIR|ID",
+        help="the benchmark's own files, a folder of them, or a data set on the Hub (failures, advanced: a folder of "
+        "pictures; failures and composed take composed scenes without it)",
+    )
+    parser.add_argument(
+        "--images", metavar="DIR", help="where the pictures are (default: images/ beside the data, or there)"
+    )
+    parser.add_argument(
+        "--output", metavar="DIR", help="a folder to write to and to go on from (default: outputs/evaluation/SUITE)"
+    )
+    parser.add_argument("--against", metavar="DIR|MODEL", help="an earlier evaluation, or a model, to put beside this one")
+    parser.add_argument("--limit", type=int, metavar="N", help="ask about that many pictures, drawn at random")
+    parser.add_argument("--seed", type=int, default=0, help="of that draw, and of composed scenes (default: 0)")
+    parser.add_argument("--max-new-tokens", type=int, metavar="N", help="longest answer (default: the suite's)")
+    parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="answers at once on a device (default: 64)")
+    parser.add_argument(
+        "--judge",
+        metavar="URL|FILE",
+        help="coverage, advanced: an OpenAI-compatible endpoint (http://localhost:8000/v1; its key in OPENAI_API_KEY), or, "
+        "for advanced, the judgements of a person, as judge.html saves them",
+    )
+    parser.add_argument("--judge-model", metavar="NAME", help="the judge's name at the endpoint")
+
+
+def run(arguments):
+    """Evaluates, and prints every figure; raises ValueError or OSError with one line."""
+    if arguments.batch_size < 1:
+        raise ValueError(f"--batch-size is {arguments.batch_size}; expected 1 or more")
+    from ..evaluation.judge import judge_of
+    from ..evaluation.runner import evaluate
+    from ..evaluation.suites import Options, load_suite
+
+    options = Options(tuple(arguments.data), arguments.images, arguments.limit, arguments.seed, arguments.max_new_tokens)
+    suite = load_suite(arguments.suite, options)
+    if arguments.judge and not suite.judged:
+        raise ValueError(f"--judge: suite {suite.name} needs none; leave it out")
+    if suite.judged and not suite.by_person and not str(arguments.judge).startswith(("http://", "https://")):
+        raise ValueError(
+            f"suite {suite.name} needs --judge, the URL of an OpenAI-compatible endpoint; found {arguments.judge}"
+        )
+    judge = judge_of(arguments.judge, arguments.judge_model) if arguments.judge else None
+    output = arguments.output or f"outputs/evaluation/{suite.name}"
+    results = evaluate(arguments.model, suite, output, judge, arguments.against, arguments.batch_size)
+    if results is not None:
+        print_results(results, output)
+
+
+def print_results(results, output):
+    """A line for each figure."""
+    print(f"{results['suite']} of {results['model']}: {results['data']}, {results['n']} pictures")
+    for way, figures in results["scores"].items():
+        for name, figure in figures.items():
+            if figure["value"] is not None:
+                low, high = figure["interval"]
+                told = f"{figure['value']:8.3f}  ({low:.3f} to {high:.3f}, n {figure['n']})"
+                print(f"  {way + ': ' + name.replace('_', ' '):52}{told}")
+    if results.get("unjudged"):
+        print(f"  {results['unjudged']} of {results['requests']} answers are unjudged and count as not right")
+    print(f"{output}/report.html")

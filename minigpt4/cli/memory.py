@@ -1,0 +1,52 @@
+"""How much memory a model takes, computed from its config: nothing else is downloaded."""
+
+_TOKENS = 1000
+
+
+def add_arguments(parser):
+    """Adds the arguments of `minigpt4 memory`."""
+    parser.add_argument(
+        "--model",
+        required=True,
+        metavar="M",
+        help='"embedded", "vicuna-7b", "vicuna-13b", "llama2-7b-chat", a folder, or a Hub id',
+    )
+
+
+def run(arguments):
+    """Prints a table: weights, keys and values of 1000 tokens, one picture, for each precision."""
+    from ..memory import PRECISIONS, cache_bytes, empty_model, parameters_by_part, picture_bytes, weight_bytes
+
+    config = read_config(arguments.model)
+    model = empty_model(config)
+    sizes = {
+        "weights": [weight_bytes(model, precision) for precision in PRECISIONS],
+        f"{_TOKENS} tokens in the cache": [cache_bytes(config, _TOKENS, precision) for precision in PRECISIONS],
+        "a picture, while it is encoded": [picture_bytes(model, precision) for precision in PRECISIONS],
+    }
+    sizes["in all"] = [sum(column) for column in zip(*sizes.values(), strict=True)]
+    parts = {part: number for part, number in parameters_by_part(model).items() if number}
+    print(f"{arguments.model}: {_millions(sum(parts.values()))} parameters")
+    for part, number in parts.items():
+        print(f"  {part:<30}{_millions(number):>12}")
+    print(f"{'':<32}" + "".join(f"{precision:>12}" for precision in PRECISIONS))
+    for name, row in sizes.items():
+        print(f"  {name:<30}" + "".join(f"{_gigabytes(size):>12}" for size in row))
+    print(f"A picture is {config.num_image_tokens} tokens. A GB is 10^9 bytes; PyTorch itself and CUDA come on top.")
+
+
+def read_config(name):
+    """The config of a preset, of the embedded default, of a folder or of a Hub id; raises ValueError or OSError."""
+    from .. import MiniGPT4Config
+    from ..configuration.configuration_minigpt4 import PRESETS
+    from ..models import load_config
+
+    return MiniGPT4Config.preset(name) if name in PRESETS else load_config(name)
+
+
+def _millions(number):
+    return f"{number / 1e6:,.1f} M"
+
+
+def _gigabytes(size):
+    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"

@@ -1,0 +1,186 @@
+"""The benchmarks' own files, as their authors publish them, and folders of pictures.
+
+    COCO captions, COCO instances     one JSON each: {"images": [...], "annotations": [...]}
+    POPE                              a JSON object a line: {"question_id", "image", "text", "label"}
+    GQA                               one JSON: {question id: {"imageId", "question", "answer", ...}}
+    AOK-VQA                           one JSON: [{"question_id", "image_id", "question", "choices", ...}]
+
+What they say is not trusted: a picture is looked for inside its folder alone, and a field of another type is an error.
+"""
+
+import json
+import re
+from pathlib import Path
+
+from ..processing.image_processing_minigpt4 import load_image
+
+KINDS = {
+    "captions": "COCO captions (images and annotations with a caption)",
+    "instances": "COCO instances (images, categories and annotations with a category_id)",
+    "pope": "POPE questions (lines with image, text and label)",
+    "gqa": "GQA questions (questions by id, with imageId, question and answer)",
+    "aokvqa": "AOK-VQA questions (a list with question_id, image_id, question and choices)",
+}
+PICTURE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+
+
+class Folder:
+    """Pictures by their names in a folder, opened when they are asked for."""
+
+    def __init__(self, path):
+        self.path = Path(path)
+
+    def check(self, names):
+        """Raises ValueError unless every picture is there, with how many are not and the first of them."""
+        names = list(dict.fromkeys(names))
+        missing = [name for name in names if not self._place(name).is_file()]
+        if missing:
+            raise ValueError(
+                f"{self.path}: {len(missing)} of {len(names)} pictures are missing, the first {missing[0]!r}; "
+                "name their folder with --images"
+            )
+
+    def open(self, name):
+        """The picture as RGB; ValueError as `load_image`."""
+        return load_image(self._place(name))
+
+    def names(self):
+        """Names of all pictures in the folder and those below it, sorted."""
+        found = (path for path in self.path.rglob("*") if path.suffix.lower() in PICTURE_SUFFIXES)
+        return sorted(str(path.relative_to(self.path)) for path in found)
+
+    def _place(self, name):
+        place = self.path / name
+        if not place.resolve().is_relative_to(self.path.resolve()):
+            raise ValueError(f"{name!r}: a picture's name leads out of {self.path}; expected one inside it")
+        return place
+
+
+def local(name):
+    """The path of a file or folder, or of a data set on the Hub, "OWNER/NAME", which is fetched."""
+    if Path(name).exists():
+        return Path(name)
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
+        raise ValueError(f"{name}: no such file or folder; expected one, or the id of a data set on the Hub")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, repo_type="dataset"))
+    except Exception as error:  # of the client, of its transport, of the file system
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(f"{name}: no such file or folder, and the Hub does not give it ({reason})") from error
+
+
+def find(paths, *wanted):
+    """{kind: [(path, content), ...]} of the files of the wanted kinds among files and folders (their own files).
+
+    Raises:
+        ValueError: there is none of the first kind, or a file that was named is of no wanted kind.
+    """
+    found, others = {kind: [] for kind in wanted}, []
+    for path in paths:
+        inside = sorted(p for p in path.iterdir() if p.suffix in (".json", ".jsonl")) if path.is_dir() else [path]
+        for file in inside:
+            content = _read(file)
+            kind = _kind(content)
+            if kind in wanted:
+                found[kind].append((file, content))
+            elif not path.is_dir():
+                raise ValueError(f"{file}: expected {' or '.join(KINDS[kind] for kind in wanted)}; found {_told(kind)}")
+            else:
+                others.append(f"{file.name} ({_told(kind)})")
+    if not any(found.values()):
+        raise ValueError(
+            f"{', '.join(map(str, paths))}: no {KINDS[wanted[0]]}; found {', '.join(others) or 'no .json or .jsonl file'}"
+        )
+    return found
+
+
+def coco_pictures(content, path):
+    """{image id: file name} of a COCO file; ids must not come twice."""
+    pictures = {}
+    for image in content["images"]:
+        identity, name = field(image, "id", int, path), field(image, "file_name", str, path)
+        if identity in pictures:
+            raise ValueError(f"{path}: image id {identity} comes twice")
+        pictures[identity] = name
+    return pictures
+
+
+def coco_captions(content, path):
+    """{file name: [captions]} of a COCO captions file."""
+    pictures, captions = coco_pictures(content, path), {}
+    for annotation in content["annotations"]:
+        name = _of(pictures, annotation, path)
+        captions.setdefault(name, []).append(field(annotation, "caption", str, path))
+    return captions
+
+
+def coco_instances(content, path):
+    """{file name: set of category names} of a COCO instances file; a picture without objects has an empty set."""
+    pictures = coco_pictures(content, path)
+    categories = {field(c, "id", int, path): field(c, "name", str, path) for c in content["categories"]}
+    kinds = {name: set() for name in pictures.values()}
+    for annotation in content["annotations"]:
+        category = field(annotation, "category_id", int, path)
+        if category not in categories:
+            raise ValueError(f"{path}: an annotation has category_id {category}, which no category has")
+        kinds[_of(pictures, annotation, path)].add(categories[category])
+    return kinds
+
+
+def field(entry, name, kind, where):
+    """entry[name], which must be there and of a type; ValueError names the file."""
+    value = entry.get(name) if isinstance(entry, dict) else None
+    if not isinstance(value, kind) or isinstance(value, bool):
+        kinds = " or ".join(k.__name__ for k in kind) if isinstance(kind, tuple) else kind.__name__
+        raise ValueError(f"{where}: an entry has {name} {value!r:.60}, expected {kinds}")
+    return value
+
+
+def _of(pictures, annotation, path):
+    identity = field(annotation, "image_id", int, path)
+    if identity not in pictures:
+        raise ValueError(f"{path}: an annotation has image_id {identity}, which no image has")
+    return pictures[identity]
+
+
+def _read(path):
+    """A JSON file, or one with a JSON value a line."""
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: cannot be read ({error})") from error
+    try:
+        return json.loads(text)
+    except ValueError:
+        pass
+    lines = [line for line in text.splitlines() if line.strip()]
+    try:
+        return [json.loads(line) for line in lines]
+    except ValueError as error:
+        raise ValueError(f"{path}: neither JSON nor a JSON value a line ({error})") from error
+
+
+def _kind(content):
+    """Which of `KINDS` a file is, by its own shape, or None."""
+    if (
+        isinstance(content, dict)
+        and isinstance(content.get("annotations"), list)
+        and isinstance(content.get("images"), list)
+    ):
+        if isinstance(content.get("categories"), list):
+            return "instances"
+        return "captions"
+    first = next(iter(content.values() if isinstance(content, dict) else content), None) if content else None
+    if not isinstance(first, dict):
+        return None
+    if isinstance(content, dict):
+        return "gqa" if {"imageId", "question", "answer"} <= set(first) else None
+    if {"image", "text", "label"} <= set(first):
+        return "pope"
+    return "aokvqa" if {"question_id", "image_id", "question", "choices"} <= set(first) else None
+
+
+def _told(kind):
+    return KINDS.get(kind, "something else")

@@ -1,0 +1,241 @@
+"""The HF Trainer with what MiniGPT-4 needs: the original's schedule, light checkpoints, streams that resume exactly."""
+
+import math
+import signal
+import time
+from pathlib import Path
+
+import torch
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import IterableDataset
+from torchdata.stateful_dataloader import StatefulDataLoader
+from transformers import Trainer
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
+from transformers.trainer_pt_utils import LengthGroupedSampler
+
+from .checkpoints import load_trained, replacing_checkpoint
+from .modeling_minigpt4.export import export
+from .modeling_minigpt4.light import own_tensors
+from .modeling_minigpt4.lora import has_lora
+from .processing.samples import DroppedSamples
+from .throughput import Throughput
+
+# How near the first loss may be to that of a model that finds every token as likely as any other.
+UNIFORM = 0.02
+
+
+def learning_rate(step, train, total_steps, steps_per_epoch):
+    """The original's schedule: a linear warm-up, else a cosine that is counted from step 0.
+
+    So the rate drops where warm-up ends, and the warm-up counts its steps inside the epoch (LAVIS's
+    `LinearWarmupCosineLRScheduler`). `train`: a `TrainSection`; returns the learning rate of a step (0 is the first).
+    """
+    peak, low = train.learning_rate, train.min_learning_rate
+    if step < train.warmup_steps:
+        climb = (peak - train.warmup_learning_rate) * (step % steps_per_epoch) / train.warmup_steps
+        return min(peak, train.warmup_learning_rate + climb)
+    return (peak - low) * 0.5 * (1 + math.cos(math.pi * step / total_steps)) + low
+
+
+class MiniGPT4Trainer(Trainer):
+    """HF Trainer with the original's schedule, light and atomic checkpoints, and figures of its speed in the log.
+
+    Args:
+        recipe: the `Recipe` that is run.
+        lengths: tokens of each training example; batches are made of examples of like length (less padding).
+        cached: whether the examples hold the vision part's output in place of pictures.
+        Everything else: see `transformers.Trainer`. A training data set that is a stream (`TrainingStream`) keeps its
+        place in each checkpoint, and has been split over the processes already.
+    """
+
+    def __init__(self, *args, recipe, lengths=None, cached=False, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.recipe = recipe
+        self.lengths = lengths
+        self.throughput = Throughput(self.model, self.args.world_size, cached)
+        self.stream = self.train_dataset if isinstance(self.train_dataset, IterableDataset) else None
+        self.dropped = DroppedSamples(recipe.data.max_dropped_share) if self.stream is not None else None
+        self._finite = torch.tensor(True, device=self.args.device)
+
+    # The schedule and the data
+
+    def create_scheduler(self, num_training_steps, optimizer=None):
+        """LambdaLR over `learning_rate`: no schedule that transformers has equals the original's."""
+        if self.lr_scheduler is None:
+            train = self.recipe.train
+            self.lr_scheduler = LambdaLR(
+                optimizer or self.optimizer,
+                lambda step: learning_rate(step, train, num_training_steps, train.steps) / train.learning_rate,
+            )
+        return self.lr_scheduler
+
+    def _get_train_sampler(self, train_dataset=None):
+        if self.lengths is None:
+            return super()._get_train_sampler(train_dataset)
+        # As many as all processes take in a step: the same examples make up a step however it is spread.
+        together = self.args.train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
+        return LengthBuckets(together, lengths=self.lengths, seed=self.args.seed)
+
+    def get_train_dataloader(self):
+        """The library's, or for a stream torchdata's, which knows its place in it."""
+        if self.stream is None:
+            return super().get_train_dataloader()
+        workers = self.args.dataloader_num_workers
+        self._stream_loader = StatefulDataLoader(
+            self.stream,
+            batch_size=self.args.train_batch_size,
+            collate_fn=self._collate,
+            num_workers=workers,
+            pin_memory=self.args.dataloader_pin_memory,
+            prefetch_factor=4 if workers else None,
+            worker_init_fn=_leave_signals_to_the_trainer,
+            generator=torch.Generator().manual_seed(self.args.seed),  # else a resumed run draws one number more
+        )
+        return self._stream_loader
+
+    def _collate(self, examples):
+        dropped = [sample for example in examples for sample in example["dropped"]]
+        return {**self.data_collator(examples), "used": len(examples), "dropped": dropped}
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        """The batches of a step, counted: pictures, tokens, seconds waited, and samples dropped on the way."""
+        asked = time.monotonic()
+        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self.throughput.counts.waited += time.monotonic() - asked
+        for batch in batches:
+            if self.stream is not None:
+                self.dropped.add(batch.pop("used"), batch.pop("dropped"))
+                self.dropped.check()
+            self.throughput.counts.add(batch)
+        return batches, num_items
+
+    # The loss
+
+    def training_step(self, *args, **kwargs):
+        """The library's; notes whether the loss is a number without waiting for the device."""
+        loss = super().training_step(*args, **kwargs)
+        self._finite &= torch.isfinite(loss)
+        return loss
+
+    def log(self, logs, *args, **kwargs):
+        """The library's, with the figures of the speed; raises ValueError at a loss that says that something is broken."""
+        if "loss" in logs:
+            self._check_finite()
+            self._check_first(float(logs["loss"]))
+            logs.update(self.throughput.figures())
+        super().log(logs, *args, **kwargs)
+
+    def _check_finite(self):
+        if not self._finite:
+            raise ValueError(
+                f"the loss at step {self.state.global_step} is not a finite number: the LLM's or the vision tower's weights "
+                "overflow in this dtype, or the learning rate is too high; try model.dtype=bfloat16 (or float32), or a "
+                "smaller train.learning_rate; the last checkpoint is from before"
+            )
+
+    def _check_first(self, loss):
+        vocabulary = self.accelerator.unwrap_model(self.model).config.text_config.vocab_size
+        uniform = math.log(vocabulary)
+        if self.recipe.train.check_first_loss and self.state.global_step == 1 and abs(loss - uniform) < UNIFORM:
+            raise ValueError(
+                f"the first loss is {loss:.3f}, that of guessing among all {vocabulary} tokens (ln {vocabulary} = "
+                f"{uniform:.3f}): the LLM's weights are broken or missing (a delta that was not applied, an incomplete "
+                "download); check that it writes sensible text on its own, or set train.check_first_loss=false"
+            )
+
+    # Checkpoints
+
+    def _get_output_dir(self, trial):
+        return getattr(self, "_aside", None) or super()._get_output_dir(trial)
+
+    def _save_checkpoint(self, model, trial):
+        """Writes the checkpoint aside, then renames it: a kill leaves the last whole one."""
+        self._check_finite()
+        with replacing_checkpoint(self.accelerator, self.args.output_dir) as self._aside:
+            super()._save_checkpoint(model, trial)
+            if self.stream is not None:
+                state = {"loader": self._stream_loader.state_dict(), "dropped": self.dropped.state_dict()}
+                torch.save(state, self._data_state(next(self._aside.iterdir())))
+        self._aside = None
+
+    def save_model(self, output_dir=None, _internal_call=False):
+        """Writes a light repository: the trained tensors, gathered if they are spread over the processes."""
+        model = self.accelerator.unwrap_model(self.model)
+        if self.is_fsdp_enabled and has_lora(model):
+            raise ValueError("LoRA adapters cannot be saved from FSDP2; use configuration/accelerate/ddp.yaml")
+        trained = own_tensors(model) if self.is_fsdp_enabled else None
+        if self.args.should_save:
+            export(model, self.processing_class, output_dir or self.args.output_dir, light=True, trained=trained)
+        self.accelerator.wait_for_everyone()  # what others add to the folder comes after
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        load_trained(model or self.model, resume_from_checkpoint)
+
+    def _save_optimizer_and_scheduler(self, output_dir):
+        if not self.is_fsdp_enabled:
+            return super()._save_optimizer_and_scheduler(output_dir)
+        # The library would write the frozen weights, too.
+        from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
+
+        state = get_optimizer_state_dict(self.model, self.optimizer.optimizer, options=_whole_tensors())
+        if self.args.should_save:
+            torch.save(state, Path(output_dir) / OPTIMIZER_NAME)
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
+
+    def _load_optimizer_and_scheduler(self, checkpoint):
+        if checkpoint is None:
+            return
+        if not self.is_fsdp_enabled:
+            super()._load_optimizer_and_scheduler(checkpoint)
+        else:
+            from torch.distributed.checkpoint.state_dict import set_optimizer_state_dict
+
+            state = torch.load(Path(checkpoint) / OPTIMIZER_NAME, weights_only=True)
+            set_optimizer_state_dict(self.model, self.optimizer.optimizer, state, options=_whole_tensors())
+            self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
+        if self.stream is not None:
+            path = self._data_state(Path(checkpoint))
+            if not path.is_file():
+                raise ValueError(f"{checkpoint}: no {path.name} in it; go on with as many processes as wrote it")
+            state = torch.load(path, weights_only=True)
+            self._stream_loader.load_state_dict(state["loader"])
+            self.dropped.load_state_dict(state["dropped"])
+
+    def _data_state(self, checkpoint):
+        return checkpoint / f"data_state_{self.args.process_index}_of_{self.args.world_size}.pt"
+
+
+class LengthBuckets(LengthGroupedSampler):
+    """Batches of like length in shuffled order, which depends on seed and epoch alone: a resumed run has the same.
+
+    The library's sampler goes from long to short every fifty batches. Where length tells the kind of an example, as in
+    composed scenes, the model would unlearn one kind while it is shown the other.
+    """
+
+    def __init__(self, *args, seed, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.seed = seed
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch):
+        """Called by accelerate's data loader when an epoch begins."""
+        self.generator = torch.Generator().manual_seed(self.seed + epoch)
+
+    def __iter__(self):
+        indices = list(super().__iter__())
+        batches = [indices[start : start + self.batch_size] for start in range(0, len(indices), self.batch_size)]
+        whole = len(indices) // self.batch_size
+        order = [*torch.randperm(whole, generator=self.generator).tolist(), *range(whole, len(batches))]
+        return iter([index for position in order for index in batches[position]])
+
+
+def _whole_tensors():
+    from torch.distributed.checkpoint.state_dict import StateDictOptions
+
+    return StateDictOptions(full_state_dict=True, cpu_offload=True)
+
+
+def _leave_signals_to_the_trainer(worker):
+    """Ctrl-C reaches every process of a terminal: the worker goes on feeding until the trainer has saved."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -1,0 +1,116 @@
+"""The loss of a frozen LLM a few rows at a time: that of the whole batch, in the memory of one group, without its padding.
+
+    inputs_embeds [B, L, D]  rows of like length -> groups -> for each: forward, loss, backward -> gradient [B, L, D]
+
+A frozen LLM needs its activations only for the gradient at its inputs. That gradient is known as soon as a row's loss is, so
+each group runs backward before the next one runs forward, and the gradient waits at the inputs until `loss.backward()` takes
+it further: to the projection, and to whatever else is trained before the LLM. (Liger's fused cross-entropy does the same for
+a head.) Causal attention and padding on the right let a row end at the token that predicts its last answer token: what
+stands behind it changes no loss. So no group needs a mask, and each is as long as its longest row.
+"""
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+
+class LossByGroups(torch.autograd.Function):
+    """inputs_embeds [B, L, D], targets [B, L] -> the sum of `loss_of(inputs_embeds, targets)` over groups of rows.
+
+    `loss_of` takes [b, l, D] and [b, l] and must give sums over the batch's tokens in one and the same unit (the mean
+    over the tokens of all rows, say); none of the weights in it may require a gradient.
+    """
+
+    @staticmethod
+    def forward(ctx, inputs_embeds, targets, loss_of, tokens_at_once):
+        gradient, losses = torch.zeros_like(inputs_embeds), []
+        for rows, length in group_rows(row_lengths(targets), tokens_at_once):
+            group = inputs_embeds[rows, :length].detach().requires_grad_()
+            with torch.set_grad_enabled(ctx.needs_input_grad[0]):
+                loss = loss_of(group, targets[rows, :length])
+            if ctx.needs_input_grad[0]:
+                with torch.autocast(loss.device.type, enabled=False):  # which is for forward passes
+                    loss.backward()
+                gradient[rows, :length] = group.grad
+            losses.append(loss.detach())
+        ctx.save_for_backward(gradient)
+        return torch.stack(losses).sum()
+
+    @staticmethod
+    def backward(ctx, loss_gradient):
+        [gradient] = ctx.saved_tensors
+        return gradient * loss_gradient.to(gradient.dtype), None, None, None
+
+
+@torch.compiler.disable(recursive=False)
+def loss_by_groups(inputs_embeds, targets, loss_of, tokens_at_once):
+    """See `LossByGroups`, and `group_rows` for `tokens_at_once`. A compiler may compile what `loss_of` calls."""
+    return LossByGroups.apply(inputs_embeds, targets, loss_of, tokens_at_once)
+
+
+def may_group(language_model, lm_head, attention_mask, position_ids):
+    """Whether the loss by groups is that of the batch: the LLM frozen and whole on its device, padding on the right.
+
+    Args:
+        attention_mask: [B, L] or None. Any other is the language model's business.
+        position_ids: [B, L] that restart at 0 with each packed sequence, or None.
+    """
+    weights = [*language_model.parameters(), *lm_head.parameters()]
+    if any(weight.requires_grad or hasattr(weight, "device_mesh") or hasattr(weight, "ds_id") for weight in weights):
+        return False  # trained, or in shards (FSDP2, ZeRO-3) that each group would have to gather anew
+    embeddings = language_model.get_input_embeddings().weight
+    device = embeddings.device.type
+    if torch.float16 in (embeddings.dtype, torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device)):
+        return False  # a gradient scaler would come after the gradients
+    if position_ids is not None:  # flash and flex attention take packed sequences as they are
+        return language_model.config._attn_implementation in ("eager", "sdpa") and _restart_at_zero(position_ids)
+    if attention_mask is None:
+        return True
+    return attention_mask.ndim == 2 and bool((attention_mask[:, 1:] <= attention_mask[:, :-1]).all())
+
+
+def _restart_at_zero(position_ids):
+    if position_ids.ndim != 2:
+        return False
+    first, before, after = position_ids[:, 0], position_ids[:, :-1], position_ids[:, 1:]
+    return bool((first == 0).all() & ((after == 0) | (after == before + 1)).all())
+
+
+def unpack(position_ids, inputs_embeds, targets):
+    """Packed sequences to rows of their own, padded on the right: [B, L, D], [B, L] -> [sequences, longest, D], ..."""
+    starts = (position_ids.expand_as(targets).flatten() == 0).nonzero().flatten()
+    lengths = torch.diff(starts, append=starts.new_tensor([targets.numel()])).tolist()
+    sequences, answers = inputs_embeds.flatten(0, 1).split(lengths), targets.flatten().split(lengths)
+    return pad_sequence(sequences, batch_first=True), pad_sequence(answers, batch_first=True, padding_value=-100)
+
+
+def row_lengths(targets):
+    """How many positions each row needs, at least 1: up to the last one whose next token is named ([B, L], -100 if not)."""
+    positions = torch.arange(1, targets.shape[1] + 1, device=targets.device)
+    return ((targets != -100) * positions).amax(1).clamp(min=1).tolist()
+
+
+def group_rows(lengths, tokens_at_once):
+    """Rows of like length as [(their indices, the longest's length), ...], longest first.
+
+    Of all ways to cut the sorted rows into groups of at most `tokens_at_once` tokens (or a single row), padding included,
+    the one with the fewest tokens, where each group costs a sixteenth of `tokens_at_once` more: its launches, and matrix
+    products with fewer rows than fill the device.
+    """
+    group_cost = tokens_at_once // 16
+    order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
+    cheapest = [(0, 0)]  # of the first 0, 1, ... rows: tokens, and where the last group begins
+    for end in range(1, len(order) + 1):
+        tokens = [(start, lengths[order[start]] * (end - start)) for start in range(end)]
+        cheapest.append(
+            min(
+                (cheapest[start][0] + count + group_cost, start)
+                for start, count in tokens
+                if count <= tokens_at_once or start == end - 1
+            )
+        )
+    groups, end = [], len(order)
+    while end:
+        start = cheapest[end][1]
+        groups.append((order[start:end], lengths[order[start]]))
+        end = start
+    return groups[::-1]

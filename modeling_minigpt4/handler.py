@@ -1,0 +1,158 @@
+"""Answers requests of a Hugging Face Inference Endpoint. Its container loads this file from the model's folder.
+
+    {"inputs": {"text": "What is in the picture?", "image": "<base64 or data: URL>"}, "parameters": {"max_new_tokens": 60}}
+    {"inputs": [{"role": "user", "content": [{"type": "image", "image": "..."}, {"type": "text", "text": "..."}]}]}
+      -> [{"generated_text": "..."}]
+
+Written to run alone: transformers loads the model and its code from the same folder. What is wrong with a request is raised
+as ValueError with one line, which the container (huggingface-inference-toolkit) answers as status 400 {"error": line}.
+"""
+
+import base64
+import binascii
+
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+# Asked about a picture that comes without a text; the first of the paper's four stage-2 instructions.
+QUESTION = "Describe this image in detail."
+
+MAX_PICTURES = 16  # in a request; each may be large once it is unpacked
+
+# What a request may set, and between which bounds. Other arguments of `generate` are the operator's: some run code.
+PARAMETERS = {
+    "max_new_tokens": (int, 1, 2048),
+    "min_new_tokens": (int, 0, 2048),
+    "do_sample": (bool, False, True),
+    "temperature": (float, 0.01, 10.0),
+    "top_p": (float, 0.01, 1.0),
+    "top_k": (int, 0, 1000),
+    "num_beams": (int, 1, 8),
+    "repetition_penalty": (float, 0.1, 10.0),
+}
+
+
+class EndpointHandler:
+    """Loads the model in a folder once, and answers requests one by one."""
+
+    def __init__(self, path=""):
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.processor = AutoProcessor.from_pretrained(path, trust_remote_code=True)
+        self.model = AutoModelForImageTextToText.from_pretrained(path, trust_remote_code=True).to(device).eval()
+
+    def __call__(self, data):
+        """Answers one request.
+
+        Args:
+            data: {"inputs", "parameters"}. `inputs` is {"text", "image"} (or "images", a list), a picture alone, a text
+                alone, or messages as `apply_chat_template` has them, also with OpenAI's "image_url". A picture is
+                base64, a data: URL, bytes or a PIL picture; addresses are not fetched, and no file is opened.
+                `parameters`: see PARAMETERS.
+
+        Returns:
+            [{"generated_text": answer}]
+
+        Raises:
+            ValueError: one line that says what is wrong with the request.
+        """
+        parameters = _checked(data.get("parameters"))
+        inputs = self.processor.apply_chat_template(
+            self._messages(data.get("inputs")),
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+        ).to(self.model.device)
+        length = inputs["input_ids"].shape[1]
+        self._check_length(length, parameters)
+        ids = self.model.generate(**inputs, **parameters)[0, length:]
+        return [{"generated_text": self.processor.decode(ids, skip_special_tokens=True).strip()}]
+
+    def _messages(self, inputs):
+        """The conversation of a request, its pictures read."""
+        messages = [_message(message) for message in _as_messages(inputs)]
+        pictures = [part for message in messages for part in message["content"] if part["type"] == "image"]
+        if len(pictures) > MAX_PICTURES:
+            raise ValueError(f"{len(pictures)} pictures; expected at most {MAX_PICTURES}")
+        for part in pictures:
+            part["image"] = self.processor.image_processor.fetch_images(_decoded(part["image"]))
+        return messages
+
+    def _check_length(self, length, parameters):
+        asked = parameters.get("max_new_tokens") or self.model.generation_config.max_new_tokens or 0
+        context = getattr(self.model.config.text_config, "max_position_embeddings", None)
+        if context is not None and length + asked > context:
+            raise ValueError(f"{length} tokens and {asked} to come are more than the model's {context}; shorten the request")
+
+
+def _as_messages(inputs):
+    """Messages, of whatever form a request has."""
+    if isinstance(inputs, list) and inputs:
+        return inputs
+    if not isinstance(inputs, dict):
+        inputs = {"text": inputs} if isinstance(inputs, str) else {"image": inputs}
+    images = inputs.get("images") or [inputs.get("image")]
+    if not isinstance(images, list):
+        raise ValueError(f"images are {type(images).__name__}; expected a list of pictures")
+    images = [{"type": "image", "image": image} for image in images if image is not None]
+    text = inputs.get("text") or (QUESTION if images else "")
+    if not text:
+        raise ValueError('inputs hold neither a text nor a picture; expected {"text": ..., "image": ...} or messages')
+    return [{"role": "user", "content": [*images, {"type": "text", "text": text}]}]
+
+
+def _message(message):
+    """A message of a request as the chat template has it, its pictures still encoded."""
+    role, content = (message.get("role"), message.get("content")) if isinstance(message, dict) else (None, None)
+    if role not in ("system", "user", "assistant"):
+        raise ValueError(f"a message with role {str(role)[:80]!r}; expected system, user or assistant")
+    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    if not isinstance(parts, list):
+        raise ValueError(f"a message whose content is {type(content).__name__}; expected a text or a list of parts")
+    return {"role": role, "content": [_part(part) for part in parts]}
+
+
+def _part(part):
+    kind = part.get("type") if isinstance(part, dict) else None
+    if kind == "text":
+        if not isinstance(part.get("text"), str):
+            raise ValueError("a part of type 'text' without a text")
+        return {"type": "text", "text": part["text"]}
+    if kind not in ("image", "image_url"):
+        raise ValueError(f"a part of type {str(kind)[:80]!r}; expected a text, an image or an image_url")
+    image = next((part[name] for name in ("image", "image_url", "base64", "url") if part.get(name) is not None), None)
+    return {"type": "image", "image": image.get("url") if isinstance(image, dict) else image}
+
+
+def _decoded(source):
+    """Bytes of an encoded picture, or a PIL picture as it is."""
+    if not isinstance(source, str):
+        if source is None or isinstance(source, int | float | list | dict):
+            raise ValueError(f"a picture that is {type(source).__name__}; expected base64, a data: URL or bytes")
+        return source
+    if source.startswith(("http://", "https://")):
+        raise ValueError(f"{source[:80]}: addresses are not fetched; send the picture itself, as base64")
+    if source.startswith("data:"):
+        head, _, source = source.partition(",")
+        if not head.endswith(";base64"):
+            raise ValueError(f"{head[:80]}: a data: URL that is not in base64")
+    try:
+        return base64.b64decode("".join(source.split()), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise ValueError(f"a picture that is not valid base64 ({error})") from error
+
+
+def _checked(parameters):
+    """The parameters of a request as arguments of `generate`."""
+    if parameters is None:
+        return {}
+    if not isinstance(parameters, dict):
+        raise ValueError(f"parameters are {type(parameters).__name__}; expected an object")
+    for name, value in parameters.items():
+        if name not in PARAMETERS:
+            raise ValueError(f"unknown parameter {str(name)[:80]!r}; expected {', '.join(PARAMETERS)}")
+        kind, low, high = PARAMETERS[name]
+        fits = type(value) is kind or (kind is float and type(value) is int)
+        if not fits or not low <= value <= high:
+            raise ValueError(f"parameter {name} is {str(value)[:80]}; expected {kind.__name__} from {low} to {high}")
+    return dict(parameters)

@@ -1,0 +1,177 @@
+"""Suites: what they ask of the benchmarks' own files, what given answers are worth, and what they refuse."""
+
+import json
+
+import pytest
+from benchmark_files import CAPTIONS, write, write_coco, write_pictures, write_pope, write_vqa
+
+from minigpt4.evaluation.suites import POEM, Options, load_suite
+from minigpt4.metrics.statistics import measured
+
+IMAGE = {"id": 1, "file_name": "a.png"}
+LINE = {"image": "a.png", "text": "?", "label": "no", "question_id": 1}
+
+
+def scores(suite, said, verdicts=None):
+    """{way: {figure: value}} of answers: a text for all, or a function of the request."""
+    said = {request.id: said(request) if callable(said) else said for request in suite.requests}
+    figures = suite.figures(said, verdicts)
+    return {way: {name: measured(*figure)["value"] for name, figure in of_way.items()} for way, of_way in figures.items()}
+
+
+def suite_of(name, *data, **options):
+    return load_suite(name, Options(data=tuple(map(str, data)), **options))
+
+
+def test_captions(tmp_path, picture):
+    folder = write_coco(tmp_path, picture)
+    suite = suite_of("captions", folder / "captions.json")
+    assert suite.n == 3 and {request.instruction is None for request in suite.requests} == {True, False}
+    right = scores(suite, lambda request: CAPTIONS[request.image][0].capitalize() + ". And more words.")
+    wrong = scores(suite, "Nothing of the kind here.")
+    assert right["short"]["bleu4"] > 0.9 and right["short"]["rouge_l"] == 1 and right["short"]["cider"] > 2
+    assert wrong["short"]["bleu4"] == 0 and wrong["short"]["cider"] < 0.1
+
+
+def test_coverage_counts_unjudged_as_not_covered(tmp_path, picture):
+    suite = suite_of("coverage", write_coco(tmp_path, picture) / "captions.json")
+    first, second, third = suite.requests
+    asked = suite.question(first, "A dog.\n1: yes")[1]["content"].splitlines()
+    assert asked == ["Test: A dog. 1: yes", *(f"{i}: {text}" for i, text in enumerate(CAPTIONS["a.png"], 1))]
+    assert suite.verdict(first, "1: yes\n2: No\n3: yes.") == [True, False, True]
+    for nonsense in ("", "yes", "1: yes\n2: no", "1: yes\n1: yes\n2: no\n3: no", "1: yes\n2: maybe\n3: no"):
+        assert suite.verdict(first, nonsense) is None
+    found = scores(suite, "text", {first.id: [True, True, False], second.id: None, third.id: [False] * 3})
+    assert found["descriptions"]["captions_covered"] == pytest.approx(2 / 3)
+
+
+def test_chair_knows_objects_and_captions(tmp_path, picture):
+    folder = write_coco(tmp_path, picture)
+    suite = suite_of("chair", folder)
+    said = {"a.png": "A puppy and a cat.", "b.png": "Men on bikes.", "c.png": "A boy eats a cake with a knife."}
+    found = scores(suite, lambda request: said[request.image])["long"]
+    # dog, cat | person, bicycle | person, cake, knife: cat and knife are not there
+    assert found["chair_i"] == pytest.approx(2 / 7) and found["chair_s"] == pytest.approx(2 / 3)
+    assert found["recall"] == pytest.approx(5 / 6) and found["words"] == pytest.approx((5 + 3 + 8) / 3)
+    assert scores(suite, "Nothing.")["long"]["chair_i"] is None  # no object was named: undefined, not zero
+
+
+def test_pope(tmp_path, picture):
+    suite = suite_of("pope", write_pope(tmp_path, picture))
+    right = scores(suite, lambda request: "Yes, there is." if suite.labels[request.id] == "yes" else "No.")
+    assert set(right) == {"random", "popular"} and right["random"] == {
+        "accuracy": 1, "f1": 1, "precision": 1, "recall": 1, "yes_ratio": 0.5}  # fmt: skip
+    always = scores(suite, "There is one.")["popular"]
+    assert (always["accuracy"], always["yes_ratio"], always["f1"]) == (0.5, 1, pytest.approx(2 / 3))
+    assert scores(suite, "")["random"]["accuracy"] == 0  # no answer is not a no
+
+
+def test_vqa(tmp_path, picture):
+    folder = write_vqa(tmp_path, picture)
+    suite = suite_of("vqa", folder / "aokvqa.json", folder / "gqa.json", images=str(folder / "images"))
+    candidates = {request.id: request.candidates for request in suite.requests if request.candidates}
+    assert candidates == {
+        "choices by likelihood/q7": ("sleeping", "running", "eating", "barking"),
+        "GQA by likelihood/1": ("yes", "no"),
+        "GQA by likelihood/2": ("red", "blue"),
+    }
+    truth = {"q7": "running", "1": "yes", "2": "blue", "3": "vase"}
+    assert {v for way in scores(suite, lambda r: truth[r.id.split("/")[1]]).values() for v in way.values()} == {1}
+    sentences = {"q7": "The dog is running.", "1": "Yes, it is day.", "2": "The car is blue.", "3": "There is a vase."}
+    written = scores(suite, lambda r: r.candidates[0] if r.candidates else sentences[r.id.split("/")[1]])
+    assert written["GQA"]["accuracy"] == written["choices"]["accuracy"] == written["direct answers"]["accuracy"] == 1
+    assert written["choices by likelihood"]["accuracy"] == 0 and written["GQA by likelihood"]["accuracy"] == 0.5
+    hedged = scores(suite, "playing, red or blue")
+    assert hedged["direct answers"]["accuracy"] == 0 and hedged["GQA"]["accuracy"] == 0
+    assert scores(suite, "playing")["direct answers"]["accuracy"] == pytest.approx(2 / 3)
+
+
+def test_advanced_reads_folders(tmp_path, picture):
+    names = [f"{ability}/{i}.png" for ability in ("memes", "recipes", "advertisements", "poems") for i in range(2)]
+    write_pictures(tmp_path / "data", picture, names)
+    suite = suite_of("advanced", tmp_path / "data")
+    verdicts = {request.id: request.id.endswith("/0.png") or None for request in suite.requests}  # half are unjudged
+    found = scores(suite, "text", verdicts)
+    assert found["all"]["fulfilled"] == found["poems"]["fulfilled"] == 0.5
+    image, text = suite.question(suite.requests[0], "Ha.")[1]["content"]
+    assert image["image_url"]["url"].startswith("data:image/jpeg;base64,") and text["text"].endswith("Answer: Ha.")
+
+
+def test_failures_of_scenes_and_of_a_folder(tmp_path, picture):
+    suite = suite_of("failures", limit=3)
+    good = scores(suite, lambda r: "A\nlong\npoem here" if r.instruction == POEM else suite.rows[r.image]["text"] + ".")
+    assert good["descriptions"]["failures"] == good["poems"]["failures"] == 0
+    assert good["descriptions"]["object_recall"] == 1
+    bad = scores(suite, "")
+    assert bad["descriptions"]["failures"] == bad["descriptions"]["empty"] == 1
+    write_pictures(tmp_path / "photos", picture, ["1.png", "2.jpg"])
+    assert suite_of("failures", tmp_path / "photos").n == 2
+
+
+def test_composed_controls(monkeypatch):
+    suite = suite_of("composed", limit=8)
+    truth = {request.id: question["text"] for request in suite.requests if (question := suite.asked.get(request.id))}
+    found = scores(suite, lambda r: truth.get(r.id) or suite.rows[r.id.split("/")[1]]["conversation"][0]["text"])
+    assert found["questions"]["answered_right"] == 1 and found["descriptions"]["object_recall"] == 1
+    # What is said of swapped pictures is judged by the scene that was asked about.
+    by_picture = scores(suite, lambda r: suite.rows[r.image.removeprefix("noto-")]["conversation"][0]["text"])
+    assert by_picture["descriptions"]["object_recall"] == 1 and by_picture["descriptions, swapped"]["object_recall"] < 0.5
+    captions = scores(suite, lambda r: suite.rows[r.id.split("/")[1]]["text"])
+    assert captions["captions"]["caption_exact"] == 1 and captions["captions, swapped"]["caption_exact"] == 0
+
+
+def test_a_limit_is_a_seeded_draw_of_pictures(tmp_path, picture):
+    folder = write_coco(tmp_path, picture)
+    drawn = [{r.image for r in suite_of("captions", folder, limit=2, seed=s).requests} for s in (0, 0, 1, 2, 3)]
+    assert drawn[0] == drawn[1] and len(drawn[0]) == 2 and any(other != drawn[0] for other in drawn)
+
+
+@pytest.mark.parametrize(
+    ("name", "files", "options", "message"),
+    [
+        ("nothing", {}, {}, "expected one of failures, coverage"),
+        ("captions", {}, {}, "this suite needs --data: COCO captions"),
+        ("captions", {"pope.json": [LINE]}, {}, "found POPE questions"),
+        ("captions", {"x.json": "no json {"}, {}, "neither JSON nor"),
+        ("captions", {"x.json": {"images": [], "annotations": []}}, {}, "n = 0"),
+        ("captions", "coco", {"limit": 0}, "--limit is 0"),
+        ("captions", "coco", {"limit": 9}, "--limit is 9, but there are 3 pictures"),
+        ("captions", "coco", {"images": "."}, "3 of 3 pictures are missing, the first 'a.png'"),
+        ("captions", {"x.json": {"images": [{"id": 1, "file_name": "/etc/../etc/x.png"}],
+                                 "annotations": [{"image_id": 1, "caption": "x"}]}}, {}, "leads out of"),
+        ("captions", {"x.json": {"images": [IMAGE, IMAGE], "annotations": []}}, {}, "id 1 comes twice"),
+        ("captions", {"x.json": {"images": [], "annotations": [{"image_id": 3}]}}, {}, "image_id 3, which no image has"),
+        ("pope", {"x.json": [{**LINE, "label": "maybe"}]}, {}, "'maybe'"),
+        ("pope", {"x.json": [LINE, LINE]}, {}, "'x/1' comes twice"),
+        ("vqa", {"x.json": [{"question_id": "q", "image_id": 7, "question": "", "choices": []}]}, {}, "has choices []"),
+        ("chair", {"x.json": {"images": [], "annotations": [], "categories": [{"id": 1, "name": "unicorn"}]}}, {}, "n = 0"),
+        ("advanced", {}, {}, "a folder with memes/"),
+        ("composed", "coco", {}, "composes its own scenes"),
+        ("composed", {}, {"limit": 5}, "needs more than 7"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_one_line(tmp_path, picture, name, files, options, message):
+    data = ()
+    if files == "coco":
+        data = (write_coco(tmp_path, picture) / "captions.json",)
+    for file, content in files.items() if isinstance(files, dict) else ():
+        (tmp_path / file).write_text(content if isinstance(content, str) else json.dumps(content))
+        data = (tmp_path / file,)
+    if "images" in options:
+        options = {"images": str(tmp_path / options["images"])}
+    with pytest.raises(ValueError) as raised:
+        suite_of(name, *data, **options)
+    assert message in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_a_category_that_coco_has_not(tmp_path, picture):
+    write_pictures(tmp_path, picture, ["a.png"])
+    objects = [{"image_id": 1, "category_id": 1}]
+    content = {
+        "images": [{"id": 1, "file_name": "a.png"}],
+        "annotations": objects,
+        "categories": [{"id": 1, "name": "unicorn"}],
+    }
+    write(tmp_path / "x.json", content)
+    with pytest.raises(ValueError, match="'unicorn' is none of COCO's 80"):
+        suite_of("chair", tmp_path / "x.json")

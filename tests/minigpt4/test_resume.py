@@ -1,0 +1,179 @@
+"""Runs that are killed with SIGKILL end with the weights of one that was not, bit by bit, also over two processes."""
+
+import io
+import json
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from minigpt4.checkpoints import ASIDE
+from minigpt4.modeling_minigpt4.export import export
+from minigpt4.recipes import load_recipe
+
+SAMPLES, BROKEN_EVERY = 2400, 300
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    """Four tar shards as img2dataset writes them, 2,400 small JPEGs, every 300th of them cut in the middle."""
+    folder, rng = tmp_path_factory.mktemp("shards"), np.random.default_rng(0)
+    for shard in range(4):
+        with tarfile.open(folder / f"{shard:05d}.tar", "w") as tar:
+            for i in range(SAMPLES // 4):
+                jpeg = io.BytesIO()
+                Image.fromarray(rng.integers(0, 256, (24, 24, 3), dtype=np.uint8)).save(jpeg, "JPEG")
+                picture = jpeg.getvalue()[: 200 if i % BROKEN_EVERY == 7 else None]
+                caption = f"picture {i} of {shard} with a {rng.choice(['cat', 'dog', 'kite'])}".encode()
+                for suffix, data in (("jpg", picture), ("txt", caption)):
+                    member = tarfile.TarInfo(f"{i:09d}.{suffix}")
+                    member.size = len(data)
+                    tar.addfile(member, io.BytesIO(data))
+    return folder
+
+
+@pytest.fixture
+def settings(original, processor, tmp_path, shards):
+    """settings(output): of thirty steps on the stream of those shards, a checkpoint every third."""
+    base = export(original, processor, tmp_path / "base")
+
+    def make(output, *more):
+        return [
+            f"model.base={base}", "model.projection=base", f"data.path={shards}", "data.streaming=true",
+            "data.random_crop=true", "data.image_size=56", "data.shuffle_buffer=100", "train.steps=30", "train.batch_size=8",
+            "train.save_steps=3", "train.warmup_steps=3", f"output={output}", *more,
+        ]  # fmt: skip
+
+    return make
+
+
+def _train(settings):
+    """In a process of its own."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    os.dup2(1, 2)
+    from minigpt4.training import train
+
+    train(load_recipe("stage1-embedded", settings))
+
+
+@pytest.fixture(scope="module")
+def child():
+    """child(settings): a started process that trains. They are forked from one that has imported torch already."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["minigpt4.training"])
+
+    def start(settings):
+        process = context.Process(target=_train, args=(settings,))
+        process.start()
+        return process
+
+    return start
+
+
+def _outcome(output):
+    """What must be the same: the weights, and how many samples were used and dropped."""
+    return (output / "model" / "model.safetensors").read_bytes(), json.loads((output / "summary.json").read_text())[
+        "samples"
+    ]
+
+
+def _wait_for(condition, process, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not condition() and process.is_alive() and time.monotonic() < deadline:
+        time.sleep(0.002)
+
+
+def test_killed_in_steps_and_in_checkpoint_writes_it_ends_bit_identical(settings, child, tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    process = child(settings(whole))
+    process.join(120)
+    assert process.exitcode == 0
+    rng, in_a_write = random.Random(0), 0
+    for life in range(9):
+        process = child(settings(killed))
+        if life % 2 == 0:  # in the middle of a checkpoint's writing
+            for _ in range(rng.randint(1, 2)):
+                _wait_for((killed / ASIDE).exists, process)
+                last = time.monotonic() + rng.uniform(0, 0.2)
+                _wait_for(lambda last=last: time.monotonic() > last, process)
+        else:
+            before = set(killed.glob("checkpoint-*"))
+            _wait_for(lambda before=before: set(killed.glob("checkpoint-*")) != before, process)
+            time.sleep(rng.uniform(0, 0.5))
+        in_a_write += (killed / ASIDE).exists()
+        process.kill()
+        process.join()
+        for checkpoint in killed.glob("checkpoint-*"):
+            assert (checkpoint / "trainer_state.json").is_file() and (checkpoint / "data_state_0_of_1.pt").is_file()
+    assert in_a_write >= 3  # the waits above met their moment
+    process = child(settings(killed))
+    process.join(120)
+    assert process.exitcode == 0
+    assert _outcome(killed) == _outcome(whole)
+    samples = json.loads((whole / "summary.json").read_text())["samples"]
+    assert samples["used"] == 240 and samples["dropped"] > 0
+
+
+def _launch(config, script, settings, **popen):
+    command = [
+        *(sys.executable, "-m", "accelerate.commands.launch", "--config_file", f"configuration/accelerate/{config}.yaml"),
+        *("--num_processes", "2", "--main_process_port", "0", script, "--set", *settings),
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, env=environment, text=True, start_new_session=True, **popen)
+
+
+def test_two_processes_killed_three_times_end_bit_identical(settings, tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    more = ("train.batch_size=4", "train.global_batch=8", "train.workers=1")
+    log = (tmp_path / "log").open("w+")
+    assert _launch("ddp", "trainer_scripts/stage1.py", settings(whole, *more), stdout=log, stderr=log).wait(300) == 0
+    rng = random.Random(1)
+    for _ in range(3):
+        process = _launch("ddp", "trainer_scripts/stage1.py", settings(killed, *more), stdout=log, stderr=log)
+        before = set(killed.glob("checkpoint-*"))
+        while set(killed.glob("checkpoint-*")) == before and process.poll() is None:
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 0.5))
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        _reap(str(killed))
+    assert _launch("ddp", "trainer_scripts/stage1.py", settings(killed, *more), stdout=log, stderr=log).wait(300) == 0
+    assert _outcome(killed) == _outcome(whole)
+
+
+def _reap(marker):
+    """Kills what has `marker` in its command line: torchrun gives each process a session of its own."""
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if marker in path.read_text():
+                os.kill(int(path.parent.name), signal.SIGKILL)
+        except (OSError, ProcessLookupError):
+            pass
+
+
+@pytest.mark.parametrize(
+    ("config", "script"), [("ddp", "trainer_scripts/stage1.py"), ("fsdp2", "tests/minigpt4/fsdp2_on_cpu.py")]
+)
+def test_two_processes_have_the_losses_of_one(config, script, settings, child, tmp_path):
+    small = ("data.streaming=false", "data.random_crop=false", "data.path=''", "data.scenes=40", "train.steps=6")
+    one, two = tmp_path / "one", tmp_path / "two"
+    process = child(settings(one, *small, "train.batch_size=8"))
+    process.join(120)
+    done = _launch(
+        config, script, settings(two, *small, "train.batch_size=4", "train.global_batch=8"), stderr=subprocess.PIPE
+    )
+    _, stderr = done.communicate(timeout=300)
+    assert done.returncode == 0, stderr[-2000:]
+    losses = [json.loads((output / "summary.json").read_text())["losses"] for output in (one, two)]
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
+    assert sum(file.stat().st_size for file in (two / "model").glob("*.safetensors")) < 20_000
