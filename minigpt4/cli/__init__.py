@@ -50,7 +50,7 @@ def run_reporting_errors(run, name):
         print(f"{name}: {lines[0]}", file=sys.stderr)
         return 2
     except ImportError as error:
-        extras = "pip install 'minigpt4-hf[embedded,quickstart,metrics,peft]'"
+        extras = "pip install 'minigpt4-hf[embedded,quickstart,metrics,curation,peft]'"
         print(f"{name}: {str(error).strip().splitlines()[0]}; run `{extras}`", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
