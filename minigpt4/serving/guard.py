@@ -9,7 +9,7 @@ markers.
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
@@ -55,9 +55,16 @@ class _Picture(BaseModel):
     image_url: _Address
 
 
+_Part = Annotated[_Text | _Picture, Field(discriminator="type")]
+
+
+def _as_parts(content):
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content
+
+
 class _Message(BaseModel):
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[Annotated[_Text | _Picture, Field(discriminator="type")]]
+    content: Annotated[list[_Part], BeforeValidator(_as_parts)]
 
 
 class _Chat(BaseModel):
@@ -90,9 +97,8 @@ def checked_messages(body, hosts=(), plain_text=str):
         role = "system" if message.role == "developer" else message.role
         if role == "system" and number > 1:
             raise RequestError(400, f"message {number} has role {message.role!r}; only the first may", param="messages")
-        parts = [_Text(type="text", text=message.content)] if isinstance(message.content, str) else message.content
         content = []
-        for part in parts:
+        for part in message.content:
             if isinstance(part, _Text):
                 content.append({"type": "text", "text": plain_text(part.text)})
                 continue

@@ -5,6 +5,7 @@ past the guard.
 """
 
 import contextlib
+import functools
 import json
 import logging
 import time
@@ -16,7 +17,7 @@ from starlette.applications import Starlette
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from .answers import AnswerText
+from .answers import QueueStreamer, StopText
 from .guard import CHAT, Guard, RequestError, error_body, error_response, read
 
 _log = logging.getLogger(__name__)
@@ -71,12 +72,18 @@ def serve(folder, name, host, port, hosts, flags):
     """
     import typer
     from transformers.cli.serve import Serve
-    from transformers.cli.serving import server
+    from transformers.cli.serving import server, utils
 
     if "@" in str(folder):
         raise ValueError(f"{folder}: `transformers serve` reads what follows the @ as a revision; rename the folder")
     register()
-    server.build_server = lambda model_manager, chat_handler, *_, **__: build_app(model_manager, chat_handler, name, hosts)
+
+    def build(model_manager, chat_handler, *_, **__):
+        _, processor = _loaded(model_manager)
+        utils.DirectStreamer = functools.partial(QueueStreamer, processor)
+        return build_app(model_manager, chat_handler, name, hosts)
+
+    server.build_server = build
     command = typer.Typer(add_completion=False)
     command.command()(Serve)
     try:
@@ -98,6 +105,11 @@ def register():
 
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES["minigpt4"] = MiniGPT4ForConditionalGeneration.__name__
     transformers.MiniGPT4ForConditionalGeneration = MiniGPT4ForConditionalGeneration
+
+
+def _loaded(model_manager):
+    """(model, processor) that the engine is pinned to; it loaded them when it started."""
+    return model_manager.load_model_and_processor(model_manager.process_model_name(model_manager.force_model))
 
 
 def build_app(model_manager, chat_handler, name, hosts=()):
@@ -167,13 +179,11 @@ class _Chat:
         _check_name(settings.model, self.name)
         if self.active >= MAX_ACTIVE:
             raise RequestError(429, f"{MAX_ACTIVE} requests are waiting already; try again later", "rate_limit_exceeded")
-        # This is `force_model`, which the engine wants to hear again.
-        folder = self.manager.force_model
-        model, processor = self.manager.load_model_and_processor(self.manager.process_model_name(folder))
+        model, processor = _loaded(self.manager)
         prompt_tokens = _count_tokens(processor, body["messages"])
         config = _generation_config(model, prompt_tokens, settings)
         engine_body = {
-            "model": folder,
+            "model": self.manager.force_model,
             "messages": body["messages"],
             "generation_config": json.dumps(config),
             "stream": True,
@@ -190,7 +200,7 @@ class _Chat:
     async def _pieces(self, events, processor, settings, prompt_tokens):
         """Texts to show, then (finish_reason, usage). Closing it stops the generation after the token at hand."""
         stops = [settings.stop] if isinstance(settings.stop, str) else settings.stop or []
-        answer, written, end = AnswerText(stops, processor.turn_markers), "", None
+        stop, written = StopText(stops), ""
         self.active += 1
         try:
             async with contextlib.aclosing(events), contextlib.aclosing(_parsed(events)) as chunks:
@@ -198,15 +208,15 @@ class _Chat:
                     choice = chunk["choices"][0]
                     piece = choice["delta"].get("content", "")
                     written += piece
-                    if not answer.stopped and (text := answer.feed(piece)):
+                    if text := stop.feed(piece):
                         yield text
-                    if any(stop in written for stop in stops):
+                    if stop.found:
                         end = "stop", len(processor.tokenizer.encode(written, add_special_tokens=False))
                         break
                     if choice.get("finish_reason"):
                         end = choice["finish_reason"], chunk["usage"]["completion_tokens"]
-            if not answer.stopped and (text := answer.finish()):
-                yield text
+            if stop.held:
+                yield stop.held
             reason, tokens = end
             usage = {"prompt_tokens": prompt_tokens, "completion_tokens": tokens, "total_tokens": prompt_tokens + tokens}
             yield reason, usage
