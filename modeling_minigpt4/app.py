@@ -54,9 +54,9 @@ _SAVE = """(text) => {
   URL.revokeObjectURL(link.href);
 }"""
 _CSS = """
-.gradio-container {max-width: 1000px !important; margin: 0 auto !important; padding: 0 !important}
+.gradio-container {width: 100%; max-width: 1000px !important; margin: 0 auto !important; padding: 0 !important}
 .gradio-container .main {padding: 8px !important}
-#chat .examples {grid-template-columns: repeat(auto-fill, minmax(100px, 1fr)); gap: 8px; padding: 8px; max-width: none}
+#chat .examples {grid-template-columns: repeat(3, 1fr); gap: 8px; padding: 8px; width: 100%; max-width: none}
 #chat .example {padding: 8px; align-items: center; min-width: 0}
 #chat .example-content, #chat .example-text-content {width: 100%; text-align: center}
 #chat .example-image-container, #chat .example-image {width: 100%; height: 72px; object-fit: cover; border-radius: 6px}

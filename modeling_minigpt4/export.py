@@ -61,7 +61,8 @@ _RELATIVE_IMPORT = re.compile(r"^(\s*from )(\.+)((?:\w+\.)*)(\w+)(?= import )", 
 _EXPORTED_SUFFIXES = {".py", ".json", ".safetensors", ".jinja", ".model", ".txt", ".md", ".cff"}
 _EXAMPLES = "examples"
 _ABILITIES = Path(__file__).with_name("abilities")
-_FOLDERS = {_EXAMPLES: {".jpg"}, _ABILITIES.name: {".png"}, LORA: {".json", ".safetensors"}}  # in an export, and what is in them
+# In an export, and what is in them.
+_FOLDERS = {_EXAMPLES: {".jpg"}, _ABILITIES.name: {".png"}, LORA: {".json", ".safetensors"}}
 _EXAMPLE_SIDE, _EXAMPLE_TOKENS = 512, 60  # pixels of a stored picture's longer side; longest answer about it
 
 # What an earlier export may have left on the Hub: weights in more or fewer files would be loaded in place of the new ones.
