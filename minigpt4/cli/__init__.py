@@ -13,6 +13,7 @@ import minigpt4
 COMMANDS = {
     "quickstart": "train the embedded default on composed scenes, in both stages, and report what it learned",
     "chat": "ask about pictures",
+    "web": "talk about pictures in the browser",
     "serve": "answer over HTTP, as OpenAI's API does",
     "caption": "describe every picture in a folder",
     "evaluate": "measure a model: failures, captions, questions, composed scenes; figures, intervals and a report",
@@ -53,7 +54,7 @@ def run_reporting_errors(run, name):
         print(f"{name}: {lines[0]}", file=sys.stderr)
         return 2
     except ImportError as error:
-        extras = "pip install 'minigpt4-hf[embedded,quickstart,metrics,curation,peft]'"
+        extras = "pip install 'minigpt4-hf[embedded,quickstart,metrics,peft,web,curation,serving]'"
         print(f"{name}: {str(error).strip().splitlines()[0]}; run `{extras}`", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
