@@ -123,7 +123,7 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             text = "half" if behaviour == "half" else behaviour
             message = {"role": "assistant", "content": text}
-            usage = {"prompt_tokens": 100, "completion_tokens": 50, "total_tokens": 150}
+            usage = {"prompt_tokens": 100, "completion_tokens": len(text.split()), "total_tokens": 100 + len(text.split())}
             choices = [{"index": 0, "message": message, "finish_reason": "stop"}]
             answer = {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": choices, "usage": usage}
             self._send(json.dumps(answer), half=behaviour == "half")

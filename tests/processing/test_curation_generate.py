@@ -75,12 +75,16 @@ def test_a_vanished_picture_is_reported_and_the_rest_described(tmp_path, describ
         assert (report.done, report.failures) == (3, 1) and "0002.png: the picture is gone" in capsys.readouterr().err
 
 
-def test_a_server_that_serves_the_model_is_asked_twice_about_a_short_answer(tmp_path, monkeypatch):
+def test_a_server_that_serves_the_model_is_asked_again_after_a_short_answer_only(tmp_path, monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    long = "word " * 81
     with make_store(tmp_path, 3, ("sample",)) as store, ChatServer() as server:
-        server.behave = lambda text, nth: "More of it." if text == CONTINUE else "A short answer."
+        server.behave = lambda text, nth: "More of it." if text == CONTINUE else long if nth == 1 else "A short answer."
         report = generate_by_server(store, Endpoint("m", server.url, concurrency=2), max_new_tokens=20)
-        assert report.done == 3 and server.count() == {PROMPT: 3, CONTINUE: 3}
-        assert {row["text"] for row in store.rows("SELECT text FROM answers")} == {"A short answer. More of it."}
+        assert report.done == 3 and server.count() == {PROMPT: 3, CONTINUE: 2}
+        assert {row["text"] for row in store.rows("SELECT text FROM answers")} == {
+            long.strip(),
+            "A short answer. More of it.",
+        }
         parts = server.bodies[0]["messages"][0]["content"]
         assert parts[0]["image_url"]["url"].startswith("data:image;base64,")
