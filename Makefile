@@ -34,6 +34,11 @@ lint: setup
 
 bench: setup
 	$(BIN)/python benchmarks/training_step.py
+	$(BIN)/python benchmarks/peer_step.py
+	$(BIN)/python benchmarks/peer_step.py --stage 2
+	$(BIN)/python benchmarks/decoding.py
+	$(BIN)/python benchmarks/streaming.py
+	$(BIN)/python benchmarks/evaluation.py
 	$(BIN)/python benchmarks/chat.py
 
 setup: $(VENV)/.installed

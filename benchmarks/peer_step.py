@@ -288,8 +288,8 @@ def main():
     if arguments.steps < 1 or arguments.batch < 1:
         raise ValueError(f"--steps is {arguments.steps}, --batch {arguments.batch}; expected at least 1")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    if arguments.float8 and device == "cpu":
-        raise ValueError("--float8 needs a GPU, and there is none; leave it out")
+    if arguments.float8 and (device == "cpu" or arguments.compile):
+        raise ValueError("--float8 needs a GPU, and layers that are not compiled; leave it out, or --compile")
     if device == "cpu":
         print("no GPU: the small form, in fp32")
         where = f"CPU, {torch.get_num_threads()} threads"

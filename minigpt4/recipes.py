@@ -24,7 +24,10 @@ _AT_LEAST = {
     **dict.fromkeys(("train.steps", "train.batch_size", "train.accumulation", "train.max_answer_tokens"), 1),
     **dict.fromkeys(("train.weight_decay", "train.feature_dropout", "train.min_learning_rate", "train.seed"), 0),
     **dict.fromkeys(("train.save_steps", "model.projection_layers"), 1),
-    **dict.fromkeys(("train.global_batch", "train.sample_steps", "train.workers", "model.lora_rank"), 0),
+    **dict.fromkeys(
+        ("train.global_batch", "train.sample_steps", "train.workers", "train.tokens_at_once", "model.lora_rank"), 0
+    ),
+    "model.lora_rank": 0,
     "train.learning_rate": 1e-12,
 }
 
@@ -98,6 +101,8 @@ class TrainSection:
     save_steps: int = 100  # a checkpoint every so many steps; the last one is resumed from
     sample_steps: int = 0  # every so many steps: what the model says about a few fixed pictures; 0 is never
     workers: int = 0  # processes beside each device's that read and decode pictures
+    tokens_at_once: int = 0  # through the frozen LLM; fewer need less memory; 0: 1024 on a CPU, else 4096
+    float8: bool = False  # frozen linear layers in FP8: GPUs from Ada and Hopper on, model.dtype bfloat16
     gradient_checkpointing: bool = False  # recompute the LLM's activations: less memory, a third slower
     compile: bool = False  # torch.compile: minutes at the start, for long runs on a GPU
     report_to: list[str] = field(default_factory=list)  # "tensorboard", "trackio", "wandb", where they are installed

@@ -1,42 +1,277 @@
-"""A Space that answers questions about pictures. Its variable `MODEL_ID` names the repository of the model.
+"""A page to talk about pictures: what `minigpt4 web` serves, and a Space, whose variable `MODEL_ID` names the model.
 
-Written to run alone, as app.py of a Space with the Gradio SDK: transformers fetches the model and its code.
+Written to run alone, as app.py of a Space with the Gradio SDK and with the pictures in abilities/ beside it: transformers
+fetches the model and its code. The conversation lies with the server, in a `ChatSession` for each open page, and is freed
+when the page is left. What a model writes is not trusted: its HTML is shown as text, or without scripts in a frame of its own.
 """
 
+import html
+import json
 import os
+import re
+from collections import OrderedDict
+from pathlib import Path
 
-import gradio
+import gradio as gr
+import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-REPO = os.environ["MODEL_ID"]
-processor = AutoProcessor.from_pretrained(REPO, trust_remote_code=True)
-model = AutoModelForImageTextToText.from_pretrained(REPO, trust_remote_code=True).eval()
+MAX_PICTURES, MAX_FILE, MAX_TEXT = 8, "20mb", 20_000  # of a question
+MAX_WAITING = 32  # questions; one is answered at a time
+MAX_SESSIONS = 64  # conversations that are remembered, each with its keys and values
+
+_FOLDER = Path(__file__).with_name("abilities")  # drawn for this project, under its licence
+# What the paper shows, one ability a figure: picture, name, question.
+ABILITIES = [
+    ("description", "Describe in detail", "Describe this image in detail."),
+    ("humor", "Explain a joke", "Explain why this meme is funny."),
+    ("unusual", "Notice what is unusual", "What is unusual about this image?"),
+    ("website", "Website from a draft", "Write the HTML code of a website that looks like this draft."),
+    ("problem", "Diagnose a problem", "What is wrong with this plant, and what should I do?"),
+    ("poem", "Write a poem", "Can you write a beautiful poem about this image?"),
+    ("story", "Tell a story", "Tell a short story about this image."),
+    ("advertisement", "Advertise a product", "Write an advertisement for this product."),
+    ("who", "Recognize a character", "Who are these two, and which book are they from?"),
+    ("comment", "Comment on a picture", "Write an amusing comment on this picture."),
+    ("facts", "Facts about a work of art", "Which work of art is this like? Tell me about it."),
+    ("recipe", "Recipe from a photo", "How do I make this dish? Give me the recipe."),
+]
+
+_CODE = r"^ {0,3}```.*?(?:^ {0,3}```|\Z)|`[^`\n]+`"
+_UNSAFE = re.compile(rf"({_CODE})|<|!\[", re.DOTALL | re.MULTILINE)
+_WEBSITE = re.compile(r"^ {0,3}```html\n(.*?)(?:^ {0,3}```|\Z)", re.DOTALL | re.MULTILINE | re.IGNORECASE)
+_BARE_WEBSITE = re.compile(r"(?:<!doctype html|<html).*?(?:</html>|\Z)", re.DOTALL | re.IGNORECASE)
+# Nothing that an answer names is fetched, neither by the page nor by a website in its frame.
+_HEAD = """<meta http-equiv="Content-Security-Policy"
+content="img-src 'self' data: blob:; media-src 'self' data: blob:; object-src 'none'; base-uri 'self'; form-action 'none'">"""
+_WEBSITE_HEAD = """<!DOCTYPE html><meta http-equiv="Content-Security-Policy"
+content="default-src 'none'; style-src 'unsafe-inline'; img-src data:"><style>body {font-family: sans-serif}</style>"""
+_SAVE = """(text) => {
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(new Blob([text], {type: "application/json"}));
+  link.download = "conversation.json";
+  link.click();
+  URL.revokeObjectURL(link.href);
+}"""
+_CSS = """
+.gradio-container {width: 100%; max-width: 1000px !important; margin: 0 auto !important; padding: 0 !important}
+.gradio-container .main {padding: 8px !important}
+#chat .examples {grid-template-columns: repeat(3, 1fr); gap: 8px; padding: 8px; width: 100%; max-width: none}
+#chat .example {padding: 8px; align-items: center; min-width: 0}
+#chat .example-content, #chat .example-text-content {width: 100%; text-align: center}
+#chat .example-image-container, #chat .example-image {width: 100%; height: 72px; object-fit: cover; border-radius: 6px}
+#chat .example-text {font-size: 13px; line-height: 1.3; white-space: normal}
+@media (min-width: 700px) {
+  #chat .examples {grid-template-columns: repeat(4, 1fr)}
+  #chat .example-image-container, #chat .example-image {height: 80px}
+}
+#chat .message img {max-height: 220px; max-width: 100%; width: auto}
+#chat .message {overflow-wrap: anywhere}
+#chat button[aria-label="Share"] {display: none}
+.website {width: 100%; min-width: min(560px, 75vw); height: 360px; border: 0; border-radius: 8px; background: #fff}
+footer {display: none !important}
+"""
 
 
-def answer(picture, question):
-    """What the model says to a question about a PIL picture."""
-    if picture is None or not question.strip():
-        raise gradio.Error("Choose a picture and write a question.")
-    content = [{"type": "image", "image": picture}, {"type": "text", "text": question}]
-    inputs = processor.apply_chat_template(
-        [{"role": "user", "content": content}],
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=True,
-        return_tensors="pt",
+def build(model, processor, name):
+    """The page over a model, a `gr.ChatInterface`.
+
+    Args:
+        model: a `MiniGPT4ForConditionalGeneration` in eval mode, also one loaded from the Hub.
+        processor: its `MiniGPT4Processor`.
+        name: what the page calls the model.
+    """
+    sessions = OrderedDict()  # by the hash that Gradio gives an open page, the one used last at the end
+
+    def session(request):
+        """The `ChatSession` of a page; the one not used for longest makes room."""
+        chat = sessions.setdefault(request.session_hash, None) or model.chat_session(processor)
+        sessions[request.session_hash] = chat
+        sessions.move_to_end(request.session_hash)
+        while len(sessions) > MAX_SESSIONS:
+            sessions.popitem(last=False)
+        return chat
+
+    def answer(message, history, temperature, top_p, max_new_tokens, num_beams, penalty, request: gr.Request):
+        """Yields the answer to a question as far as it is written, last with a website that it holds."""
+        chat, text = session(request), (message["text"] or "").strip()
+        check(text, message["files"])
+        if rewind(chat, answered(history)) < answered(history):
+            gr.Warning("This conversation was closed in the meantime. The model answers without what was said before.")
+        dropped, settings = len(chat.dropped), {"do_sample": temperature > 0, "num_beams": int(num_beams)}
+        if temperature > 0:
+            settings |= {"temperature": temperature, "top_p": top_p}
+        written = ""
+        try:
+            for piece in chat.ask(
+                text,
+                message["files"],
+                stream=True,
+                max_new_tokens=int(max_new_tokens),
+                repetition_penalty=float(penalty),
+                **settings,
+            ):
+                written += piece
+                yield shown(written)
+        except ValueError as error:
+            raise gr.Error(_without_path(str(error), message["files"]), print_exception=False) from error
+        if len(chat.dropped) > dropped:
+            gr.Warning("The conversation is longer than the model can read: its oldest questions are forgotten.")
+        if not written:
+            yield "*(The model ended its answer at once.)*"
+        if found := _WEBSITE.search(fenced(written)):
+            yield [shown(written), gr.HTML(preview(found[1]))]
+
+    def stop(request: gr.Request):
+        if chat := sessions.get(request.session_hash):
+            chat.cancel()
+
+    def leave(request: gr.Request):
+        if chat := sessions.pop(request.session_hash, None):
+            chat.cancel()
+
+    def export(request: gr.Request):
+        chat = sessions.get(request.session_hash)
+        if not (chat and chat.messages):
+            raise gr.Error("Nothing was said yet.", print_exception=False)
+        return json.dumps(chat.export(), indent=2, ensure_ascii=False)
+
+    save = gr.Button("Download", size="sm", elem_id="save", render=False)
+    page = gr.ChatInterface(
+        answer,
+        multimodal=True,
+        editable=True,
+        title=name,
+        description="<center>Answers may be invented. Not for identifying people.</center>",
+        chatbot=gr.Chatbot(
+            show_label=False,
+            scale=1,
+            min_height=320,
+            layout="bubble",
+            allow_tags=False,
+            buttons=["copy", "copy_all"],
+            feedback_options=None,
+            elem_id="chat",
+        ),
+        textbox=gr.MultimodalTextbox(
+            file_count="multiple",
+            file_types=["image"],
+            sources=["upload"],
+            placeholder="Attach or paste pictures, and ask",
+            max_plain_text_length=MAX_TEXT,
+            stop_btn=True,
+            elem_id="question",
+        ),
+        additional_inputs=_settings(model.generation_config),
+        additional_inputs_accordion=gr.Accordion("Settings", open=False, elem_id="settings"),
+        examples=[[{"text": question, "files": [str(_FOLDER / f"{file}.png")]}] for file, _, question in ABILITIES],
+        example_labels=[label for _, label, _ in ABILITIES],
+        example_icons=[str(_FOLDER / f"{file}.png") for file, _, _ in ABILITIES],
+        cache_examples=False,
+        analytics_enabled=False,
+        api_visibility="private",
+        delete_cache=(600, 3600),  # seconds: uploads of an hour ago go
     )
-    ids = model.generate(**inputs)[0, inputs["input_ids"].shape[1] :]
-    return processor.decode(ids, skip_special_tokens=True)
+    with page:
+        save.render()
+        exported = gr.Textbox(visible=False)
+        save.click(export, None, exported, queue=False).success(None, exported, None, js=_SAVE)
+        page.textbox.stop(stop, queue=False)
+        page.unload(leave)
+    return page
 
 
-demo = gradio.Interface(
-    answer,
-    [gradio.Image(type="pil", label="Picture"), gradio.Textbox("Describe this image in detail.", label="Question")],
-    gradio.Textbox(label="Answer"),
-    title=REPO,
-    description="Answers may be invented. Not for identifying people.",
-    flagging_mode="never",
-)
+def serve(page, **where):
+    """Serves a page until Ctrl-C.
+
+    Args:
+        where: arguments of `launch`: server_name, server_port, ...
+
+    Raises:
+        OSError: the port is taken.
+    """
+    page.queue(max_size=MAX_WAITING, default_concurrency_limit=1).launch(
+        max_file_size=MAX_FILE,
+        ssr_mode=False,
+        footer_links=[],
+        css=_CSS,
+        head=_HEAD,
+        # The default theme fetches its fonts from elsewhere.
+        theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
+        quiet=True,
+        prevent_thread_lock=True,
+        **where,
+    )
+    print(f"web: {page.local_url} (Ctrl-C ends)", flush=True)
+    page.block_thread()
+
+
+def check(text, files):
+    """Raises gr.Error, in words for who asks, where a question is not one."""
+    if not text:
+        raise gr.Error("Write a question to go with the picture.", print_exception=False)
+    if len(text) > MAX_TEXT:
+        raise gr.Error(f"The question has {len(text)} letters; at most {MAX_TEXT} are read.", print_exception=False)
+    if len(files) > MAX_PICTURES:
+        raise gr.Error(f"{len(files)} pictures; at most {MAX_PICTURES} go with a question.", print_exception=False)
+
+
+def answered(history):
+    """How many questions have an answer in what Gradio shows: an answer may be several messages in a row."""
+    roles = [message["role"] for message in history]
+    return sum(role == "assistant" != before for before, role in zip(["", *roles], roles, strict=False))
+
+
+def rewind(chat, turns):
+    """Takes away what a `ChatSession` holds beyond its first questions, and returns how many are left."""
+    said = [*chat.dropped, *chat.messages]
+    questions = [place for place, message in enumerate(said) if message["role"] == "user"]
+    end = questions[turns] if turns < len(questions) else len(said)
+    dropped = len(chat.dropped)
+    chat.dropped[:], chat.messages[:] = said[: min(end, dropped)], said[dropped:end]
+    return min(turns, len(questions))
+
+
+def fenced(text):
+    """An answer with a website in a code block, as which Markdown shows it."""
+    return text if "```" in text else _BARE_WEBSITE.sub(lambda found: f"\n```html\n{found[0]}\n```\n", text)
+
+
+def shown(text):
+    """The Markdown of an answer, in which HTML outside of code is text and pictures from elsewhere are links."""
+    return _UNSAFE.sub(lambda found: found[1] or {"<": "&lt;", "![": "!\\["}[found[0]], fenced(text))
+
+
+def preview(website):
+    """A frame that shows a website: no scripts, no forms, nothing fetched, and no way to the page around it."""
+    return f'<iframe class="website" title="Preview" sandbox srcdoc="{html.escape(_WEBSITE_HEAD + website)}"></iframe>'
+
+
+def _settings(config):
+    """Sliders, at first as the model's generation config has them."""
+    return [
+        gr.Slider(0, 2, config.temperature or 1.0 if config.do_sample else 0, step=0.1, label="Temperature (0: no chance)"),
+        gr.Slider(0.05, 1, config.top_p or 0.9, step=0.05, label="Top-p"),
+        gr.Slider(1, 1000, config.max_new_tokens or 300, step=1, label="Longest answer (tokens)"),
+        gr.Slider(1, 8, config.num_beams or 1, step=1, label="Beams (more than 1: the answer comes as a whole)"),
+        gr.Slider(1, 2, config.repetition_penalty or 1.0, step=0.05, label="Repetition penalty"),
+    ]
+
+
+def _without_path(line, files):
+    """A message that names files as who uploaded them knows them."""
+    for file in files:
+        line = line.replace(file, Path(file).name)
+    return line.splitlines()[0]
+
+
+def main():
+    """Serves the model that `MODEL_ID` names, as a Space does."""
+    repo = os.environ["MODEL_ID"]
+    processor = AutoProcessor.from_pretrained(repo, trust_remote_code=True)
+    model = AutoModelForImageTextToText.from_pretrained(repo, trust_remote_code=True).eval()
+    serve(build(model.to("cuda" if torch.cuda.is_available() else "cpu"), processor, repo))
+
 
 if __name__ == "__main__":
-    demo.launch()
+    main()

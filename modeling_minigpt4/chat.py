@@ -97,7 +97,7 @@ class ChatSession:
             raise ValueError("an answer is still being written; read it to its end, or stop it with cancel()")
         with contextlib.ExitStack() as writing:
             writing.callback(self._writing.release)
-            self._cancelled.clear()
+            self._cancelled = threading.Event()
             generation = self._with_defaults({**self.generation, **generation})
             prompt = self._prompt(question, generation["max_new_tokens"])
             if not stream:
@@ -246,7 +246,7 @@ class ChatSession:
 
     def _stream(self, prompt, generation, writing):
         """Yields once when it has begun, then the pieces of the answer; see `ask`."""
-        pieces, result, read = SimpleQueue(), [], 0
+        pieces, result, read, cancelled = SimpleQueue(), [], 0, self._cancelled
         streamer = AnswerStreamer(self.processor, lambda *piece: pieces.put(piece))
 
         def write():
@@ -256,23 +256,23 @@ class ChatSession:
                 result.append(error)
             pieces.put(None)
 
+        writer = threading.Thread(target=write)  # no daemon: one that is killed in PyTorch takes the program with it
         with writing:
-            writer = threading.Thread(target=write, daemon=True)
-            writer.start()
             try:
+                writer.start()
                 yield
                 while (piece := pieces.get()) is not None:
                     text, read = piece
                     yield text
                 read = None
             finally:
-                self._cancelled.set()
-                writer.join()
-                [answer] = result
-                if isinstance(answer, BaseException):
-                    raise answer
-                if read != 0:
-                    self._say(prompt, answer[:read], generation)
+                cancelled.set()
+                if writer.ident is not None:  # else Ctrl-C came as it began
+                    writer.join()
+                if result and isinstance(result[0], BaseException):
+                    raise result[0]
+                if result and read != 0:
+                    self._say(prompt, result[0][:read], generation)
 
     def _say(self, prompt, ids, generation):
         """Takes question and answer into the conversation; returns the answer's text."""

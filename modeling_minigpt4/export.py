@@ -6,6 +6,7 @@
     *.py                                             the code of model and processor
     lora/                                            with `light`: LoRA adapters; else they are merged into the weights
     handler.py, app.py, requirements.txt             for an Endpoint and a Space; what the code above imports
+    abilities/*.png                                  pictures that the Space offers as examples
     README.md, LICENSE, CITATION.cff                 the model card, from `model_card.md`
     examples/*.jpg                                   pictures that the card shows, with the model's own answers
     training.json                                    recipes and summaries of the runs that trained it
@@ -59,7 +60,9 @@ _COPIED = [
 _RELATIVE_IMPORT = re.compile(r"^(\s*from )(\.+)((?:\w+\.)*)(\w+)(?= import )", re.MULTILINE)
 _EXPORTED_SUFFIXES = {".py", ".json", ".safetensors", ".jinja", ".model", ".txt", ".md", ".cff"}
 _EXAMPLES = "examples"
-_FOLDERS = {_EXAMPLES: {".jpg"}, LORA: {".json", ".safetensors"}}  # in an export, and what is in them
+_ABILITIES = Path(__file__).with_name("abilities")
+# In an export, and what is in them.
+_FOLDERS = {_EXAMPLES: {".jpg"}, _ABILITIES.name: {".png"}, LORA: {".json", ".safetensors"}}
 _EXAMPLE_SIDE, _EXAMPLE_TOKENS = 512, 60  # pixels of a stored picture's longer side; longest answer about it
 
 # What an earlier export may have left on the Hub: weights in more or fewer files would be loaded in place of the new ones.
@@ -222,6 +225,7 @@ def _write_about(model, folder, repo_id, light, card_data, examples, training):
     """The rest: card, licence, citation, requirements, a Space's app.py, and the training runs that the card shows."""
     for source in _COPIED:
         shutil.copyfile(source, folder / source.name)
+    shutil.copytree(_ABILITIES, folder / _ABILITIES.name, copy_function=shutil.copyfile)
     requirements = _requirements(model, light)
     (folder / "requirements.txt").write_text("\n".join(requirements) + "\n", "utf-8")
     if training:

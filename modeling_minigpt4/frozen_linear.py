@@ -20,11 +20,11 @@ from torch.utils.weak import WeakTensorKeyDictionary
 def frozen_linears(model):
     """A context in which the frozen linear layers of a `MiniGPT4ForConditionalGeneration` run the fastest way.
 
-    Not under torch.compile, which calls oneDNN by itself, and not where activations are computed again: backward does that,
-    and no context reaches there.
+    Not where something is compiled, as the compiler calls oneDNN by itself; and not where activations are computed again:
+    backward does that, and no context reaches there.
     """
-    checkpointing = any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
-    if torch.compiler.is_compiling() or checkpointing:
+    compiled = torch.compiler.is_compiling() or any(module._compiled_call_impl for module in model.modules())
+    if compiled or any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
         return nullcontext()
     if model.float8:
         return FrozenLinears(_fits_float8, _Float8Linear)

@@ -12,8 +12,6 @@ stands behind it changes no loss. So no group needs a mask, and each is as long 
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-GROUP_COST = 64  # what one more group costs, in tokens: launches, and matrix products with fewer rows
-
 
 class LossByGroups(torch.autograd.Function):
     """inputs_embeds [B, L, D], targets [B, L] -> the sum of `loss_of(inputs_embeds, targets)` over groups of rows.
@@ -95,15 +93,17 @@ def group_rows(lengths, tokens_at_once):
     """Rows of like length as [(their indices, the longest's length), ...], longest first.
 
     Of all ways to cut the sorted rows into groups of at most `tokens_at_once` tokens (or a single row), padding included,
-    the one with the fewest tokens, where each group counts for GROUP_COST more.
+    the one with the fewest tokens, where each group costs a sixteenth of `tokens_at_once` more: its launches, and matrix
+    products with fewer rows than fill the device.
     """
+    group_cost = tokens_at_once // 16
     order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
     cheapest = [(0, 0)]  # of the first 0, 1, ... rows: tokens, and where the last group begins
     for end in range(1, len(order) + 1):
         tokens = [(start, lengths[order[start]] * (end - start)) for start in range(end)]
         cheapest.append(
             min(
-                (cheapest[start][0] + count + GROUP_COST, start)
+                (cheapest[start][0] + count + group_cost, start)
                 for start, count in tokens
                 if count <= tokens_at_once or start == end - 1
             )

@@ -200,11 +200,16 @@ def _folder(folder, section, where, streaming):
         if len(files) > 1:
             names = ", ".join(path.name for path in files[:5])
             raise ValueError(f"{where}: {len(files)} tables ({names}); expected one, or set data.path to one of them")
-    files = files or sorted(folder.rglob("*.tar")) or sorted(folder.rglob("*.parquet"))
+    files = files or sorted(folder.rglob("*.tar")) or _of_split(sorted(folder.rglob("*.parquet")), section.split)
     if files:
         return _files([str(file) for file in files], section, where, streaming)
     names = ", ".join(sorted(path.name for path in folder.iterdir())[:5])
     raise ValueError(f"{where}: found {names or 'nothing'} there; {EXPECTED}")
+
+
+def _of_split(files, split):
+    """Those whose names begin with the split's, as the Hub has them (train-00000.parquet); all, if none does."""
+    return [file for file in files if file.name.startswith(split)] or files
 
 
 def _files(files, section, where, streaming):

@@ -13,6 +13,8 @@ import minigpt4
 COMMANDS = {
     "quickstart": "train the embedded default on composed scenes, in both stages, and report what it learned",
     "chat": "ask about pictures",
+    "web": "talk about pictures in the browser",
+    "serve": "answer over HTTP, as OpenAI's API does",
     "caption": "describe every picture in a folder",
     "evaluate": "measure a model: failures, captions, questions, composed scenes; figures, intervals and a report",
     "export": "write a model as a folder for the Hub",
@@ -33,7 +35,9 @@ def main(argv=None):
         subparser = subparsers.add_parser(name, help=summary, description=module.__doc__)
         module.add_arguments(subparser)
         subparser.set_defaults(run=module.run)
-    arguments = parser.parse_args(argv)
+    arguments, arguments.passed_on = parser.parse_known_args(argv)
+    if arguments.passed_on and arguments.command != "serve":
+        parser.error(f"unrecognized arguments: {' '.join(arguments.passed_on)}")
     return run_reporting_errors(lambda: arguments.run(arguments), f"minigpt4 {arguments.command}")
 
 
@@ -50,7 +54,7 @@ def run_reporting_errors(run, name):
         print(f"{name}: {lines[0]}", file=sys.stderr)
         return 2
     except ImportError as error:
-        extras = "pip install 'minigpt4-hf[embedded,quickstart,metrics,peft]'"
+        extras = "pip install 'minigpt4-hf[embedded,quickstart,metrics,peft,web,curation,serving]'"
         print(f"{name}: {str(error).strip().splitlines()[0]}; run `{extras}`", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

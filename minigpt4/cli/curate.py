@@ -4,6 +4,9 @@ Steps: sample, generate, fix, filter, verify, publish; one, or several in a row.
 so that the same command goes on after a stop. Without a step the store's counts are printed.
 """
 
+import contextlib
+import os
+
 STEPS = ("sample", "generate", "fix", "filter", "verify", "publish")
 
 
@@ -23,6 +26,7 @@ def add_arguments(parser):
     group = parser.add_argument_group("generate")
     group.add_argument("--model", metavar="embedded|DIR|ID", help="the stage-1 model; with --model-url its name there")
     group.add_argument("--model-url", metavar="URL", help="an OpenAI-compatible server that serves the model (vLLM, say)")
+    group.add_argument("--model-key-env", default="", metavar="NAME", help="variable of the environment with its key")
     group.add_argument("--form", choices=("chat", "caption"), default="chat", help="ask as the paper does (chat), or let a "
                        "small LLM caption first, as in stage 1 (caption)")  # fmt: skip
     group.add_argument("--batch-size", type=int, default=16, metavar="N", help="pictures at a time (default: 16)")
@@ -35,8 +39,9 @@ def add_arguments(parser):
     group.add_argument("--fixer", metavar="NAME", help="the LLM, as its server calls it")
     group.add_argument("--fixer-url", metavar="URL", help="an OpenAI-compatible server (default: OpenAI's)")
     group.add_argument("--fixer-temperature", type=float, metavar="X", help="default: the server's own")
-    group.add_argument("--key-env", default="OPENAI_API_KEY", metavar="NAME", help="variable of the environment that holds "
-                       "the key of either server (default: OPENAI_API_KEY)")  # fmt: skip
+    group.add_argument(
+        "--key-env", default="OPENAI_API_KEY", metavar="NAME", help="variable with its key (default: OPENAI_API_KEY)"
+    )
     group.add_argument("--concurrency", type=int, default=8, metavar="N", help="requests under way at a time (default: 8)")
     group.add_argument("--retries", type=int, default=5, metavar="N", help="of a request (default: 5)")
     group.add_argument("--timeout", type=float, default=120, metavar="S", help="seconds for a request (default: 120)")
@@ -57,24 +62,30 @@ def add_arguments(parser):
     group.add_argument("--port", type=int, default=7860, metavar="N", help="of the page (default: 7860)")
 
     group = parser.add_argument_group("publish")
-    group.add_argument("--output", metavar="DIR", help="the folder to publish to")
+    group.add_argument("--output", metavar="DIR", help="the folder to publish to; the demo's (outputs/curation)")
     group.add_argument("--layout", choices=("datasets", "cc_sbu_align"), default="datasets", help="default: datasets")
     group.add_argument("--validation", type=float, default=0.05, metavar="X", help="share of the pictures (default: 0.05)")
+    group.add_argument("--license", metavar="ID", help="of the pictures, for the card: cc-by-4.0, say")
+    group.add_argument("--credit", default="", metavar="TEXT", help="whose pictures they are, for the card")
     group.add_argument("--push", metavar="REPO", help="upload the folder to this data-set repository of the Hub")
     group.add_argument("--private", action="store_true", help="with --push: a private one")
 
 
 def run(arguments):
     """Runs the steps in order, and prints a line on each."""
+    if arguments.demo:
+        return _demo(arguments)
     _check(arguments)
     from ..processing.curation.store import Store
 
+    first = int(os.environ.get("RANK", "0")) == 0  # of the processes of `accelerate launch`
     with Store(arguments.store, create="sample" in arguments.steps) as store:
         if not arguments.steps:
             print("\n".join(f"{step:<9}{store.count(step):>9,} done" for step in STEPS[:-1]))
         for step in arguments.steps:
-            with store.only_one(step):
-                print(globals()[f"_{step}"](store, arguments))
+            if first or step == "generate":  # the others have nothing to compute
+                with store.only_one(step) if first else contextlib.nullcontext():
+                    print(globals()[f"_{step}"](store, arguments))
 
 
 def _check(arguments):
@@ -106,6 +117,29 @@ def _check(arguments):
         raise ValueError("--private is about the repository that --push uploads to; add --push REPO")
 
 
+def _demo(arguments):
+    if arguments.steps or arguments.store:
+        raise ValueError("--demo runs every step over a store of its own; leave the steps and --store out")
+    if arguments.count is not None and arguments.count < 10:
+        raise ValueError(f"--count is {arguments.count}; expected 10 or more, for something has to survive")
+    from ..processing.curation.demo import COUNT, STAGE1, demo
+
+    output = arguments.output or "outputs/curation"
+    summary = demo(output, arguments.model or STAGE1, arguments.count or COUNT, arguments.seed)
+    before, after = summary["before_stage2"], summary["after_stage2"]
+    print(
+        f"""
+pictures            {summary["pictures"]} drawn, {summary["published"]} published ({summary["survived"]:.0%})
+answers that fail   {before["failures"]:.0%} before stage 2 on this set, {after["failures"]:.0%} after
+objects named       {before["objects_named"]:.0%} before, {after["objects_named"]:.0%} after
+cost                {summary["seconds"]["all"] / 60:.1f} min
+
+{output}/set is the data set, {output}/stage2/model the model. Next:
+  minigpt4 curate verify --store {output}/curation.sqlite        (see the pictures and texts)
+  minigpt4 chat --model {output}/stage2/model --image {output}/pictures/00000.png"""
+    )
+
+
 def _sample(store, arguments):
     from ..processing.curation.sample import sample
 
@@ -116,8 +150,9 @@ def _generate(store, arguments):
     from ..processing.curation.generate import Describer, generate, generate_by_server
 
     if arguments.model_url:
-        endpoint = _endpoint(arguments, arguments.model, arguments.model_url)
+        endpoint = _endpoint(arguments, arguments.model, arguments.model_url, arguments.model_key_env)
         return generate_by_server(store, endpoint, arguments.max_new_tokens, arguments.temperature, arguments.seed)
+    import torch
     from accelerate import PartialState
 
     from ..models import load
@@ -126,16 +161,20 @@ def _generate(store, arguments):
     if arguments.temperature is not None:
         decoding |= {"do_sample": arguments.temperature > 0}
         decoding |= {"temperature": arguments.temperature} if arguments.temperature > 0 else {}
+    state = PartialState(cpu=not torch.accelerator.is_available())  # without a device the processes meet over gloo
     model, processor = load(arguments.model)
-    describer = Describer(model.to(PartialState().device), processor, arguments.model, arguments.form, **decoding)
-    return generate(store, describer, arguments.batch_size, arguments.seed)
+    describer = Describer(model.to(state.device), processor, arguments.model, arguments.form, **decoding)
+    state.wait_for_everyone()  # till the first process has sampled, and till all have described
+    report = generate(store, describer, arguments.batch_size, arguments.seed)
+    state.wait_for_everyone()
+    return report
 
 
 def _fix(store, arguments):
     from ..processing.curation.endpoint import OPENAI
     from ..processing.curation.fix import dry_run, fix
 
-    endpoint = _endpoint(arguments, arguments.fixer, arguments.fixer_url or OPENAI)
+    endpoint = _endpoint(arguments, arguments.fixer, arguments.fixer_url or OPENAI, arguments.key_env)
     if arguments.dry_run:
         return dry_run(store, endpoint, arguments.price)
     return fix(store, endpoint, arguments.fixer_temperature, prices=arguments.price)
@@ -165,13 +204,15 @@ def _verify(store, arguments):
 def _publish(store, arguments):
     from ..processing.curation.publish import publish, push
 
-    report = publish(store, arguments.output, arguments.layout, arguments.validation)
+    name = (arguments.push or arguments.output).rstrip("/").rpartition("/")[2]
+    told = {"name": name, "license": arguments.license, "credit": arguments.credit}
+    report = publish(store, arguments.output, arguments.layout, arguments.validation, **told)
     if arguments.push:
         return f"{report}\npushed to {push(arguments.output, arguments.push, arguments.private)}"
     return f"{report}; in {arguments.output}"
 
 
-def _endpoint(arguments, model, url):
+def _endpoint(arguments, model, url, key_variable):
     from ..processing.curation.endpoint import Endpoint
 
-    return Endpoint(model, url, arguments.key_env, arguments.concurrency, arguments.retries, arguments.timeout)
+    return Endpoint(model, url, key_variable, arguments.concurrency, arguments.retries, arguments.timeout)

@@ -12,14 +12,15 @@ TEMPLATE = Path(__file__).with_name("dataset_card.md")
 SAMPLES = 5
 
 
-def dataset_card(store, splits, layout, name):
-    """The text of README.md. `splits`: {split: pictures}; `layout`: see publish.py.
+def dataset_card(store, splits, layout, name, license=None, credit=""):
+    """The text of README.md. `splits`: {split: pictures}; The rest: see `publish`.
 
     Of where things ran it names the last part of a path and the host of a server: no key and no user is in the store.
     """
     values = {
         "name": name,
-        "metadata": yaml.safe_dump(_metadata(splits, layout, name), sort_keys=False).strip(),
+        "credit": credit,
+        "metadata": yaml.safe_dump(_metadata(splits, layout, name, license), sort_keys=False).strip(),
         "splits": splits,
         "layout": layout,
         "steps": _steps(store, splits),
@@ -37,10 +38,11 @@ def dataset_card(store, splits, layout, name):
     return environment.from_string(TEMPLATE.read_text("utf-8")).render(**values)
 
 
-def _metadata(splits, layout, name):
+def _metadata(splits, layout, name, license):
     metadata = {
         "pretty_name": name,
         "language": ["en"],
+        **({"license": license} if license else {}),
         "task_categories": ["image-to-text", "image-text-to-text"],
         "tags": ["minigpt4-curation", "synthetic", "image-captioning", "instruction-tuning"],
     }

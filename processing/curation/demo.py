@@ -22,7 +22,6 @@ import urllib.request
 from pathlib import Path
 
 import torch
-from datasets import load_dataset
 
 from ...files import write_bytes, write_json
 from ...generation import answers, chat_prompt
@@ -33,9 +32,8 @@ from ...models import load
 from ...recipes import load_recipe
 from ...training import cache_features, train, versions
 from ..collator import IGNORE, MiniGPT4DataCollator
-from ..datasets import PictureTexts
 from ..image_processing_minigpt4 import load_image
-from ..scenes import DETAIL_INSTRUCTIONS, scenes
+from ..scenes import ARTWORK_LICENSE, DETAIL_INSTRUCTIONS, scenes
 from .endpoint import Endpoint
 from .filter import filter_texts
 from .fix import fix
@@ -50,7 +48,7 @@ COUNT, SCENE_SEED = 80, 1001  # the quickstart trains on other seeds
 HELD_OUT, LONGEST = 40, 120  # scenes and tokens of the measure before and after
 MIN_WORDS = 5  # stage 1's captions are short
 LIKELIER = 1.6  # nats per token: captions of other pictures stay below, those of their own above
-STAGE2_STEPS = 60
+STAGE2_STEPS, STAGE2_BATCH = 60, 8
 FIXER = "SmolLM2-135M-Instruct"
 
 
@@ -84,7 +82,8 @@ def demo(output, model=STAGE1, count=COUNT, seed=0):
         step("fix", lambda: _fix(store, output / FIXER))
         step("filter", lambda: filter_texts(store, min_words=MIN_WORDS))
         step("verify", lambda: _decide(store, looks, processor, output / "decisions.jsonl"))
-        published = step("publish", lambda: publish(store, output / "set", name="Composed scenes, curated by minigpt4"))
+        told = {"name": "Composed scenes, curated by minigpt4", "license": "cc-by-sa-4.0", "credit": f"{ARTWORK_LICENSE}."}
+        published = step("publish", lambda: publish(store, output / "set", **told))
         counts = _counts(store)
     held = _Held(looks, processor, seed)
     before = held.measure(looks, processor)
@@ -231,17 +230,13 @@ def _counts(store):
 
 def _stage2(output, stage1):
     """Stage 2 on the published set, from the stage-1 model on."""
-    rows = load_dataset(str(output / "set"), split="train", cache_dir=str(output / "cache"))
-    texts = [
-        {"picture": i, "instruction": instruction, "text": text}
-        for i, text in enumerate(rows["text"])
-        for instruction in DETAIL_INSTRUCTIONS
-    ]
     recipe = load_recipe("stage2-embedded")
     recipe.output = str(output / "stage2")
     recipe.model.projection = str(stage1)
-    recipe.train = dataclasses.replace(recipe.train, steps=STAGE2_STEPS, learning_rate=5e-3, warmup_steps=10)
-    model, processor, _ = train(recipe, dataset=PictureTexts(rows, texts))
+    recipe.data.path = str(output / "set")
+    changes = {"steps": STAGE2_STEPS, "batch_size": STAGE2_BATCH, "learning_rate": 5e-3, "warmup_steps": 10}
+    recipe.train = dataclasses.replace(recipe.train, **changes)
+    model, processor, _ = train(recipe)
     return model, processor
 
 

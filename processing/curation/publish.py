@@ -30,13 +30,14 @@ _FEATURES = Features({"image": Image(), "text": Value("string"), "picture": Valu
 _SHARD_BYTES, _ROWS_AT_ONCE = 500_000_000, 64
 
 
-def publish(store, output, layout="datasets", validation=VALIDATION, name="minigpt4-curated"):
+def publish(store, output, layout="datasets", validation=VALIDATION, name="minigpt4-curated", license=None, credit=""):
     """Writes the accepted and edited pairs to a folder; returns a `Report`.
 
     Args:
         output: a new folder, or an earlier publication, which it replaces as a whole.
         validation: share of the pictures that are for validation ("datasets" only: the original has no such split).
         name: the data set's title.
+        license: the pictures' licence, as the Hub spells it ("cc-by-sa-4.0"). credit: whose they are, for the card.
 
     Raises:
         ValueError: nothing was accepted yet; the folder holds something else.
@@ -58,7 +59,7 @@ def publish(store, output, layout="datasets", validation=VALIDATION, name="minig
         splits = write(store, rows, scratch, validation, report)
         if not sum(splits.values()):
             raise ValueError(f"{store.path}: of {total} accepted pictures none can be read")
-        write_bytes(scratch / "README.md", dataset_card(store, splits, layout, name).encode())
+        write_bytes(scratch / "README.md", dataset_card(store, splits, layout, name, license, credit).encode())
         sync_files(scratch)
         _swap(scratch, output)
     finally:

@@ -15,7 +15,10 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from ...files import write_bytes
+from ...recipes import SourceSection
 from ..image_processing_minigpt4 import load_image
+from ..samples import BrokenSample, content
+from ..sources import open_source
 from .report import Report, chunks
 
 
@@ -23,7 +26,8 @@ def sample(store, source, count=5000, seed=0):
     """Draws `count` pictures from a source and records them; returns a `Report`.
 
     Args:
-        source: a folder (with folders in it), or webdataset shards: a .tar file, or a glob of them.
+        source: a folder of pictures (with folders in it), or any source of captioned pictures that training takes (see
+            processing/sources.py): tar shards, parquet, the id of a data set on the Hub, ...
 
     A picture of a folder stays where it is; one of a stream is kept beside the store. One that cannot be read is reported
     and left out, so is one whose content was drawn already.
@@ -59,16 +63,18 @@ def pictures_of(source):
     Raises:
         ValueError: nothing there, or not readable.
     """
-    root = Path(source)
-    if root.is_dir() and not any(root.glob("*.tar")):
-        yield from _files(root)
-    else:
-        yield from _shards(source)
+    files = _files(Path(source))
+    first = next(files, None)
+    if first is None:
+        yield from _stream(source)
+        return
+    yield first
+    yield from files
 
 
 def _files(root):
     suffixes = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
-    found, folders = False, [root]
+    folders = [root] if root.is_dir() else []
     while folders:
         with os.scandir(folders.pop()) as entries:
             for entry in entries:
@@ -76,29 +82,19 @@ def _files(root):
                 if entry.is_dir(follow_symlinks=False):
                     folders.append(path)
                 elif path.suffix.lower() in suffixes and entry.is_file():
-                    found = True
                     yield path.relative_to(root).as_posix(), lambda path=path: (path.read_bytes(), path.absolute())
-    if not found:
-        raise ValueError(f"{root}: no pictures in this folder; expected files such as .jpg or .png")
 
 
-def _shards(source):
-    from datasets import Image as ImageFeature
-    from datasets import load_dataset
-
-    root = Path(source)
-    shards = sorted(map(str, root.glob("*.tar") if root.is_dir() else root.parent.glob(root.name)))
-    if not shards or not str(source):
-        raise ValueError(f"{source}: no such pictures; expected a folder, or webdataset shards (.tar)")
+def _stream(source):
+    section = SourceSection(path=str(source))
     try:
-        rows = load_dataset("webdataset", data_files=shards, split="train", streaming=True)
-        columns = [name for name, feature in (rows.features or {}).items() if isinstance(feature, ImageFeature)]
-        for row in rows.cast_column(columns[0], ImageFeature(decode=False)):
-            picture = row[columns[0]]["bytes"]
-            name = f"{Path(row['__url__']).name}/{row['__key__']}"
-            yield name, lambda picture=picture: (picture, None)
-    except Exception as error:  # of many kinds: tar, json, arrow, and its own
-        raise ValueError(f"{source}: cannot be read as webdataset shards ({str(error).splitlines()[0]})") from error
+        opened = open_source(section, streaming=True)
+    except ValueError as error:
+        raise ValueError(str(error).removeprefix("data.path ")) from error
+    for number, shard in enumerate(opened.shards):
+        for sample in opened.read(number):
+            name = f"{number}/{Path(shard).name}:{sample.key}"
+            yield name, lambda sample=sample: (content(opened.parse(sample), section, opened.root).pictures[0], None)
 
 
 def _bound(found, count, seed, scratch):
@@ -125,6 +121,8 @@ def _row(store, name, read):
         data, path = read()
     except OSError as error:
         raise ValueError(f"{name}: cannot be read ({error.strerror})") from error
+    except BrokenSample as error:
+        raise ValueError(f"{name}: {error}") from error
     try:
         load_image(data)
     except ValueError as error:

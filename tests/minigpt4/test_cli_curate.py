@@ -1,6 +1,11 @@
 """`minigpt4 curate`: steps in a row, what is missing, one line for what is wrong."""
 
 import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from curation import ChatServer, make_pictures
@@ -50,13 +55,32 @@ def test_all_steps_in_a_row_and_then_nothing_is_left_to_do(base, tmp_path, capsy
         assert path.is_dir() or KEY.encode() not in path.read_bytes()
 
 
+def test_two_processes_share_the_generation(base, tmp_path):
+    script = Path(__file__).parents[2] / "trainer_scripts" / "curate.py"
+    pictures, store = make_pictures(tmp_path / "pictures", 10), tmp_path / "store.sqlite"
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    launch += ["--main_process_port", "0", str(script)]
+    arguments = ["sample", "generate", "--store", store, "--pictures", pictures, "--model", base, "--max-new-tokens", "4"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*launch, *map(str, arguments)], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    shares = [int(share) for share in re.findall(r"generate: (\d+) done", done.stdout)]
+    assert len(shares) == 2 and sum(shares) == 10 and min(shares) > 0
+    with Store(store) as opened:
+        assert opened.count("generate") == 10 and len(opened.runs("generate")) == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["generate"], "--store is missing"),
+        (["--demo", "--model", "/nowhere"], "/nowhere: no model there"),
+        (["--demo", "--count", "3"], "--count is 3; expected 10 or more"),
+        (["--demo", "sample"], "leave the steps and --store out"),
         (["describe", "--store", "s"], "describe: no such step; expected any of sample, generate"),
         (["sample", "--store", "{tmp}/s"], "sample needs --pictures"),
-        (["sample", "--store", "{tmp}/s", "--pictures", "{tmp}/none"], "no such pictures"),
+        (["sample", "--store", "{tmp}/s", "--pictures", "{tmp}/none"], "no such file or folder"),
         (["sample", "--store", "{tmp}/no/folder/s", "--pictures", "{tmp}"], "unable to open database file"),
         (["filter", "--store", "{tmp}/s"], "no such curation store"),
         (["fix", "--store", "{store}", "--fixer", "m"], "OPENAI_API_KEY is not set"),

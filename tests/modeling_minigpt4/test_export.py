@@ -128,6 +128,7 @@ def test_full_folder(original, processor, tmp_path):
         "CITATION.cff",
         "requirements.txt",
         "app.py",
+        "abilities",
         "handler.py",
     }
     config = read_json(folder / "config.json")

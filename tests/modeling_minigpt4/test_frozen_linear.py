@@ -1,5 +1,7 @@
 """oneDNN's and FP8 linear layers against PyTorch's own: values, gradients, and what is left to PyTorch."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -50,7 +52,11 @@ def test_values_and_gradients_are_pytorchs(shape, bias, products, onednn):
 def test_all_else_is_left_to_pytorch(products, onednn):
     frozen = nn.Linear(8, 8).requires_grad_(False)
     with onednn:
-        nn.Linear(8, 8)(torch.randn(2, 8)).sum().backward()  # trained
+        nn.Linear(8, 8, bias=False)(torch.randn(2, 8))  # trained
+        half_frozen = nn.Linear(8, 8)
+        half_frozen.weight.requires_grad_(False)
+        half_frozen(torch.randn(2, 8)).sum().backward()
+        assert half_frozen.bias.grad is not None
         frozen.double()(torch.randn(2, 8).double())
         frozen.bfloat16()(torch.randn(2, 8).bfloat16())
         frozen.float()(torch.randn(0, 8))
@@ -75,9 +81,12 @@ def test_training_asks_onednn_for_each_frozen_layer(products, original, collator
 
 
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing")
-def test_activations_that_are_computed_again_are_left_to_pytorch(original):
-    """Backward computes them, where no context reaches; a forward pass of another kind would not fit."""
+def test_what_is_compiled_or_computed_again_is_left_to_pytorch(original):
+    """Backward computes activations again, where no context reaches; a forward pass of another kind would not fit."""
+    compiled = copy.deepcopy(original)
+    compiled.model.language_model.layers[0].compile()
     assert isinstance(frozen_linears(original), FrozenLinears)
+    assert not isinstance(frozen_linears(compiled), FrozenLinears)
     original.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     assert not isinstance(frozen_linears(original), FrozenLinears)
 

@@ -13,6 +13,9 @@ from PIL import Image
 
 from minigpt4.processing.curation.publish import check_output, is_validation, publish
 from minigpt4.processing.curation.verify import Desk
+from minigpt4.processing.datasets import training_data
+from minigpt4.processing.scenes import DETAIL_INSTRUCTIONS
+from minigpt4.recipes import DataSection
 
 STEPS = ("sample", "generate", "fix", "filter")
 
@@ -42,10 +45,22 @@ def test_the_data_set_has_the_accepted_pairs_split_by_picture(store, tmp_path):
         assert row["image"].tobytes() == Image.open(path).tobytes()
 
 
+@pytest.mark.parametrize("layout", ["datasets", "cc_sbu_align"])
+def test_stage_2_trains_from_it_by_its_folder_with_one_of_the_papers_instructions(store, tmp_path, layout):
+    report = publish(store, tmp_path / "set", layout, validation=0.4)
+    data = training_data(DataSection(path=str(tmp_path / "set")), stage=2)
+    assert {item["text"] for item in data.texts} <= {row["text"] for row in store.rows("SELECT text FROM decisions")}
+    assert {item["instruction"] for item in data.texts} <= set(DETAIL_INSTRUCTIONS)
+    assert len({item["text"] for item in data.texts}) == report.counts["for train"]
+    assert data[0]["image"].size == (32, 24)
+
+
 def test_the_card_counts_every_step_and_shows_models_and_samples_as_they_are(store, tmp_path):
-    publish(store, tmp_path / "set")
+    publish(store, tmp_path / "set", license="cc-by-4.0", credit="Pictures: nobody's.")
     card = (tmp_path / "set" / "README.md").read_text("utf-8")
     for line in (
+        "license: cc-by-4.0",
+        "Pictures: nobody's.",
         "| pictures drawn | 12 |",
         "| accepted | 9 |",
         "| accepted with an edited text | 1 |",

@@ -73,7 +73,7 @@ def test_a_picture_that_vanished_or_changed_is_named(tmp_path, store):
         read_picture(store, second)
 
 
-@pytest.mark.parametrize(("source", "message"), [("nowhere", "no such pictures"), ("empty", "no pictures in this folder")])
+@pytest.mark.parametrize(("source", "message"), [("nowhere", "no such file or folder"), ("empty", "found nothing there")])
 def test_a_source_without_pictures_is_named(tmp_path, store, source, message):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=message):

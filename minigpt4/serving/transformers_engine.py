@@ -1,0 +1,307 @@
+"""`transformers serve` for a MiniGPT-4: its launcher, model manager and generation, behind `Guard` and our two routes.
+
+Of the engine's own app only the chat is used. Its other routes would load any model of the Hub for anybody, or take pictures
+past the guard.
+"""
+
+import contextlib
+import functools
+import json
+import logging
+import time
+import uuid
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Field
+from starlette.applications import Starlette
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from .answers import QueueStreamer, StopText
+from .guard import CHAT, Guard, RequestError, error_body, error_response, read
+
+_log = logging.getLogger(__name__)
+
+MAX_ACTIVE = 256  # requests that are being answered or wait for it
+MAX_TOKENS = 1024  # of an answer whose request names no limit
+_Stop = Annotated[str, Field(min_length=1, max_length=100)]
+
+
+class _StreamOptions(BaseModel):
+    include_usage: bool = False
+
+
+class Settings(BaseModel):
+    """What a request may ask for besides its messages. What cannot be done is refused, and not left out quietly."""
+
+    model: str | None = None
+    stream: bool = False
+    stream_options: _StreamOptions | None = None
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+    stop: _Stop | Annotated[list[_Stop], Field(max_length=4)] | None = None
+    n: Literal[1] | None = None
+    logprobs: Literal[False] | None = None
+    frequency_penalty: Literal[0] | None = None
+    presence_penalty: Literal[0] | None = None
+    tools: Annotated[list[Any], Field(max_length=0)] | None = None
+    response_format: dict[Literal["type"], Literal["text"]] | None = None
+
+
+def check():
+    """Raises ImportError if the engine's own requirements are not installed."""
+    import openai  # noqa: F401
+    import uvicorn  # noqa: F401
+    from fastapi import FastAPI  # noqa: F401
+
+
+def serve(folder, name, host, port, hosts, flags):
+    """Runs `transformers serve` until it is stopped.
+
+    Args:
+        folder: of the model, or its id on the Hub.
+        name: what the clients call it.
+        hosts: that pictures may be fetched from.
+        flags: further arguments of `transformers serve`, as on its command line.
+
+    Raises:
+        ValueError: a flag that it does not know, or "@" in the folder's name, which it reads as a revision.
+    """
+    import typer
+    from transformers.cli.serve import Serve
+    from transformers.cli.serving import server, utils
+
+    if "@" in str(folder):
+        raise ValueError(f"{folder}: `transformers serve` reads what follows the @ as a revision; rename the folder")
+    register()
+
+    def build(model_manager, chat_handler, *_, **__):
+        _, processor = _loaded(model_manager)
+        utils.DirectStreamer = functools.partial(QueueStreamer, processor)
+        return build_app(model_manager, chat_handler, name, hosts)
+
+    server.build_server = build
+    command = typer.Typer(add_completion=False)
+    command.command()(Serve)
+    try:
+        typer.main.get_command(command).main(
+            [str(folder), "--host", host, "--port", str(port), *flags], "transformers serve", standalone_mode=False
+        )
+    except Exception as error:
+        if hasattr(error, "format_message"):  # click's, which typer may bring along under another name
+            raise ValueError(error.format_message()) from error
+        raise
+
+
+def register():
+    """Lets the engine find our class, which it looks for by name, as a model that sees pictures."""
+    import transformers
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+    from .. import MiniGPT4ForConditionalGeneration
+
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES["minigpt4"] = MiniGPT4ForConditionalGeneration.__name__
+    transformers.MiniGPT4ForConditionalGeneration = MiniGPT4ForConditionalGeneration
+
+
+def _loaded(model_manager):
+    """(model, processor) that the engine is pinned to; it loaded them when it started."""
+    return model_manager.load_model_and_processor(model_manager.process_model_name(model_manager.force_model))
+
+
+def build_app(model_manager, chat_handler, name, hosts=()):
+    """The ASGI app: the guard, `/v1/chat/completions`, `/v1/models` and `/health`.
+
+    Args:
+        model_manager, chat_handler: the engine's `ModelManager`, pinned to one model, and `ChatCompletionHandler`.
+    """
+    chat = _Chat(model_manager, chat_handler, name)
+    card = {"id": name, "object": "model", "created": int(time.time()), "owned_by": "minigpt4"}
+
+    async def models(request):
+        return JSONResponse({"object": "list", "data": [card]})
+
+    async def model(request):
+        _check_name(request.path_params["name"], name)
+        return JSONResponse(card)
+
+    async def health(request):
+        return JSONResponse({"status": "ok"})
+
+    async def refused(request, error):
+        return error_response(error)
+
+    async def bad_value(request, error):
+        return error_response(RequestError(400, str(error), "invalid_value"))
+
+    async def failed(request, error):  # what went wrong is in the server's log
+        return JSONResponse(error_body(500, "the server failed to answer this request"), 500)
+
+    async def missing(request, error):
+        return error_response(RequestError(404, "no such route", "not_found"))
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app):
+        yield
+        model_manager.shutdown()
+
+    app = Starlette(
+        routes=[
+            Route(CHAT, chat.answer, methods=["POST"]),
+            Route("/v1/models", models),
+            Route("/v1/models/{name:path}", model),
+            Route("/health", health),
+        ],
+        exception_handlers={RequestError: refused, ValueError: bad_value, Exception: failed, 404: missing, 405: missing},
+        lifespan=lifespan,
+    )
+    return Guard(app, hosts)
+
+
+def _check_name(asked, name):
+    if asked not in (None, name):
+        raise RequestError(404, f"no model {asked[:80]!r} here; there is {name!r}", "model_not_found", "model")
+
+
+class _Chat:
+    """Answers chat requests with the engine's handler, always as a stream, which can be stopped."""
+
+    def __init__(self, model_manager, handler, name):
+        self.manager, self.handler, self.name, self.active = model_manager, handler, name, 0
+
+    async def answer(self, request):
+        """The route: a checked request -> JSON, or an event stream."""
+        body = await request.json()
+        settings = read(Settings, body)
+        _check_name(settings.model, self.name)
+        if self.active >= MAX_ACTIVE:
+            raise RequestError(429, f"{MAX_ACTIVE} requests are waiting already; try again later", "rate_limit_exceeded")
+        model, processor = _loaded(self.manager)
+        prompt_tokens = _count_tokens(processor, body["messages"])
+        config = _generation_config(model, prompt_tokens, settings)
+        engine_body = {
+            "model": self.manager.force_model,
+            "messages": body["messages"],
+            "generation_config": json.dumps(config),
+            "stream": True,
+            **({} if settings.seed is None else {"seed": settings.seed}),
+        }
+        response = await self.handler.handle_request(engine_body, str(uuid.uuid4()))
+        pieces = self._pieces(response.body_iterator, processor, settings, prompt_tokens)
+        head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": self.name}
+        if settings.stream:
+            options = settings.stream_options or _StreamOptions()
+            return StreamingResponse(_events(pieces, head, options.include_usage), media_type="text/event-stream")
+        return await _whole(request, pieces, head)
+
+    async def _pieces(self, events, processor, settings, prompt_tokens):
+        """Texts to show, then (finish_reason, usage). Closing it stops the generation after the token at hand."""
+        stops = [settings.stop] if isinstance(settings.stop, str) else settings.stop or []
+        stop, written = StopText(stops), ""
+        self.active += 1
+        try:
+            async with contextlib.aclosing(events), contextlib.aclosing(_parsed(events)) as chunks:
+                async for chunk in chunks:
+                    choice = chunk["choices"][0]
+                    piece = choice["delta"].get("content", "")
+                    written += piece
+                    if text := stop.feed(piece):
+                        yield text
+                    if stop.found:
+                        end = "stop", len(processor.tokenizer.encode(written, add_special_tokens=False))
+                        break
+                    if choice.get("finish_reason"):
+                        end = choice["finish_reason"], chunk["usage"]["completion_tokens"]
+            if stop.held:
+                yield stop.held
+            reason, tokens = end
+            usage = {"prompt_tokens": prompt_tokens, "completion_tokens": tokens, "total_tokens": prompt_tokens + tokens}
+            yield reason, usage
+        finally:
+            self.active -= 1
+
+
+def _count_tokens(processor, messages):
+    """The length of a prompt, pictures included."""
+    shown = [
+        {**message, "content": [part if part["type"] == "text" else {"type": "image"} for part in message["content"]]}
+        for message in messages
+    ]
+    return len(processor.conversation_ids(shown, add_generation_prompt=True))
+
+
+def _generation_config(model, prompt_tokens, settings):
+    """The model's generation config with what a request asks for, as a dict; raises RequestError if it does not fit."""
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or float("inf")
+    asked = settings.max_completion_tokens or settings.max_tokens
+    room = context - prompt_tokens
+    if room < (asked or 1):
+        raise RequestError(
+            400,
+            f"the messages take {prompt_tokens} tokens and the answer up to {asked or 1}, more than the {context} that the "
+            "model reads; shorten the text or lower max_tokens",
+            "context_length_exceeded",
+            "messages",
+        )
+    config = model.generation_config.to_dict()
+    config["max_new_tokens"] = asked or min(room, MAX_TOKENS)
+    if settings.temperature is not None or settings.top_p is not None:
+        config["do_sample"] = settings.temperature != 0
+    if config.get("do_sample"):
+        config.update({"temperature": settings.temperature or 1.0, "top_p": settings.top_p or 1.0})
+    return config
+
+
+async def _parsed(events):
+    """The engine's server-sent events as dicts; raises RuntimeError with the message of one that is an error."""
+    async for batch in events:
+        for event in batch.split("\n\n"):
+            if event.startswith('data: {"error"'):  # not always JSON
+                raise RuntimeError(event)
+            if event.startswith("data: {"):
+                yield json.loads(event.removeprefix("data: "))
+
+
+async def _events(pieces, head, include_usage):
+    """Pieces of an answer as OpenAI's server-sent events. An error comes as an event, for the status is sent already."""
+
+    def event(choices, **more):
+        return f"data: {json.dumps({**head, 'object': 'chat.completion.chunk', 'choices': choices, **more})}\n\n"
+
+    def choice(delta, reason=None):
+        return [{"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}]
+
+    usage = {"usage": None} if include_usage else {}
+    async with contextlib.aclosing(pieces):
+        yield event(choice({"role": "assistant", "content": ""}), **usage)
+        try:
+            async for piece in pieces:
+                if isinstance(piece, str):
+                    yield event(choice({"content": piece}), **usage)
+                    continue
+                yield event(choice({}, piece[0]), **usage)
+                if include_usage:
+                    yield event([], usage=piece[1])
+        except RuntimeError as error:
+            _log.error("an answer broke off: %s", error)
+            yield f"data: {json.dumps(error_body(500, 'the server failed to finish this answer'))}\n\n"
+        yield "data: [DONE]\n\n"
+
+
+async def _whole(request, pieces, head):
+    """Pieces of an answer as one `chat.completion`; given up if the client is gone."""
+    text = ""
+    async with contextlib.aclosing(pieces):
+        async for piece in pieces:
+            if isinstance(piece, str):
+                text += piece
+            else:
+                reason, usage = piece
+            if await request.is_disconnected():
+                return Response(status_code=499)
+    message = {"role": "assistant", "content": text, "refusal": None}
+    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": reason}
+    return JSONResponse({**head, "object": "chat.completion", "choices": [choice], "usage": usage})

@@ -1,0 +1,56 @@
+"""`vllm serve` for a MiniGPT-4: the flags that it needs, and `Guard` in front of it."""
+
+import importlib.util
+import json
+import os
+import sys
+
+from .guard import MAX_PICTURES, Guard
+
+# vLLM starts the middleware by its name alone; this says what it is to do.
+HOSTS, MODEL = "MINIGPT4_ALLOWED_HOSTS", "MINIGPT4_SERVED_MODEL"
+# vLLM puts its own head on the language model: it needs our headless class.
+OVERRIDES = {
+    "auto_map": {
+        "AutoConfig": "configuration_minigpt4.MiniGPT4Config",
+        "AutoModel": "modeling_minigpt4.MiniGPT4Model",
+    }
+}
+
+
+def check():
+    """Raises ValueError if vLLM is not installed."""
+    if importlib.util.find_spec("vllm") is None:
+        raise ValueError("--engine vllm needs vLLM, which is not installed here; run `pip install vllm` (see README)")
+
+
+def command(folder, name, host, port, flags):
+    """The command line as a list; `flags` come last, and so have the last word."""
+    return [
+        *(sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(folder)),
+        *("--served-model-name", name, "--host", host, "--port", str(port)),
+        *("--trust-remote-code", "--hf-overrides", json.dumps(OVERRIDES)),
+        *("--limit-mm-per-prompt", json.dumps({"image": MAX_PICTURES})),
+        *("--middleware", f"{__name__}.{VllmGuard.__name__}"),
+        *flags,
+    ]
+
+
+def serve(folder, name, host, port, hosts, flags):
+    """Becomes vLLM. Arguments as of `transformers_engine.serve`."""
+    environment = {**os.environ, HOSTS: json.dumps(hosts), MODEL: str(folder)}
+    line = command(folder, name, host, port, flags)
+    os.execve(line[0], line, environment)
+
+
+class VllmGuard(Guard):
+    """`Guard` that takes what it has to know from the environment, and makes each text data, as our processor does.
+
+    vLLM renders messages with the tokenizer's template, where what a person types could spell a turn or a picture.
+    """
+
+    def __init__(self, app):
+        from .. import MiniGPT4Processor
+
+        processor = MiniGPT4Processor.from_pretrained(os.environ[MODEL])
+        super().__init__(app, json.loads(os.environ[HOSTS]), processor.plain_text)
