@@ -1,9 +1,13 @@
 """Suites: what they ask of the benchmarks' own files, what given answers are worth, and what they refuse."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 from benchmark_files import CAPTIONS, write, write_coco, write_pictures, write_pope, write_vqa
+from local_hub import local_hub
 
 from minigpt4.evaluation.suites import POEM, Options, load_suite
 from minigpt4.metrics.statistics import measured
@@ -175,3 +179,18 @@ def test_a_category_that_coco_has_not(tmp_path, picture):
     write(tmp_path / "x.json", content)
     with pytest.raises(ValueError, match="'unicorn' is none of COCO's 80"):
         suite_of("chair", tmp_path / "x.json")
+
+
+def test_data_sets_come_from_the_hub(tmp_path, picture):
+    folder = write_pope(tmp_path / "pope", picture)
+    code = "import sys; from minigpt4.evaluation.suites import *; print(load_suite('pope', Options(data=(sys.argv[1],))).n)"
+    with local_hub() as hub:
+        hub.private["tester/pope"] = False
+        hub.files["tester/pope"] = {str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
+        environment = {**os.environ, **hub.environment, "HF_HOME": str(tmp_path / "hf")}
+        there, absent = (
+            subprocess.run([sys.executable, "-c", code, name], env=environment, capture_output=True, text=True, check=False)
+            for name in ("tester/pope", "tester/nothing")
+        )
+    assert there.stdout.strip() == "3", there.stderr
+    assert "ValueError: tester/nothing: no such file or folder, and the Hub does not give it" in absent.stderr
