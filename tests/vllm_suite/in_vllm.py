@@ -31,10 +31,9 @@ def main(folder, conversations):
     answers = []
     for messages in json.loads(conversations):
         [answer] = engine.chat(messages, sampling, use_tqdm=False)
-        first = {token: found.logprob for token, found in answer.outputs[0].logprobs[0].items()}
-        answers.append(
-            {"prompt": list(answer.prompt_token_ids), "ids": list(answer.outputs[0].token_ids), "logprobs": first}
-        )
+        [written] = answer.outputs
+        first = {token: found.logprob for token, found in written.logprobs[0].items()}
+        answers.append({"prompt": list(answer.prompt_token_ids), "ids": list(written.token_ids), "logprobs": first})
     print("\n" + json.dumps(answers))
 
 
