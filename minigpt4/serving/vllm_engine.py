@@ -50,7 +50,8 @@ class VllmGuard(Guard):
     """
 
     def __init__(self, app):
-        from .. import MiniGPT4Processor
+        from transformers import AutoProcessor
 
-        processor = MiniGPT4Processor.from_pretrained(os.environ[MODEL])
+        # Not our own class: importing that would register our models in this process, and vLLM needs the exported ones.
+        processor = AutoProcessor.from_pretrained(os.environ[MODEL], trust_remote_code=True)
         super().__init__(app, json.loads(os.environ[HOSTS]), processor.plain_text)

@@ -1,12 +1,12 @@
 """The tiny model in vLLM: the same log-probabilities and texts as `generate`. Run by `make test-vllm`, with its own venv."""
 
+import base64
 import copy
-import os
-
-# One process, so that nothing is left behind; one thread and 1 GB for keys and values.
-os.environ.update(
-    VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_CPU_KVCACHE_SPACE="1", VLLM_CPU_OMP_THREADS_BIND="nobind", OMP_NUM_THREADS="1"
-)
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,11 +14,6 @@ from transformers import LlamaConfig
 
 from minigpt4 import MiniGPT4Config, MiniGPT4ForConditionalGeneration
 from minigpt4.modeling_minigpt4.export import export
-from minigpt4.serving.vllm_engine import OVERRIDES
-
-vllm = pytest.importorskip("vllm")
-
-TOKENS = 12
 
 
 @pytest.fixture
@@ -46,46 +41,32 @@ def wide(tiny_config):
     return MiniGPT4ForConditionalGeneration(config).eval()
 
 
+def data_url(picture):
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def conversation(pictures, part):
+    """A question about pictures; part(picture): how the message has it."""
+    return [{"role": "user", "content": [*map(part, pictures), {"type": "text", "text": "What is this?"}]}]
+
+
 def test_vllm_answers_as_generate_does(wide, processor, picture, tmp_path):
     folder = export(wide, processor, tmp_path / "model")
-    engine = vllm.LLM(
-        str(folder),
-        trust_remote_code=True,
-        hf_overrides=OVERRIDES,
-        dtype="float32",
-        enforce_eager=True,
-        max_model_len=256,
-        max_num_seqs=4,
-        limit_mm_per_prompt={"image": 2},
-    )
-    for pictures in [[picture(0)], [picture(0), picture(1)], []]:
-        words = {"type": "text", "text": "What is this?"}
-        shown = [{"type": "image", "image": image} for image in pictures]
-        inputs = processor.apply_chat_template(
-            [{"role": "user", "content": [*shown, words]}],
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-        )
+    shown = [[picture(0)], [picture(0), picture(1)], []]
+    asked = [conversation(p, lambda image: {"type": "image_url", "image_url": {"url": data_url(image)}}) for p in shown]
+    line = [sys.executable, str(Path(__file__).with_name("in_vllm.py")), str(folder), json.dumps(asked)]
+    done = subprocess.run(line, stdout=subprocess.PIPE, text=True, check=True, cwd=tmp_path)
+    for pictures, answer in zip(shown, json.loads(done.stdout.splitlines()[-1]), strict=True):
+        messages = conversation(pictures, lambda image: {"type": "image", "image": image})
+        form = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
+        inputs = processor.apply_chat_template(messages, **form)
+        how = {"max_new_tokens": 12, "do_sample": False, "output_scores": True, "return_dict_in_generate": True}
         with torch.no_grad():
-            expected = wide.generate(
-                **inputs,
-                max_new_tokens=TOKENS,
-                do_sample=False,
-                eos_token_id=2,
-                output_scores=True,
-                return_dict_in_generate=True,
-            )
-        length = inputs["input_ids"].shape[1]
-        shown = [{"type": "image_pil", "image_pil": image} for image in pictures]
-        [answer] = engine.chat(
-            [{"role": "user", "content": [*shown, words]}],
-            vllm.SamplingParams(max_tokens=TOKENS, temperature=0, logprobs=5),
-            use_tqdm=False,
-        )
-        assert list(answer.prompt_token_ids) == inputs["input_ids"][0].tolist()
+            expected = wide.generate(**inputs, eos_token_id=2, **how)
+        assert answer["prompt"] == inputs["input_ids"][0].tolist()
         scores = expected.scores[0][0].log_softmax(-1)
-        for token, found in answer.outputs[0].logprobs[0].items():
-            assert found.logprob == pytest.approx(scores[token].item(), abs=1e-4)
-        assert list(answer.outputs[0].token_ids) == expected.sequences[0, length:].tolist()
+        for token, found in answer["logprobs"].items():
+            assert found == pytest.approx(scores[int(token)].item(), abs=1e-4)
+        assert answer["ids"] == expected.sequences[0, inputs["input_ids"].shape[1] :].tolist()
