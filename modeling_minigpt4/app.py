@@ -2,7 +2,7 @@
 
 Written to run alone, as app.py of a Space with the Gradio SDK and with the pictures in abilities/ beside it: transformers
 fetches the model and its code. The conversation lies with the server, in a `ChatSession` for each open page, and is freed
-when the page is left. What a model writes is not trusted: its HTML is shown as text, or without scripts in a frame of its own.
+when the page is left. What a model writes is not trusted: its HTML is text, or in a frame of its own and without scripts.
 """
 
 import html
