@@ -246,7 +246,8 @@ def test_people_side_by_side(serve, visit, slowly, original, processor, photo, t
     bob.shot("too-big")
     (tmp_path / "broken.png").write_bytes(b"no picture")
     ann.send("And this?", tmp_path / "broken.png")
-    assert "broken.png" in (said := ann.toast()) and "/" not in said
+    ann.until(lambda: "broken.png: not a picture" in ann.answers[-1] and ann.idle)
+    assert "/gradio/" not in ann.answers[-1]
     ann.shot("broken")
     ann.ask("Still there?")
     assert questions(ann.save()) == ["Why?", "Still there?"]
