@@ -2,7 +2,7 @@
 
 Written to run alone, as app.py of a Space with the Gradio SDK and with the pictures in abilities/ beside it: transformers
 fetches the model and its code. The conversation lies with the server, in a `ChatSession` for each open page, and is freed
-when the page is left. What a model writes is not trusted: its HTML is shown as text, or without scripts in a frame of its own.
+when the page is left. What a model writes is not trusted: its HTML is text, or in a frame of its own and without scripts.
 """
 
 import html
@@ -17,6 +17,7 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 MAX_PICTURES, MAX_FILE, MAX_TEXT = 8, "20mb", 20_000  # of a question
+QUESTION = "Describe this image in detail."  # about pictures that come without one
 MAX_WAITING = 32  # questions; one is answered at a time
 MAX_SESSIONS = 64  # conversations that are remembered, each with its keys and values
 
@@ -37,13 +38,15 @@ ABILITIES = [
     ("recipe", "Recipe from a photo", "How do I make this dish? Give me the recipe."),
 ]
 
+_UNANSWERED = "Not answered"
 _CODE = r"^ {0,3}```.*?(?:^ {0,3}```|\Z)|`[^`\n]+`"
 _UNSAFE = re.compile(rf"({_CODE})|<|!\[", re.DOTALL | re.MULTILINE)
 _WEBSITE = re.compile(r"^ {0,3}```html\n(.*?)(?:^ {0,3}```|\Z)", re.DOTALL | re.MULTILINE | re.IGNORECASE)
 _BARE_WEBSITE = re.compile(r"(?:<!doctype html|<html).*?(?:</html>|\Z)", re.DOTALL | re.IGNORECASE)
 # Nothing that an answer names is fetched, neither by the page nor by a website in its frame.
 _HEAD = """<meta http-equiv="Content-Security-Policy"
-content="img-src 'self' data: blob:; media-src 'self' data: blob:; object-src 'none'; base-uri 'self'; form-action 'none'">"""
+content="img-src 'self' data: blob:; media-src 'self' data: blob:; object-src 'none'; base-uri 'self'; form-action 'none'">
+"""
 _WEBSITE_HEAD = """<!DOCTYPE html><meta http-equiv="Content-Security-Policy"
 content="default-src 'none'; style-src 'unsafe-inline'; img-src data:"><style>body {font-family: sans-serif}</style>"""
 _SAVE = """(text) => {
@@ -95,7 +98,6 @@ def build(model, processor, name):
     def answer(message, history, temperature, top_p, max_new_tokens, num_beams, penalty, request: gr.Request):
         """Yields the answer to a question as far as it is written, last with a website that it holds."""
         chat, text = session(request), (message["text"] or "").strip()
-        check(text, message["files"])
         if rewind(chat, answered(history)) < answered(history):
             gr.Warning("This conversation was closed in the meantime. The model answers without what was said before.")
         dropped, settings = len(chat.dropped), {"do_sample": temperature > 0, "num_beams": int(num_beams)}
@@ -103,8 +105,9 @@ def build(model, processor, name):
             settings |= {"temperature": temperature, "top_p": top_p}
         written = ""
         try:
+            check(text, message["files"])
             for piece in chat.ask(
-                text,
+                text or QUESTION,
                 message["files"],
                 stream=True,
                 max_new_tokens=int(max_new_tokens),
@@ -113,8 +116,9 @@ def build(model, processor, name):
             ):
                 written += piece
                 yield shown(written)
-        except ValueError as error:
-            raise gr.Error(_without_path(str(error), message["files"]), print_exception=False) from error
+        except (ValueError, RuntimeError) as error:  # also memory that runs out; after a gr.Error the page would be stuck
+            yield gr.ChatMessage(_in_words(error, message["files"]), metadata={"title": _UNANSWERED})
+            return
         if len(chat.dropped) > dropped:
             gr.Warning("The conversation is longer than the model can read: its oldest questions are forgotten.")
         if not written:
@@ -207,18 +211,19 @@ def serve(page, **where):
 
 
 def check(text, files):
-    """Raises gr.Error, in words for who asks, where a question is not one."""
-    if not text:
-        raise gr.Error("Write a question to go with the picture.", print_exception=False)
+    """Raises ValueError where a question is none, or larger than is read."""
+    if not (text or files):
+        raise ValueError("Write a question, or show a picture.")
     if len(text) > MAX_TEXT:
-        raise gr.Error(f"The question has {len(text)} letters; at most {MAX_TEXT} are read.", print_exception=False)
+        raise ValueError(f"The question has {len(text)} letters; at most {MAX_TEXT} are read.")
     if len(files) > MAX_PICTURES:
-        raise gr.Error(f"{len(files)} pictures; at most {MAX_PICTURES} go with a question.", print_exception=False)
+        raise ValueError(f"{len(files)} pictures; at most {MAX_PICTURES} go with a question.")
 
 
 def answered(history):
     """How many questions have an answer in what Gradio shows: an answer may be several messages in a row."""
-    roles = [message["role"] for message in history]
+    said = [message for message in history if (message.get("metadata") or {}).get("title") != _UNANSWERED]
+    roles = [message["role"] for message in said]
     return sum(role == "assistant" != before for before, role in zip(["", *roles], roles, strict=False))
 
 
@@ -258,20 +263,20 @@ def _settings(config):
     ]
 
 
-def _without_path(line, files):
-    """A message that names files as who uploaded them knows them."""
+def _in_words(error, files):
+    """The first line of an error, as Markdown, with the names that who uploaded the files gave them."""
+    line = str(error).splitlines()[0]
     for file in files:
         line = line.replace(file, Path(file).name)
-    return line.splitlines()[0]
+    return shown(line)
 
 
-def main():
-    """Serves the model that `MODEL_ID` names, as a Space does."""
-    repo = os.environ["MODEL_ID"]
+def load(repo):
+    """(model, processor) of a repository or folder, on the GPU if there is one."""
     processor = AutoProcessor.from_pretrained(repo, trust_remote_code=True)
     model = AutoModelForImageTextToText.from_pretrained(repo, trust_remote_code=True).eval()
-    serve(build(model.to("cuda" if torch.cuda.is_available() else "cpu"), processor, repo))
+    return model.to("cuda" if torch.cuda.is_available() else "cpu"), processor
 
 
 if __name__ == "__main__":
-    main()
+    serve(build(*load(os.environ["MODEL_ID"]), os.environ["MODEL_ID"]))

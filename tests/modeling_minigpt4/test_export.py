@@ -5,6 +5,7 @@ import os
 import re
 import runpy
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -251,18 +252,18 @@ def test_examples_are_stored_with_real_answers(original, processor, picture, tmp
         export(original, processor, folder)
 
 
-def test_app_of_a_space_answers(original, processor, picture, tmp_path, monkeypatch):
+def test_app_of_a_space_answers(original, processor, picture, tmp_path):
     pytest.importorskip("gradio")
     folder = export(original, processor, tmp_path / "model")
-    monkeypatch.setenv("MODEL_ID", str(folder))
     app = runpy.run_path(str(folder / "app.py"))
+    page = app["build"](*app["load"](str(folder)), "tiny")
     picture().save(tmp_path / "photo.png")
-    monkeypatch.chdir(tmp_path)
-    original.generation_config = app["model"].generation_config
-    said = app["answer"](picture(), QUESTION)
-    assert said.startswith(answer(original, processor)[1])
-    with pytest.raises(Exception, match="Choose a picture"):
-        app["answer"](None, QUESTION)
+    asked, settings = {"text": QUESTION, "files": [str(tmp_path / "photo.png")]}, (0, 0.9, 20, 1, 1.0)
+    *_, said = page.fn(asked, [], *settings, SimpleNamespace(session_hash="a"))
+    expected = original.chat_session(processor).ask(QUESTION, picture(), max_new_tokens=20, do_sample=False)
+    assert said == app["shown"](expected)
+    *_, said = page.fn({"text": "", "files": []}, [], *settings, SimpleNamespace(session_hash="a"))
+    assert said.content == "Write a question, or show a picture."
 
 
 @pytest.mark.parametrize(
