@@ -281,6 +281,7 @@ def _requirements(model, light):
     if light and has_lora(model):
         wanted.add("peft")
     declared = [Requirement(line) for line in importlib.metadata.requires(_DISTRIBUTION)]
+    declared = [entry for entry in declared if not entry.extras]  # transformers[serving] is not what the code imports
     return sorted(f"{entry.name}{entry.specifier}" for entry in declared if entry.name.replace("_", "-") in wanted)
 
 

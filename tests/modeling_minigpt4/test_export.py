@@ -161,7 +161,7 @@ def test_code_is_flat_and_complete(original, processor, tmp_path):
 
 def test_nothing_tells_where_it_was_made(embedded, tmp_path):
     folder = export(*embedded, tmp_path / "model", light=True)
-    for path in folder.iterdir():
+    for path in filter(Path.is_file, folder.rglob("*")):
         assert str(tmp_path).encode() not in path.read_bytes(), path.name
         assert str(cache_dir()).encode() not in path.read_bytes(), path.name
 
@@ -378,7 +378,7 @@ def test_refuses_a_folder_that_is_something_else(content, original, processor, t
 
 def test_a_failure_leaves_what_was_there(original, processor, tmp_path, monkeypatch):
     folder = export(original, processor, tmp_path / "model")
-    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    before = {path: path.read_bytes() for path in filter(Path.is_file, folder.rglob("*"))}
 
     def no_space(*_):
         raise OSError(28, "No space left on device")
@@ -386,7 +386,7 @@ def test_a_failure_leaves_what_was_there(original, processor, tmp_path, monkeypa
     monkeypatch.setattr(export_module, "_write_code", no_space)
     with pytest.raises(OSError, match=r"model: cannot be written \(No space left on device\)$"):
         export(original, processor, folder)
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert {path: path.read_bytes() for path in filter(Path.is_file, folder.rglob("*"))} == before
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
