@@ -164,7 +164,7 @@ def main():
     )
     [help_seconds] = shortest(repeats, "help", start_of_help)
     note("minigpt4 --help", help_seconds, "s", 0.5, "ratio at most 1")
-    note("from_pretrained", *_with(loading(model, blip2, repeats), "s"), "ratio at most 1.1")
+    note("from_pretrained", *_with(loading(model, blip2, 4 * repeats), "s"), "ratio at most 1.1")
     result = {
         "name": "a conversation, random weights, fp32",
         "figures": figures,
