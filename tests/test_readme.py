@@ -23,6 +23,7 @@ README = (ROOT / "README.md").read_text("utf-8")
 SMALL = {
     "minigpt4 quickstart": ["--minutes", "0.02"],
     "minigpt4 convert": ["--config", "tiny_config.json"],
+    "minigpt4 evaluate": ["--limit", "2", "--max-new-tokens", "8"],
     "trainer_scripts/stage": ["train.steps=2", "data.scenes=8", "data.views=1", "train.batch_size=2"],
 }
 ORIGINALS = {
@@ -60,7 +61,7 @@ def commands():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A working folder with the scripts in reach, a photograph, a scene, and Flickr8k's layout with nine pictures."""
+    """A working folder with the scripts in reach, a photograph, a scene, own pictures, and nine in Flickr8k's layout."""
     folder = tmp_path_factory.mktemp("readme")
     for name in ("trainer_scripts", "benchmarks"):
         (folder / name).symlink_to(ROOT / name)
@@ -68,6 +69,12 @@ def folder(tmp_path_factory):
         (folder / name).symlink_to(ROOT / "tests/fixtures/parity" / original)
     for name in ("photo.jpg", "scene.png"):
         Image.fromarray(data.coffee()).save(folder / name)
+    (folder / "FOLDER").mkdir()
+    table = ["file_name,text"]
+    for i in range(10):
+        Image.fromarray(data.coffee()[:, i * 20 :]).resize((64, 64)).save(folder / "FOLDER" / f"{i}.jpg")
+        table.append(f"{i}.jpg,A cup of coffee number {i} stands on a table.")
+    (folder / "FOLDER" / "captions.csv").write_text("\n".join(table))
     for split in ("train", "dev"):
         path = folder / "FLICKR8K" / split / "0000.tar"
         path.parent.mkdir(parents=True)
