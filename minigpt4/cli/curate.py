@@ -111,6 +111,8 @@ def _check(arguments):
         value = getattr(arguments, name)
         if value is not None and value < least:
             raise ValueError(f"--{name.replace('_', '-')} is {value}; expected {least} or more")
+    if arguments.dry_run and arguments.steps != ["fix"]:
+        raise ValueError("--dry-run is about fix alone; the other steps would run")
     if not 0 <= arguments.validation < 1:
         raise ValueError(f"--validation is {arguments.validation:g}; expected 0 or more and less than 1")
     if arguments.private and not arguments.push:

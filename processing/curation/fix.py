@@ -42,7 +42,7 @@ def fix(store, endpoint, temperature=None, max_factor=MAX_FACTOR, prices=(0.0, 0
 
     def work(row):
         # More would be refused for its length; and a server that never ends costs no more than that.
-        longest = math.ceil(max_factor * len(row["answer"]) / 2) + 16
+        longest = math.ceil(max_factor * len(row["answer"]) / 3) + 16
         return endpoint.ask(messages(row["answer"]), max_completion_tokens=longest, **parameters)
 
     with tqdm(desc="fix", total=store.pending_count("fix"), unit="text") as bar:

@@ -8,7 +8,6 @@ seed holds the smaller one.
 import hashlib
 import os
 import sqlite3
-import tempfile
 from pathlib import Path
 
 from PIL import Image
@@ -37,8 +36,11 @@ def sample(store, source, count=5000, seed=0):
     """
     run = store.run("sample", {"source": str(source), "count": count, "seed": seed})
     report = Report("sample")
-    with tempfile.TemporaryDirectory() as scratch:
-        bound, total = _bound(pictures_of(source), count, seed, Path(scratch) / "draw.sqlite")
+    scratch = Path(f"{store.path}.draw")
+    try:
+        bound, total = _bound(pictures_of(source), count, seed, scratch)
+    except sqlite3.Error as error:
+        raise OSError(f"{scratch}: {error}; the draw is sorted there, so make room for it") from error
     if total < count:
         report.note(f"{source} holds {total} pictures, fewer than the {count} asked for: all are taken")
     drawn = (found for found in pictures_of(source) if _key(seed, found[0]) <= bound)
@@ -99,6 +101,7 @@ def _stream(source):
 
 def _bound(found, count, seed, scratch):
     """The count-th smallest key, and how many pictures there are; sorted on the disk, for there may be many millions."""
+    scratch.unlink(missing_ok=True)  # what a killed run left
     keys = sqlite3.connect(scratch, isolation_level=None)
     keys.execute("PRAGMA journal_mode = OFF")
     keys.execute("CREATE TABLE keys (key TEXT)")
@@ -109,6 +112,7 @@ def _bound(found, count, seed, scratch):
     last = min(count, total) - 1
     [bound] = keys.execute("SELECT key FROM keys ORDER BY key LIMIT 1 OFFSET ?", (last,)).fetchone()
     keys.close()
+    scratch.unlink()
     return bound, total
 
 
