@@ -23,7 +23,7 @@ README = (ROOT / "README.md").read_text("utf-8")
 SMALL = {
     "minigpt4 quickstart": ["--minutes", "0.02"],
     "minigpt4 convert": ["--config", "tiny_config.json"],
-    "minigpt4 evaluate": ["--limit", "2", "--max-new-tokens", "8"],
+    "minigpt4 evaluate": ["--limit", "8", "--max-new-tokens", "8"],
     "trainer_scripts/stage": ["train.steps=2", "data.scenes=8", "data.views=1", "train.batch_size=2"],
 }
 ORIGINALS = {
