@@ -49,6 +49,21 @@ class StopOnSignal(TrainerCallback):
             signal.signal(signum, handler)
 
 
+class EpochBegins(TrainerCallback):
+    """Says which epoch begins, to `tell(epoch)`; a resumed run begins in the one that it was stopped in.
+
+    The libraries call `set_epoch`, too, but neither on a sampler behind the wrappers of a resumed run on several processes,
+    nor on a data set whose sampler has that method.
+    """
+
+    def __init__(self, tell):
+        self.tell = tell
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        """Before the first batch of the epoch is drawn."""
+        self.tell(int(state.epoch or 0))
+
+
 class LiveLoss(ProgressCallback):
     """The Trainer's progress bar with loss, learning rate and speed beside it, instead of a line for each."""
 

@@ -13,6 +13,7 @@ from transformers import Trainer
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
+from .callbacks import EpochBegins
 from .checkpoints import load_trained, replacing_checkpoint
 from .modeling_minigpt4.export import export
 from .modeling_minigpt4.light import own_tensors
@@ -55,6 +56,8 @@ class MiniGPT4Trainer(Trainer):
         self.throughput = Throughput(self.model, self.args.world_size, cached)
         self.stream = self.train_dataset if isinstance(self.train_dataset, IterableDataset) else None
         self.dropped = DroppedSamples(recipe.data.max_dropped_share) if self.stream is not None else None
+        self._buckets = None
+        self.add_callback(EpochBegins(self._begin_epoch))
         self._finite = torch.tensor(True, device=self.args.device)
 
     # The schedule and the data
@@ -74,7 +77,13 @@ class MiniGPT4Trainer(Trainer):
             return super()._get_train_sampler(train_dataset)
         # As many as all processes take in a step: the same examples make up a step however it is spread.
         together = self.args.train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
-        return LengthBuckets(together, lengths=self.lengths, seed=self.args.seed)
+        self._buckets = LengthBuckets(together, lengths=self.lengths, seed=self.args.seed)
+        return self._buckets
+
+    def _begin_epoch(self, epoch):
+        if self._buckets is not None:
+            self._buckets.set_epoch(epoch)
+            self.train_dataset.set_epoch(epoch)
 
     def get_train_dataloader(self):
         """The library's, or for a stream torchdata's, which knows its place in it."""
@@ -218,7 +227,7 @@ class LengthBuckets(LengthGroupedSampler):
         self.set_epoch(0)
 
     def set_epoch(self, epoch):
-        """Called by accelerate's data loader when an epoch begins."""
+        """Another epoch has another order."""
         self.generator = torch.Generator().manual_seed(self.seed + epoch)
 
     def __iter__(self):

@@ -102,7 +102,7 @@ def _make_trainer(recipe, arguments, model, processor, dataset):
     if small:
         if recipe.train.cache_features and dataset.features is None:  # the Trainer has put the model on its device
             dataset.features = cache_features(model, processor, dataset.pictures, recipe.data.views)
-        dataset.feature_dropout = recipe.train.feature_dropout
+        dataset.feature_dropout, dataset.seed = recipe.train.feature_dropout, recipe.train.seed
     _choose_callbacks(trainer, dataset)
     return trainer
 
@@ -191,18 +191,19 @@ def cache_features(model, processor, pictures, views=1, batch_size=16):
     """
     first = model.model.get_vision_features(_pixels(model, processor, [pictures[0]["image"]]))
     features = torch.empty(len(pictures), views, *first.shape[1:], dtype=first.dtype)
+    generator = torch.Generator().manual_seed(0)  # a resumed run looks where the first one did
     for start in tqdm(range(0, len(pictures), batch_size), desc="looking at the pictures", unit="batch"):
         images = [pictures[i]["image"] for i in range(start, min(start + batch_size, len(pictures)))]
         for view in range(views):
-            looks = [_view(image, view) for image in images]
+            looks = [_view(image, view, generator) for image in images]
             seen = model.model.get_vision_features(_pixels(model, processor, looks))
             features[start : start + len(images), view] = seen.cpu()
     return features
 
 
-def _view(image, view):
+def _view(image, view, generator):
     if view >= 2:
-        image = random_view(image)
+        image = random_view(image, generator)
     return image.transpose(0) if view % 2 else image
 
 

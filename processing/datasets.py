@@ -41,6 +41,8 @@ class PictureTexts(Dataset):
         random_crop: items hold a `random_view` of the image.
         held_out: rows {"image", "texts": [...]} that are not trained on.
         dropped: `DroppedSamples`, what of the data could not be used.
+
+    What is drawn for an item depends on `seed`, `epoch` and its index alone, so that a resumed run draws the same.
     """
 
     def __init__(self, pictures, texts, features=None, feature_dropout=0.0, random_crop=False, held_out=(), dropped=None):
@@ -51,18 +53,25 @@ class PictureTexts(Dataset):
         self.random_crop = random_crop
         self.held_out = held_out
         self.dropped = dropped or DroppedSamples()
+        self.seed = self.epoch = 0
+
+    def set_epoch(self, epoch):
+        """In another epoch other looks at the pictures are drawn."""
+        self.epoch = epoch
 
     def __len__(self):
         return len(self.texts)
 
     def __getitem__(self, index):
+        generator = torch.Generator().manual_seed(random.Random(f"{self.seed}/{self.epoch}/{index}").getrandbits(63))
         item = {key: value for key, value in self.texts[index].items() if key != "picture"}
         picture = self.texts[index]["picture"]
         if self.features is None:
             image = self.pictures[picture]["image"]
-            return {**item, "image": random_view(image) if self.random_crop else image}
-        view = self.features[picture, torch.randint(self.features.shape[1], ()).item()]
-        return {**item, "vision_features": torch.nn.functional.dropout(view, self.feature_dropout)}
+            return {**item, "image": random_view(image, generator) if self.random_crop else image}
+        view = self.features[picture, torch.randint(self.features.shape[1], (), generator=generator).item()]
+        kept = torch.rand(view.shape, generator=generator) >= self.feature_dropout
+        return {**item, "vision_features": view * kept / (1 - self.feature_dropout)}
 
 
 def training_data(section, stage):

@@ -132,13 +132,24 @@ def _launch(config, script, settings, **popen):
     return subprocess.Popen(command, env=environment, text=True, start_new_session=True, **popen)
 
 
-def test_two_processes_killed_three_times_end_bit_identical(settings, tmp_path):
+_SMALL = ("data.streaming=false", "data.random_crop=false", "data.path=''")
+
+
+@pytest.mark.parametrize(
+    ("kills", "data"),
+    [
+        (3, ()),
+        (1, (*_SMALL, "data.scenes=20", "train.feature_dropout=0.1", "train.save_steps=4", "train.steps=12")),
+    ],
+    ids=["stream", "in the second epoch of a few scenes"],
+)
+def test_two_processes_killed_end_bit_identical(kills, data, settings, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    more = ("train.batch_size=4", "train.global_batch=8", "train.workers=1")
+    more = ("train.batch_size=4", "train.global_batch=8", "train.workers=1", *data)
     log = (tmp_path / "log").open("w+")
     assert _launch("ddp", "trainer_scripts/stage1.py", settings(whole, *more), stdout=log, stderr=log).wait(300) == 0
     rng = random.Random(1)
-    for _ in range(3):
+    for _ in range(kills):
         process = _launch("ddp", "trainer_scripts/stage1.py", settings(killed, *more), stdout=log, stderr=log)
         before = set(killed.glob("checkpoint-*"))
         while set(killed.glob("checkpoint-*")) == before and process.poll() is None:
@@ -165,7 +176,7 @@ def _reap(marker):
     ("config", "script"), [("ddp", "trainer_scripts/stage1.py"), ("fsdp2", "tests/minigpt4/fsdp2_on_cpu.py")]
 )
 def test_two_processes_have_the_losses_of_one(config, script, settings, child, tmp_path):
-    small = ("data.streaming=false", "data.random_crop=false", "data.path=''", "data.scenes=40", "train.steps=6")
+    small = (*_SMALL, "data.scenes=40", "train.steps=6")
     one, two = tmp_path / "one", tmp_path / "two"
     process = child(settings(one, *small, "train.batch_size=8"))
     process.join(120)

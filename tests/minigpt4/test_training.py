@@ -88,9 +88,11 @@ def test_cached_features_train_as_pictures_do(recipe, dataset, tmp_path):
 
 
 def test_a_run_stopped_by_sigterm_goes_on_to_the_same_weights(recipe, dataset, tmp_path, monkeypatch):
+    """In the second of three epochs, with looks at the pictures that are drawn anew."""
+    recipe.data.views, recipe.train.feature_dropout = 3, 0.1
     model, processor = load_model(recipe.model)
     whole, _, _ = train(recipe, model, processor, dataset)
-    recipe.output = str(tmp_path / "stopped")
+    recipe.output, dataset.features = str(tmp_path / "stopped"), None
     model, processor = load_model(recipe.model)
     forward, calls = model.forward, []
 
@@ -105,6 +107,7 @@ def test_a_run_stopped_by_sigterm_goes_on_to_the_same_weights(recipe, dataset, t
         train(recipe, model, processor, dataset)
     assert stopped.value.code == 143
     assert [path.name for path in (tmp_path / "stopped").glob("checkpoint-*")] == ["checkpoint-4"]
+    dataset.features = None
     model, processor = load_model(recipe.model)
     resumed, _, summary = train(recipe, model, processor, dataset)
     assert summary["steps"] == 8

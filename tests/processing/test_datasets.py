@@ -79,9 +79,19 @@ def test_an_answer_joins_the_captions_that_add_most():
 def test_features_take_the_place_of_pictures_and_views_vary():
     features = torch.arange(2 * 3).float().reshape(2, 3, 1, 1)
     data = PictureTexts([None, None], [{"picture": 1, "text": "x"}], features)
-    drawn = {data[0]["vision_features"].item() for _ in range(50)}
-    assert drawn == {3.0, 4.0, 5.0}
+    drawn = []
+    for epoch in range(50):
+        data.set_epoch(epoch)
+        assert data[0]["vision_features"] == data[0]["vision_features"]
+        drawn.append(data[0]["vision_features"].item())
+    assert set(drawn) == {3.0, 4.0, 5.0}
     assert "image" not in data[0]
+
+
+def test_dropped_features_are_zero_and_the_rest_scaled_up():
+    data = PictureTexts([None], [{"picture": 0, "text": "x"}], torch.ones(1, 1, 100, 100), feature_dropout=0.2)
+    values, counts = data[0]["vision_features"].unique(return_counts=True)
+    assert values.tolist() == [0, 1.25] and abs(counts[0] / 10_000 - 0.2) < 0.02
 
 
 def test_random_views_keep_area_and_shape_within_bounds(picture):
