@@ -109,12 +109,15 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(original, processor, photo,
     def answering(shown):  # readline wipes out a longer line with spaces
         return len("".join(shown.partition("everything")[2].split())) > 20
 
-    def told_how_to_end(shown, asked=[0.0]):
+    def told_how_to_end(shown):
         """Ctrl-C again and again: readline does not see one that comes after its prompt and before it waits."""
-        if "Ctrl-D ends" not in shown and time.time() > asked[0] + 2:
-            asked[0] = time.time()
+        nonlocal asked
+        if "Ctrl-D ends" not in shown and time.time() > asked + 2:
+            asked = time.time()
             process.send_signal(signal.SIGINT)
         return "Ctrl-D ends" in shown
+
+    asked = 0.0
 
     read(at_the_prompt)
     os.write(terminal, b"Tell me everything\n")
