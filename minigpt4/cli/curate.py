@@ -113,6 +113,8 @@ def _check(arguments):
             raise ValueError(f"--{name.replace('_', '-')} is {value}; expected {least} or more")
     if arguments.dry_run and arguments.steps != ["fix"]:
         raise ValueError("--dry-run is about fix alone; the other steps would run")
+    if arguments.no_page and not arguments.decisions:
+        raise ValueError("--no-page reads a decisions file and ends; add --decisions FILE")
     if not 0 <= arguments.validation < 1:
         raise ValueError(f"--validation is {arguments.validation:g}; expected 0 or more and less than 1")
     if arguments.private and not arguments.push:
@@ -176,9 +178,10 @@ def _fix(store, arguments):
     from ..processing.curation.endpoint import OPENAI
     from ..processing.curation.fix import dry_run, fix
 
-    endpoint = _endpoint(arguments, arguments.fixer, arguments.fixer_url or OPENAI, arguments.key_env)
+    url = arguments.fixer_url or OPENAI
     if arguments.dry_run:
-        return dry_run(store, endpoint, arguments.price)
+        return dry_run(store, arguments.fixer, url, arguments.price)
+    endpoint = _endpoint(arguments, arguments.fixer, url, arguments.key_env)
     return fix(store, endpoint, arguments.fixer_temperature, prices=arguments.price)
 
 

@@ -104,13 +104,13 @@ def fixed(row, reply, wrong):
     }
 
 
-def dry_run(store, endpoint, prices=(0.0, 0.0), shown=2):
-    """What `fix` would send, as text: the first requests, and an estimate of tokens and cost. Sends nothing."""
+def dry_run(store, model, url, prices=(0.0, 0.0), shown=2):
+    """What `fix` would send, as text: the first requests, and an estimate of tokens and cost. Needs no key, sends nothing."""
     lines, count, prompt, completion = [], 0, 0, 0
     for row in store.pending("fix"):
         if count < shown:
             turns = "\n".join(f"  {turn['role']}: {turn['content']}" for turn in messages(row["answer"]))
-            lines.append(f"to {endpoint.url}, model {endpoint.model}, for picture {row['picture'][:12]}:\n{turns}\n")
+            lines.append(f"to {url}, model {model}, for picture {row['picture'][:12]}:\n{turns}\n")
         count += 1
         prompt += (len(PROMPT) + len(row["answer"])) // _CHARACTERS_PER_TOKEN
         completion += len(row["answer"]) // _CHARACTERS_PER_TOKEN

@@ -89,6 +89,7 @@ def test_two_processes_share_the_generation(base, tmp_path):
         (["generate", "--store", "{store}", "--model", "/nowhere/model"], "no such folder"),
         (["filter", "--store", "{store}", "--scorer", "/nowhere/clip"], "cannot be loaded as a scorer"),
         (["sample", "--store", "{store}", "--pictures", "x", "--count", "0"], "--count is 0; expected 1 or more"),
+        (["verify", "--store", "{store}", "--no-page"], "add --decisions FILE"),
         (["publish", "--store", "{store}", "--output", "{tmp}/o"], "no picture was accepted yet"),
         (["publish", "--store", "{store}", "--output", "{tmp}/o", "--private"], "add --push REPO"),
     ],

@@ -124,9 +124,10 @@ def test_a_bad_answer_is_kept_beside_the_original_which_goes_on(tmp_path, server
         assert json.loads(row["diff"]) == [["=", description(0)]]
 
 
-def test_dry_run_shows_what_would_be_sent_and_sends_nothing(tmp_path, server):
+def test_dry_run_shows_what_would_be_sent_and_sends_nothing(tmp_path, server, monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY")
     with make_store(tmp_path, 4) as store:
-        told = dry_run(store, endpoint(server), prices=(1e6, 1e6))
+        told = dry_run(store, "m", server.url, prices=(1e6, 1e6))
         sent = [row["answer"] for row in store.pending("fix")]
         assert PROMPT in told and sent[0] in told and sent[3] not in told and "4 requests, about" in told
         assert "in all" in told and not server.asked and KEY not in told and store.count("fix") == 0
