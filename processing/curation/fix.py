@@ -105,7 +105,7 @@ def fixed(row, reply, wrong):
 
 
 def dry_run(store, model, url, prices=(0.0, 0.0), shown=2):
-    """What `fix` would send, as text: the first requests, and an estimate of tokens and cost. Needs no key, sends nothing."""
+    """What `fix` would send, as text: the first requests, and an estimate of tokens and cost. Nothing is sent."""
     lines, count, prompt, completion = [], 0, 0, 0
     for row in store.pending("fix"):
         if count < shown:
