@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 from tqdm.auto import tqdm
 
+from .files import without_duplicates
 from .runner import append_lines, read_lines
 
 ATTEMPTS = 3
@@ -106,10 +107,10 @@ class Person:
         self.path = path
         try:
             with open(path, encoding="utf-8") as file:
-                self.verdicts = json.load(file, object_pairs_hook=_without_duplicates)
+                self.verdicts = json.load(file, object_pairs_hook=without_duplicates)
         except (OSError, ValueError) as error:
             raise ValueError(f"{path}: cannot be read as judgements ({error})") from error
-        if not isinstance(self.verdicts, dict) or not all(v in (True, False) for v in self.verdicts.values()):
+        if not isinstance(self.verdicts, dict) or not all(isinstance(v, bool) for v in self.verdicts.values()):
             raise ValueError(f"{path}: not judgements; expected an id and true or false for each answer")
         self.record = {"file": os.path.basename(path)}
 
@@ -141,10 +142,3 @@ def _told(messages):
 
 def _short(part):
     return part if part["type"] == "text" else {"type": part["type"], "length": len(part["image_url"]["url"])}
-
-
-def _without_duplicates(pairs):
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("an id comes twice")
-    return found

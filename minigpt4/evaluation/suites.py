@@ -16,7 +16,7 @@ from ..metrics.composed import HELD_OUT, NOTO_FONT, SHIFT
 from ..metrics.failures import KINDS as FAILURES
 from ..metrics.failures import failure
 from ..metrics.statistics import ratio
-from ..metrics.vqa import chosen, normalise, short_answer, soft_accuracy
+from ..metrics.vqa import chosen, short_answer, soft_accuracy
 from ..processing.scenes import ARTWORK_LICENSE, draw, noto, openmoji, scenes
 from . import files
 
@@ -336,9 +336,9 @@ class Pope(Suite):
 class Vqa(Suite):
     """AOK-VQA and GQA, by what the model writes and, where the answers are given, by which it finds likeliest.
 
-    AOK-VQA: "choices" (the choice named in the answer), "choices by likelihood" and "direct answers" (soft accuracy). GQA:
-    "GQA" (exact match of the answer in the sentence) and, for questions that are answered yes or no or name their
-    alternatives, "GQA by likelihood".
+    AOK-VQA: "choices" (the choice named in the answer), "choices by likelihood" and "direct answers" (soft accuracy; as in
+    the authors' script, without the questions that they mark difficult_direct_answer). GQA: "GQA" (exact match of the answer
+    in the sentence) and, for questions that are answered yes or no or name their alternatives, "GQA by likelihood".
     """
 
     def build(self):
@@ -356,14 +356,17 @@ class Vqa(Suite):
         identity, question = files.field(entry, "question_id", str, path), files.field(entry, "question", str, path)
         choices = _texts(entry, "choices", path)
         right = entry.get("correct_choice_idx")
-        if not isinstance(right, int) or not 0 <= right < len(choices):
-            raise ValueError(f"{path}: question {identity} has correct_choice_idx {right!r}; expected that of a choice")
+        if type(right) is not int or not 0 <= right < len(choices):
+            raise ValueError(
+                f"{path}: question {identity} has correct_choice_idx {right!r}, expected that of a choice; the test split as "
+                "published has no answers"
+            )
         listed = f"{VQA.format(question)} Choose one of: {', '.join(choices)}."
         self._add("choices", identity, image, listed, {"choices": choices, "right": right})
         self._add(
             "choices by likelihood", identity, image, VQA.format(question), {"answers": [choices[right]]}, tuple(choices)
         )
-        if entry.get("direct_answers"):
+        if entry.get("direct_answers") and entry.get("difficult_direct_answer") is not True:
             people = _texts(entry, "direct_answers", path)
             self._add("direct answers", identity, image, VQA.format(question), {"answers": people})
 
@@ -618,4 +621,4 @@ def _alternatives(entry):
     program = entry.get("semantic")
     argument = str(program[-1].get("argument", "")) if isinstance(program, list) and program else ""
     listed = next((part for part in argument.split(",") if "|" in part), "")
-    return tuple(normalise(part) for part in listed.split("|")) if listed else ()
+    return tuple(part.strip() for part in listed.split("|")) if listed else ()

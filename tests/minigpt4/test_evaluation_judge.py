@@ -160,6 +160,7 @@ def test_a_person_judges_on_a_page(original, processor, picture, tmp_path, capsy
         ("{", "cannot be read"),
         ("[]", "not judgements"),
         ('{"a": "yes"}', "not judgements"),
+        ('{"a": 1}', "not judgements"),
         ('{"a": 1, "a": 0}', "comes twice"),
     ],
 )

@@ -13,6 +13,7 @@ from minigpt4.evaluation.suites import POEM, Options, load_suite
 from minigpt4.metrics.statistics import measured
 
 IMAGE = {"id": 1, "file_name": "a.png"}
+TEST_SPLIT = {"question_id": "q", "image_id": 7, "question": "?", "choices": ["a", "b"]}
 LINE = {"image": "a.png", "text": "?", "label": "no", "question_id": 1}
 
 
@@ -90,6 +91,15 @@ def test_vqa(tmp_path, picture):
     assert scores(suite, "playing")["direct answers"]["accuracy"] == pytest.approx(2 / 3)
 
 
+def test_aokvqa_leaves_difficult_direct_answers_out(tmp_path, picture):
+    """As eval_predictions.py of its authors: such a question counts for the choices alone."""
+    folder = write_vqa(tmp_path, picture)
+    [entry] = json.loads((folder / "aokvqa.json").read_text())
+    write(folder / "aokvqa.json", [entry, {**entry, "question_id": "q8", "difficult_direct_answer": True}])
+    ids = [request.id for request in suite_of("vqa", folder / "aokvqa.json", images=str(folder / "images")).requests]
+    assert ids == ["choices/q7", "choices by likelihood/q7", "direct answers/q7", "choices/q8", "choices by likelihood/q8"]
+
+
 def test_advanced_reads_folders(tmp_path, picture):
     names = [f"{ability}/{i}.png" for ability in ("memes", "recipes", "advertisements", "poems") for i in range(2)]
     write_pictures(tmp_path / "data", picture, names)
@@ -144,6 +154,9 @@ def test_a_limit_is_a_seeded_draw_of_pictures(tmp_path, picture):
         ("captions", {"x.json": {"images": [{"id": 1, "file_name": "/etc/../etc/x.png"}],
                                  "annotations": [{"image_id": 1, "caption": "x"}]}}, {}, "leads out of"),
         ("captions", {"x.json": {"images": [IMAGE, IMAGE], "annotations": []}}, {}, "id 1 comes twice"),
+        ("captions", {"x.json": {"images": [IMAGE], "annotations": []}}, {}, "1 of 1 pictures have no caption"),
+        ("vqa", {"x.json": '{"1": {"imageId": "a"}, "1": {}}'}, {}, "'1' comes twice"),
+        ("vqa", {"x.json": [TEST_SPLIT]}, {}, "the test split as published has no answers"),
         ("captions", {"x.json": {"images": [], "annotations": [{"image_id": 3}]}}, {}, "image_id 3, which no image has"),
         ("pope", {"x.json": [{**LINE, "label": "maybe"}]}, {}, "'maybe'"),
         ("pope", {"x.json": [LINE, LINE]}, {}, "'x/1' comes twice"),
