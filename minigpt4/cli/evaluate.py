@@ -1,6 +1,6 @@
 """Measure a model: predictions, figures with 95% intervals and a report, for one suite of questions."""
 
-# What minigpt4/evaluation/suites.py has; named here so that --help needs no torch.
+# What minigpt4/evaluation/suites has; named here so that --help needs no torch.
 SUITES = ("failures", "coverage", "captions", "chair", "pope", "vqa", "advanced", "composed")
 
 

@@ -168,7 +168,7 @@ def _read(path):
 
 
 def without_duplicates(pairs):
-    """A JSON object of its pairs, as `json.load` takes it; ValueError where an id comes twice, of which one would be lost."""
+    """A JSON object of its pairs, as `json.load` takes it; ValueError where a key comes twice, for one would be lost."""
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]

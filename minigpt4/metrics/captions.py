@@ -1,8 +1,8 @@
 """Short captions against several references each: CIDEr (pycocoevalcap), BLEU-4 (sacrebleu) and ROUGE-L (rouge-score).
 
 Texts are compared as COCO's Java tokenizer leaves them, but for what it does to brackets and to full stops of abbreviations:
-lower case, "don't" and "man's" as two words, "t-shirt" and "3.5" as one, no punctuation. On Flickr8k's dev captions, 4 of 5,000
-texts come out otherwise, and CIDEr of one caption against the other four is 0.8037 with either.
+lower case, "don't" and "man's" as two words, "t-shirt" and "3.5" as one, no punctuation. Of Flickr8k's 5,000 dev captions 4
+come out otherwise, and CIDEr of the first caption against the other four is 0.8037 with either.
 """
 
 import re

@@ -5,9 +5,9 @@
     recall    of the kinds that are there, the share that is named
     words     of a caption, the mean: longer captions invent more, so that the two belong together
 
-The words for each kind are this project's own list. It follows the choices of the CHAIR code where a word is no kind by itself
-("desk" is a dining table, "monitor" a tv, "van" a car), but knows more phrases, so that figures are close to those of that
-code, not the same.
+The words for each kind are this project's own list. It follows the choices of the CHAIR code where a word is no kind by
+itself ("desk" is a dining table, "monitor" a tv, "van" a car), but knows more phrases, so that figures are close to those
+of that code, not the same.
 """
 
 import re
@@ -21,33 +21,34 @@ from minigpt4.processing.scenes import plural
 
 # COCO's kinds, each with words that mean it; "!" begins a phrase that holds such a word and means something else.
 _WORDS = """
-person: man, woman, people, boy, girl, child, kid, baby, adult, guy, lady, gentleman, male, female, toddler, teenager, mother,
-  father, sister, brother, bride, groom, player, skier, surfer, rider, skater, skateboarder, snowboarder, pedestrian, passenger,
-  cyclist, bicyclist, biker, motorcyclist, chef, baker, driver, worker, farmer, doctor, student, soldier, officer, policeman,
-  fireman, firefighter, cop, cowboy, hunter, shopper, traveler, tourist, pitcher, catcher, batter, umpire, baseball player,
-  basketball player, football player, soccer player, tennis player, volleyball player, ball player
+person: man, woman, people, boy, girl, child, kid, baby, adult, guy, lady, gentleman, male, female, toddler, teenager,
+  mother, father, sister, brother, bride, groom, player, skier, surfer, rider, skater, skateboarder, snowboarder, pedestrian,
+  passenger, cyclist, bicyclist, biker, motorcyclist, chef, baker, driver, worker, farmer, doctor, student, soldier, officer,
+  policeman, fireman, firefighter, cop, cowboy, hunter, shopper, traveler, tourist, pitcher, catcher, batter, umpire,
+  baseball player, basketball player, football player, soccer player, tennis player, volleyball player, ball player
 bicycle: bike, tandem, unicycle, !motor bike, !dirt bike
-car: automobile, sedan, suv, hatchback, convertible, coupe, van, minivan, taxi, taxicab, cab, limo, limousine, jeep, !train car,
-  !cable car, !car seat, !street car, !railway car
+car: automobile, sedan, suv, hatchback, convertible, coupe, van, minivan, taxi, taxicab, cab, limo, limousine, jeep, !train
+  car, !cable car, !car seat, !street car, !railway car
 motorcycle: motorbike, motor bike, motor cycle, dirt bike, moped, scooter, motor scooter
-airplane: plane, aeroplane, air plane, aircraft, jet, passenger jet, airliner, jetliner, jumbo jet, biplane, seaplane, !jet ski
+airplane: plane, aeroplane, air plane, aircraft, jet, passenger jet, airliner, jetliner, jumbo jet, biplane, seaplane, !jet
+  ski
 bus: minibus, double decker, school bus, coach bus, trolley, !bus stop, !bus station
 train: passenger train, locomotive, train car, railway car, tram, streetcar, street car, trolley car, subway car, caboose,
   !train track, !train station
 truck: lorry, pickup, pick up truck, fire engine, firetruck, tow truck, semi trailer
-boat: ship, sailboat, motorboat, speedboat, houseboat, tugboat, lifeboat, canoe, kayak, ferry, yacht, catamaran, rowboat, gondola,
-  raft, barge, dinghy
+boat: ship, sailboat, motorboat, speedboat, houseboat, tugboat, lifeboat, canoe, kayak, ferry, yacht, catamaran, rowboat,
+  gondola, raft, barge, dinghy
 traffic light: stoplight, stop light, traffic signal, street light, streetlight
 fire hydrant: hydrant
 stop sign:
 parking meter:
 bench: park bench, pew, !bench press
-bird: seagull, gull, pigeon, duck, mallard, goose, swan, parrot, parakeet, macaw, owl, eagle, falcon, hawk, vulture, sparrow, finch,
-  crow, raven, robin, heron, egret, hummingbird, woodpecker, ostrich, peacock, flamingo, penguin, chicken, rooster, turkey,
-  pelican, !bird house, !fried chicken, !chicken breast, !chicken wing, !grilled chicken, !turkey sandwich
+bird: seagull, gull, pigeon, duck, mallard, goose, swan, parrot, parakeet, macaw, owl, eagle, falcon, hawk, vulture, sparrow,
+  finch, crow, raven, robin, heron, egret, hummingbird, woodpecker, ostrich, peacock, flamingo, penguin, chicken, rooster,
+  turkey, pelican, !bird house, !fried chicken, !chicken breast, !chicken wing, !grilled chicken, !turkey sandwich
 cat: kitten, kitty, tabby
-dog: puppy, pup, doggy, doggie, mutt, hound, greyhound, terrier, retriever, labrador, beagle, spaniel, collie, sheepdog, poodle,
-  bulldog, dachshund, chihuahua, corgi, pug, husky, !hot dog, !corn dog
+dog: puppy, pup, doggy, doggie, mutt, hound, greyhound, terrier, retriever, labrador, beagle, spaniel, collie, sheepdog,
+  poodle, bulldog, dachshund, chihuahua, corgi, pug, husky, !hot dog, !corn dog
 horse: pony, foal, stallion, mare, colt, !rocking horse
 sheep: lamb, ewe, ram, goat
 cow: cattle, bull, calf, ox, heifer, steer, buffalo, bison
@@ -123,11 +124,19 @@ _ORANGE_COLOUR = re.compile(
     r"\borange (?=(?:and|or) (?:white|black|yellow|red|blue|green|brown|gray|grey|pink|purple)\b"
     r"|(?!(?:and|or|on|in|is|with|next|beside|to|at|from|that|which)\b)[a-z])"
 )
-_PLURALS = dict(
-    pair.split(":")
-    for pair in "person:persons people:people child:children skis:skis scissors:scissors shears:shears knife:knives "
-    "goose:geese calf:calves ox:oxen cattle:cattle mouse:mice sheep:sheep".split()
-)
+_PLURALS = {
+    "person": "persons",
+    "people": "people",
+    "child": "children",
+    "skis": "skis",
+    "scissors": "scissors",
+    "shears": "shears",
+    "knife": "knives",
+    "goose": "geese",
+    "calf": "calves",
+    "ox": "oxen",
+    "cattle": "cattle",
+}
 
 
 @cache

@@ -1,8 +1,8 @@
 """POPE (Li et al. 2023): "Is there a dog in the image?", answered yes or no; "yes" is the class that F1 is about.
 
 An answer is read as in the authors' evaluate.py, so that figures are those that others publish: up to the first full stop,
-without commas, one of the words "No", "no" and "not" makes a no, and everything else a yes: "There isn't one.", too. An answer
-without a word, which that code would call a yes, is neither here, and wrong.
+without commas, one of the words "No", "no" and "not" makes a no, and everything else a yes: "There isn't one.", too. An
+answer without a word, which that code would call a yes, is neither here, and wrong.
 """
 
 import re

@@ -9,7 +9,8 @@ import pytest
 from benchmark_files import CAPTIONS, write, write_coco, write_pictures, write_pope, write_vqa
 from local_hub import local_hub
 
-from minigpt4.evaluation.suites import POEM, Options, load_suite
+from minigpt4.cli import evaluate
+from minigpt4.evaluation.suites import POEM, SUITES, Options, load_suite
 from minigpt4.metrics.statistics import measured
 
 IMAGE = {"id": 1, "file_name": "a.png"}
@@ -111,6 +112,12 @@ def test_advanced_reads_folders(tmp_path, picture):
     assert image["image_url"]["url"].startswith("data:image/jpeg;base64,") and text["text"].endswith("Answer: Ha.")
 
 
+def test_advanced_leaves_no_picture_out(tmp_path, picture):
+    write_pictures(tmp_path, picture, ["memes/1.png", "adverts/1.png"])
+    with pytest.raises(ValueError, match=r"adverts/1.png is in none of memes/, recipes/, advertisements/, poems/"):
+        suite_of("advanced", tmp_path)
+
+
 def test_failures_of_scenes_and_of_a_folder(tmp_path, picture):
     suite = suite_of("failures", limit=3)
     good = scores(suite, lambda r: "A\nlong\npoem here" if r.instruction == POEM else suite.rows[r.image]["text"] + ".")
@@ -132,6 +139,10 @@ def test_composed_controls(monkeypatch):
     assert by_picture["descriptions"]["object_recall"] == 1 and by_picture["descriptions, swapped"]["object_recall"] < 0.5
     captions = scores(suite, lambda r: suite.rows[r.id.split("/")[1]]["text"])
     assert captions["captions"]["caption_exact"] == 1 and captions["captions, swapped"]["caption_exact"] == 0
+
+
+def test_the_command_line_names_every_suite():
+    assert set(evaluate.SUITES) == set(SUITES)
 
 
 def test_a_limit_is_a_seeded_draw_of_pictures(tmp_path, picture):
@@ -163,6 +174,7 @@ def test_a_limit_is_a_seeded_draw_of_pictures(tmp_path, picture):
         ("vqa", {"x.json": [{"question_id": "q", "image_id": 7, "question": "", "choices": []}]}, {}, "has choices []"),
         ("chair", {"x.json": {"images": [], "annotations": [], "categories": [{"id": 1, "name": "unicorn"}]}}, {}, "n = 0"),
         ("advanced", {}, {}, "a folder with memes/"),
+        ("failures", {"x.json": {}}, {}, "expected a folder of pictures"),
         ("composed", "coco", {}, "composes its own scenes"),
         ("composed", {}, {"limit": 5}, "needs more than 7"),
     ],
