@@ -58,8 +58,8 @@ def load_config(name):
 def fingerprint(model):
     """What tells a model's weights from others, wherever they lie and however they are split into files: "sha256:...".
 
-    Of the name, the shape and the values of every tensor; of a large one some 4,096 values, evenly spread, for training and
-    merged adapters change them all. It takes milliseconds for each GB, where the hash of the files would take seconds.
+    Of the name, the type, the shape and the values of every tensor; of a large one some 4,096 values, evenly spread, for
+    training and merged adapters change them all. It takes 0.1 s for the embedded default.
     """
     import torch
 

@@ -34,9 +34,11 @@ def run(arguments):
         raise ValueError("--private is about the repository that --push uploads to; add --push REPO")
     from ..modeling_minigpt4 import export as hub_folder
     from ..models import fingerprint, load
-    from ..records import training_runs
+    from ..records import evaluation_results, training_runs
 
     hub_folder.check_target(arguments.output)
+    for file in arguments.results or []:
+        evaluation_results(file)  # before the model is loaded, which takes its time: whether it is such a file
     training, examples = training_runs(arguments.model), _examples(arguments.examples)
     model, processor = load(arguments.model)
     card_data = _card_data(arguments.model, arguments.results, fingerprint(model))

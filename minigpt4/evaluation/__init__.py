@@ -16,7 +16,7 @@ Hub, and were not fetched here.
 
 VLMEvalKit asks any OpenAI-compatible server, and needs no code of ours. vlmevalkit.json is its configuration:
 
-    sed s,DIR_OR_ID,outputs/quickstart/model, PATH/TO/minigpt4/evaluation/vlmevalkit.json > mine.json   # the name it is served by
+    sed s,DIR_OR_ID,outputs/quickstart/model, PATH/TO/minigpt4/evaluation/vlmevalkit.json > mine.json  # as it is served
     minigpt4 serve --model outputs/quickstart/model --port 8000
     git clone https://github.com/open-compass/VLMEvalKit && cd VLMEvalKit && pip install -e .
     python run.py --config mine.json --api-nproc 16
