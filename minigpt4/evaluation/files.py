@@ -97,12 +97,15 @@ def find(paths, *wanted):
 
 
 def coco_pictures(content, path):
-    """{image id: file name} of a COCO file; ids must not come twice."""
-    pictures = {}
+    """{image id: file name} of a COCO file; neither must come twice, or two pictures would count as one."""
+    pictures, names = {}, set()
     for image in content["images"]:
         identity, name = field(image, "id", int, path), field(image, "file_name", str, path)
         if identity in pictures:
             raise ValueError(f"{path}: image id {identity} comes twice")
+        if name in names:
+            raise ValueError(f"{path}: file_name {name!r} comes twice")
+        names.add(name)
         pictures[identity] = name
     return pictures
 

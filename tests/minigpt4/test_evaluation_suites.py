@@ -165,6 +165,7 @@ def test_a_limit_is_a_seeded_draw_of_pictures(tmp_path, picture):
         ("captions", {"x.json": {"images": [{"id": 1, "file_name": "/etc/../etc/x.png"}],
                                  "annotations": [{"image_id": 1, "caption": "x"}]}}, {}, "leads out of"),
         ("captions", {"x.json": {"images": [IMAGE, IMAGE], "annotations": []}}, {}, "id 1 comes twice"),
+        ("captions", {"x.json": {"images": [IMAGE, {**IMAGE, "id": 2}], "annotations": []}}, {}, "'a.png' comes twice"),
         ("captions", {"x.json": {"images": [IMAGE], "annotations": []}}, {}, "1 of 1 pictures have no caption"),
         ("vqa", {"x.json": '{"1": {"imageId": "a"}, "1": {}}'}, {}, "'1' comes twice"),
         ("vqa", {"x.json": [TEST_SPLIT]}, {}, "the test split as published has no answers"),
