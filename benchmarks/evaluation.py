@@ -20,7 +20,7 @@ import torch
 from accelerate import PartialState
 
 from minigpt4.cli import run_reporting_errors
-from minigpt4.evaluation.runner import predict, request_lines
+from minigpt4.evaluation.predictions import predict, request_lines
 from minigpt4.evaluation.suites import Options, load_suite
 from minigpt4.files import write_json
 from minigpt4.generation import answer_text

@@ -15,7 +15,7 @@ from minigpt4.files import write_json
 from minigpt4.generation import answers, caption_prompt, chat_prompt
 from minigpt4.metrics.captions import caption_scores
 from minigpt4.metrics.failures import failure, failure_rate
-from minigpt4.models import load
+from minigpt4.models import fingerprint, load, public_name
 from minigpt4.processing.datasets import read_pictures
 from minigpt4.recipes import DataSection
 from minigpt4.training import cache_features, versions
@@ -38,7 +38,8 @@ def measure(model_name, data):
         "detail": (chat_prompt(processor, DETAIL), None, 120),
     }
     place = "/".join(Path(data).parts[-2:])  # what the model card calls it: FLICKR8K/dev
-    results = {"model": model_name, "data": place, "n": len(references), "versions": versions()}
+    results = {"model": public_name(model_name), "fingerprint": fingerprint(model), "data": place, "n": len(references)}
+    results["versions"] = versions()
     for way, (prompt, stop, longest) in ways.items():
         said = answers(model, processor, [prompt] * len(references), features, longest, stop, desc=way)
         first = [re.split(r"(?<=[.!?])\s", text)[0] for text in said]

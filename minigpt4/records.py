@@ -49,17 +49,22 @@ def evaluation_file(name):
     return beside if beside.is_file() and Path(name).name in ("embedded", "model") else None
 
 
-def evaluation_results(path):
+def evaluation_results(path, fingerprint=None):
     """[`EvalResult`, ...]: every number that an evaluation file has about a way to ask.
 
     Args:
         path: JSON with "data" (what was measured on), "n" (on how many) and, for each way to ask, a dict of numbers; in the
             results of `minigpt4 evaluate` they are under "scores", each with its own n and interval.
+        fingerprint: `models.fingerprint` of the model that the numbers are wanted of. Results that hold a second model's
+            (`--against`) give those of the one it is of. A file that says nothing of the weights, and is no results.json,
+            is taken at its word.
 
     Raises:
-        ValueError: no such file, or another kind of file.
+        ValueError: no such file, another kind of file, or numbers of other weights.
     """
     content = _read(Path(path), json.loads, dict)
+    if fingerprint is not None:
+        content = _of_weights(content, fingerprint, path)
     data, count = content.get("data"), content.get("n")
     ways = content["scores"] if isinstance(content.get("scores"), dict) else content
     scores = {way: _numbers(values) for way, values in ways.items() if isinstance(values, dict) and way != "versions"}
@@ -79,6 +84,20 @@ def evaluation_results(path):
         for way, numbers in scores.items()
         for metric, value in numbers.items()
     ]
+
+
+def _of_weights(content, fingerprint, path):
+    """An evaluation file's content with the scores of these weights."""
+    measured = [one for one in (content, content.get("against")) if isinstance(one, dict) and "fingerprint" in one]
+    for one in measured:
+        if one["fingerprint"] == fingerprint:
+            return {**content, **one}
+    if measured:
+        names = " and ".join(f"{one.get('model')} ({one['fingerprint']})" for one in measured)
+        raise ValueError(f"{path}: is about {names}, expected this model's weights ({fingerprint}); evaluate this model")
+    if "scores" in content:
+        raise ValueError(f"{path}: does not say which weights it is about (no fingerprint); run `minigpt4 evaluate` again")
+    return content
 
 
 def _numbers(values):

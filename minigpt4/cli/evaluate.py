@@ -1,6 +1,6 @@
 """Measure a model: predictions, figures with 95% intervals and a report, for one suite of questions."""
 
-# What minigpt4/evaluation/suites.py has; named here so that --help needs no torch.
+# What minigpt4/evaluation/suites has; named here so that --help needs no torch.
 SUITES = ("failures", "coverage", "captions", "chair", "pope", "vqa", "advanced", "composed")
 
 
@@ -67,7 +67,7 @@ def print_results(results, output):
             if figure["value"] is not None:
                 low, high = figure["interval"]
                 told = f"{figure['value']:8.3f}  ({low:.3f} to {high:.3f}, n {figure['n']})"
-                print(f"  {way + ': ' + name.replace('_', ' '):52}{told}")
+                print(f"  {way + ': ' + name.replace('_', ' '):58}{told}")
     if results.get("unjudged"):
         print(f"  {results['unjudged']} of {results['requests']} answers are unjudged and count as not right")
     print(f"{output}/report.html")

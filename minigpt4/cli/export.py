@@ -22,7 +22,7 @@ def add_arguments(parser):
         "--results",
         nargs="+",
         metavar="FILE",
-        help="results.json of `minigpt4 evaluate` for the card's metrics (default: evaluation.json beside the model)",
+        help="results.json of `minigpt4 evaluate` on this model for the card's metrics (default: evaluation.json beside it)",
     )
     parser.add_argument("--push", metavar="REPO", help="upload it to this Hub repository in one commit")
     parser.add_argument("--private", action="store_true", help="with --push: the repository is a private one")
@@ -33,13 +33,15 @@ def run(arguments):
     if arguments.private and not arguments.push:
         raise ValueError("--private is about the repository that --push uploads to; add --push REPO")
     from ..modeling_minigpt4 import export as hub_folder
-    from ..models import load
-    from ..records import training_runs
+    from ..models import fingerprint, load
+    from ..records import evaluation_results, training_runs
 
     hub_folder.check_target(arguments.output)
-    card_data, training = _card_data(arguments.model, arguments.results), training_runs(arguments.model)
-    examples = _examples(arguments.examples)
+    for file in arguments.results or []:
+        evaluation_results(file)  # before the model is loaded, which takes its time: whether it is such a file
+    training, examples = training_runs(arguments.model), _examples(arguments.examples)
     model, processor = load(arguments.model)
+    card_data = _card_data(arguments.model, arguments.results, fingerprint(model))
     if arguments.light:
         hub_folder.check_light(model)
     repo_id = arguments.push and hub_folder.create_repository(arguments.push, private=arguments.private)
@@ -52,8 +54,8 @@ def run(arguments):
         print(f"pushed to {hub_folder.push(directory, repo_id).commit_url}")
 
 
-def _card_data(name, results):
-    """The metadata of the model's own README.md, which holds for its export, too, and the newest scores there are."""
+def _card_data(name, results, weights):
+    """The metadata of the model's own README.md, which holds for its export, too, and the newest scores of these weights."""
     from ..modeling_minigpt4.card import as_dict
     from ..records import evaluation_file, evaluation_results
 
@@ -63,7 +65,7 @@ def _card_data(name, results):
 
         data = as_dict(ModelCard.load(path).data)
     if files := results or [file for file in [evaluation_file(name)] if file]:
-        data["eval_results"] = [result for file in files for result in evaluation_results(file)]
+        data["eval_results"] = [result for file in files for result in evaluation_results(file, weights)]
     return data
 
 

@@ -97,22 +97,28 @@ def find(paths, *wanted):
 
 
 def coco_pictures(content, path):
-    """{image id: file name} of a COCO file; ids must not come twice."""
-    pictures = {}
+    """{image id: file name} of a COCO file; neither must come twice, or two pictures would count as one."""
+    pictures, names = {}, set()
     for image in content["images"]:
         identity, name = field(image, "id", int, path), field(image, "file_name", str, path)
         if identity in pictures:
             raise ValueError(f"{path}: image id {identity} comes twice")
+        if name in names:
+            raise ValueError(f"{path}: file_name {name!r} comes twice")
+        names.add(name)
         pictures[identity] = name
     return pictures
 
 
 def coco_captions(content, path):
-    """{file name: [captions]} of a COCO captions file."""
-    pictures, captions = coco_pictures(content, path), {}
+    """{file name: [captions]} of a COCO captions file; a picture without any is an error, for it could not be scored."""
+    pictures = coco_pictures(content, path)
+    captions = {name: [] for name in pictures.values()}
     for annotation in content["annotations"]:
-        name = _of(pictures, annotation, path)
-        captions.setdefault(name, []).append(field(annotation, "caption", str, path))
+        captions[_of(pictures, annotation, path)].append(field(annotation, "caption", str, path))
+    without = [name for name, texts in captions.items() if not texts]
+    if without:
+        raise ValueError(f"{path}: {len(without)} of {len(captions)} pictures have no caption, the first {without[0]!r}")
     return captions
 
 
@@ -152,14 +158,25 @@ def _read(path):
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: cannot be read ({error})") from error
     try:
-        return json.loads(text)
-    except ValueError:
+        return json.loads(text, object_pairs_hook=without_duplicates)
+    except json.JSONDecodeError:
         pass
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     lines = [line for line in text.splitlines() if line.strip()]
     try:
         return [json.loads(line) for line in lines]
     except ValueError as error:
         raise ValueError(f"{path}: neither JSON nor a JSON value a line ({error})") from error
+
+
+def without_duplicates(pairs):
+    """A JSON object of its pairs, as `json.load` takes it; ValueError where a key comes twice, for one would be lost."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} comes twice")
+    return found
 
 
 def _kind(content):

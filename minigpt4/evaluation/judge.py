@@ -13,7 +13,8 @@ from urllib.parse import urlsplit
 
 from tqdm.auto import tqdm
 
-from .runner import append_lines, read_lines
+from .files import without_duplicates
+from .predictions import append_lines, hash_of, read_lines
 
 ATTEMPTS = 3
 TIMEOUT = 120  # seconds
@@ -100,17 +101,19 @@ class Judge:
 
 
 class Person:
-    """A person's verdicts, as judge.html saves them: {request id: true or false}."""
+    """A person's verdicts, as judge.html saves them: {"answers": their hash, "verdicts": {request id: true or false}}."""
 
     def __init__(self, path):
         self.path = path
         try:
             with open(path, encoding="utf-8") as file:
-                self.verdicts = json.load(file, object_pairs_hook=_without_duplicates)
+                content = json.load(file, object_pairs_hook=without_duplicates)
         except (OSError, ValueError) as error:
             raise ValueError(f"{path}: cannot be read as judgements ({error})") from error
-        if not isinstance(self.verdicts, dict) or not all(v in (True, False) for v in self.verdicts.values()):
-            raise ValueError(f"{path}: not judgements; expected an id and true or false for each answer")
+        content = content if isinstance(content, dict) else {}
+        self.answers, self.verdicts = content.get("answers"), content.get("verdicts")
+        if not isinstance(self.verdicts, dict) or not all(isinstance(v, bool) for v in self.verdicts.values()):
+            raise ValueError(f"{path}: not judgements; expected a file that judge.html saved")
         self.record = {"file": os.path.basename(path)}
 
     def read(self, suite, said, path):
@@ -118,6 +121,11 @@ class Person:
         others = [identity for identity in self.verdicts if identity not in said]
         if others:
             raise ValueError(f"{self.path}: judges {others[0]!r}, which was not asked; it is of another suite or other data")
+        if self.answers != hash_of(said):
+            raise ValueError(
+                f"{self.path}: judges other answers than those in {os.path.dirname(path)}, of another model, say; judge "
+                "these on the judge.html that is written without --judge"
+            )
         return {identity: self.verdicts.get(identity) for identity in said}
 
 
@@ -141,10 +149,3 @@ def _told(messages):
 
 def _short(part):
     return part if part["type"] == "text" else {"type": part["type"], "length": len(part["image_url"]["url"])}
-
-
-def _without_duplicates(pairs):
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("an id comes twice")
-    return found

@@ -1,6 +1,7 @@
 """This package's models in lmms-eval: `python -m lmms_eval --model minigpt4 --model_args pretrained=DIR_OR_ID --tasks pope`.
 
-lmms-eval finds `manifest` by its entry point in pyproject.toml, and imports this module only where it runs itself.
+lmms-eval (0.7.3 or newer) finds `manifest` by its entry point in pyproject.toml, and imports this module only where it runs
+itself. For VLMEvalKit see `minigpt4.evaluation`.
 """
 
 import torch

@@ -8,7 +8,7 @@ import torch
 
 from ..processing.scenes import scenes
 from ..training import cache_features
-from .suites import Figure
+from .suites.base import Figure
 
 TRAINING_SCENES = 25  # for each scene that is measured
 RIDGE = 1e-2  # times the features' mean variance

@@ -35,10 +35,15 @@ def write(path, suite, results, said, other=None, verdicts=None):
     write_bytes(path, html.encode())
 
 
-def write_page_to_judge(path, suite, said):
-    """Writes the page on which a person judges every answer; it saves {request id: true or false}."""
+def write_page_to_judge(path, suite, said, answers):
+    """Writes the page on which a person judges every answer; what it saves is what `judge.Person` reads.
+
+    Args:
+        answers: `predictions.hash_of` of said, so that nobody's verdicts are taken for those of other answers.
+    """
     rows = [_row(suite, request, said[request.id]) for request in suite.requests]
-    write_bytes(path, _environment().get_template("judge.html").render(suite=suite.name, rows=rows).encode())
+    page = _environment().get_template("judge.html")
+    write_bytes(path, page.render(suite=suite.name, rows=rows, answers=answers).encode())
 
 
 def data_url(picture, side=SIDE):

@@ -1,41 +1,39 @@
-"""Runs a suite: answers in batches, on every process that accelerate started, kept line by line, so that a run goes on.
+"""Runs a suite on a model, and writes what came out.
 
-OUTPUT/predictions.jsonl    a line an answer: prompt, decoding settings, model and its revision, answer
-OUTPUT/judgements.jsonl     a line a reading, in judged suites
-OUTPUT/results.json         value, n and 95% interval of every figure
-OUTPUT/report.html          the same with pictures
+OUTPUT/predictions.jsonl    a line an answer (predictions.py)
+OUTPUT/judgements.jsonl     a line a reading, in judged suites (judge.py)
+OUTPUT/results.json         value, n and 95% interval of every figure, and which weights, data and settings they are of
+OUTPUT/report.html          the same with pictures (report.py)
 """
 
 import datetime
-import hashlib
 import json
-import os
 import time
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from accelerate import PartialState
-from tqdm.auto import tqdm
 
-from ..files import write_bytes, write_json
-from ..generation import answers, candidate_losses, caption_prompt, chat_prompt
+from ..files import write_json
 from ..metrics.statistics import difference, measured
-from ..models import load
+from ..models import fingerprint, load, public_name
 from ..training import use_every_core, versions
 from . import report
+from .predictions import PREDICTIONS, hash_of, predict, read_lines, request_lines
 
-PREDICTIONS, JUDGEMENTS, RESULTS = "predictions.jsonl", "judgements.jsonl", "results.json"
-KEPT_FEATURES = 4096  # pictures whose features are kept for their next question; 0.1 MB each
+JUDGEMENTS, RESULTS = "judgements.jsonl", "results.json"
 
 
 class Run(NamedTuple):
-    """A model's answers: {request id: answer}, its name, revision, decoding, and figures that are not of answers."""
+    """A model's answers.
 
-    model: str
-    revision: str
+    about: which model it is: {"model": name, "revision", "fingerprint", "decoding": [settings, ...]}.
+    said: {request id: answer}. measured: {way: {figure: `Figure`}} of figures that are not of answers. seconds: it took.
+    """
+
+    about: dict
     said: dict
-    decoding: list
     measured: dict
     seconds: float
 
@@ -54,7 +52,8 @@ def evaluate(model, suite, output, judge=None, against=None, batch_size=64):
     """
     output = Path(output)
     state = PartialState(cpu=not torch.accelerator.is_available())  # else several processes on a CPU would not meet
-    _single_process_uses_every_core(state)
+    if state.num_processes == 1:
+        use_every_core()
     if against is not None and (Path(against) / PREDICTIONS).is_file():
         other_folder, other = Path(against), _earlier(against, suite)
     elif against is not None:
@@ -64,7 +63,7 @@ def evaluate(model, suite, output, judge=None, against=None, batch_size=64):
     if not state.is_main_process:
         return None
     if suite.judged and judge is None:
-        report.write_page_to_judge(output / "judge.html", suite, run.said)
+        report.write_page_to_judge(output / "judge.html", suite, run.said, hash_of(run.said))
         print(f"{output}/judge.html: open it, judge the answers, save; then the same command with --judge FILE")
         return None
     verdicts = judge.read(suite, run.said, output / JUDGEMENTS) if suite.judged else None
@@ -76,9 +75,7 @@ def evaluate(model, suite, output, judge=None, against=None, batch_size=64):
         "requests": len(suite.requests),
         "limit": suite.options.limit,
         "seed": suite.options.seed,
-        "model": run.model,
-        "revision": run.revision,
-        "decoding": run.decoding,
+        **run.about,
         "seconds": round(run.seconds, 1),
         "device": f"{state.num_processes} x {state.device.type}",
         "date": datetime.date.today().isoformat(),
@@ -92,8 +89,7 @@ def evaluate(model, suite, output, judge=None, against=None, batch_size=64):
         other_verdicts = judge.read(suite, other.said, other_folder / JUDGEMENTS) if suite.judged else None
         other_figures = {**suite.figures(other.said, other_verdicts), **other.measured}
         results["against"] = {
-            "model": other.model,
-            "revision": other.revision,
+            **other.about,
             "scores": _scores(other_figures),
             "difference": _differences(figures, other_figures),
         }
@@ -105,195 +101,20 @@ def evaluate(model, suite, output, judge=None, against=None, batch_size=64):
 def run_suite(name, suite, output, state, batch_size):
     """The `Run` of a model: what earlier runs answered is kept, the rest is answered now."""
     model, processor = load(name)
+    weights = fingerprint(model)
     model.to(state.device)
     lines = request_lines(suite, name, model, processor)
     started = time.monotonic()
     said = predict(model, processor, suite, lines, output, state, batch_size)
     seconds = time.monotonic() - started
     figures = suite.measure(model, processor) if state.is_main_process else {}
-    decoding = {json.dumps(line["decoding"], sort_keys=True): line["decoding"] for line in lines.values()}
-    return Run(str(name), next(iter(lines.values()))["revision"], said, list(decoding.values()), figures, seconds)
-
-
-def predict(model, processor, suite, lines, output, state, batch_size):
-    """{request id: answer}: answers what output/predictions.jsonl does not have; every process returns all answers.
-
-    Args:
-        lines: {request id: what its line says besides the answer}.
-    """
-    path = Path(output) / PREDICTIONS
-    if state.is_main_process:
-        _gather(path)
-    state.wait_for_everyone()
-    said = _kept(path, lines)
-    batches = _batches([request for request in suite.requests if request.id not in said], lines, batch_size)
-    state.wait_for_everyone()  # everyone has read before anyone writes
-    part = path.with_name(f"{path.stem}.{state.process_index}.jsonl")
-    seen = _Features(model, processor, suite.pictures)
-    mine = batches[state.process_index :: state.num_processes]
-    count = sum(len(batch) for batch in mine)
-    with tqdm(total=count, desc=suite.name, unit="answer", disable=not state.is_main_process or not count) as bar:
-        for batch in mine:
-            append_lines(part, _answered(model, processor, batch, lines, seen))
-            bar.update(len(batch))
-    state.wait_for_everyone()
-    if state.is_main_process:
-        _gather(path, order=lines)
-    state.wait_for_everyone()
-    return _kept(path, lines)
-
-
-def request_lines(suite, name, model, processor):
-    """{request id: what predictions.jsonl says of it besides the answer}."""
-    revision = model_revision(name, model)
-    return {request.id: _line(request, suite, name, revision, model, processor) for request in suite.requests}
-
-
-def model_revision(name, model):
-    """What tells a model's weights from others: the Hub's commit, or a hash of the weight files in a folder."""
-    if name == "embedded":
-        from ..modeling_minigpt4.embedded import SHIPPED_PROJECTION
-
-        return _hash([SHIPPED_PROJECTION])
-    if Path(name).is_dir():
-        return _hash(sorted([*Path(name).glob("*.safetensors"), Path(name) / "config.json"]))
-    return str(model.config._commit_hash)
-
-
-def append_lines(path, values):
-    """Appends JSON values to a file, one a line, and waits until they are on the disk."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a", encoding="utf-8") as file:
-        file.writelines(json.dumps(value, ensure_ascii=False) + "\n" for value in values)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def read_lines(path):
-    """The JSON objects of a file, one a line; [] if there is none. A last line that a stopped run did not finish is dropped.
-
-    Raises:
-        ValueError: another line that is not a JSON object with an id.
-    """
-    if not Path(path).is_file():
-        return []
-    *whole, _ = Path(path).read_text("utf-8").split("\n")
-    lines = []
-    for number, text in enumerate(whole, 1):
-        try:
-            line = json.loads(text)
-        except ValueError as error:
-            raise ValueError(f"{path}, line {number}: not JSON; remove the file to begin again") from error
-        if not isinstance(line, dict) or not isinstance(line.get("id"), str):
-            raise ValueError(f"{path}, line {number}: no id; expected lines as this command writes them")
-        lines.append(line)
-    return lines
-
-
-def _line(request, suite, name, revision, model, processor):
-    """What predictions.jsonl says of a request besides the answer."""
-    if request.candidates:
-        prompt, decoding = request.instruction, {"ranked": "by the answer's mean loss, as the original's multi_select"}
-    else:
-        caption = request.instruction is None
-        prompt = caption_prompt(processor) if caption else chat_prompt(processor, request.instruction)
-        decoding = {
-            "do_sample": False,
-            "num_beams": 1,
-            "max_new_tokens": request.max_new_tokens,
-            "repetition_penalty": model.generation_config.repetition_penalty or 1.0,
-            "stop": "\n" if caption else None,
-        }
-    line = {"id": request.id, "suite": suite.name, "data": suite.data, "image": request.image, "prompt": prompt}
-    line |= {"candidates": list(request.candidates)} if request.candidates else {}
-    return {**line, "decoding": decoding, "model": str(name), "revision": revision}
-
-
-def _kept(path, lines):
-    """{request id: answer} of a predictions file, all of them asked in the same way as now."""
-    said = {}
-    for line in read_lines(path):
-        expected = lines.get(line["id"])
-        if expected is None:
-            raise ValueError(
-                f"{path}: holds an answer to {line['id']!r}, which is not asked; it is of suite {line.get('suite')!r} or "
-                "other data; choose another --output, or remove the file"
-            )
-        for key, value in expected.items():
-            if key != "model" and line.get(key) != value:  # the same model may lie elsewhere now
-                raise ValueError(
-                    f"{path}: {line['id']!r} was asked with {key} {line.get(key)!r:.80}, expected {value!r:.80}; "
-                    "choose another --output, or remove the file"
-                )
-        if line["id"] in said:
-            raise ValueError(f"{path}: id {line['id']!r} comes twice; remove the file to begin again")
-        if not isinstance(line.get("answer"), str):
-            raise ValueError(f"{path}: {line['id']!r} has no answer; remove the file to begin again")
-        said[line["id"]] = line["answer"]
-    return said
-
-
-def _gather(path, order=None):
-    """Puts the processes' own files into predictions.jsonl, in the order of the requests if it is given."""
-    parts = sorted(path.parent.glob(f"{path.stem}.*.jsonl")) if path.parent.is_dir() else []
-    if not parts:
-        return
-    lines = read_lines(path)
-    known = {line["id"] for line in lines}
-    for part in parts:
-        lines += [line for line in read_lines(part) if line["id"] not in known]  # a kill between writing and removing
-    if order is not None:
-        place = {identity: i for i, identity in enumerate(order)}
-        lines.sort(key=lambda line: place.get(line["id"], -1))
-    write_bytes(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())
-    for part in parts:
-        part.unlink()
-
-
-def _batches(requests, lines, batch_size):
-    """Requests in batches of one kind and like length: those that take longest come first, and memory is known at once."""
-    kinds = {}
-    for request in requests:
-        kinds.setdefault((bool(request.candidates), request.instruction is None, request.max_new_tokens), []).append(request)
-    batches = []
-    for kind in sorted(kinds, key=lambda kind: -kind[2]):
-        longest_first = sorted(kinds[kind], key=lambda request: -len(lines[request.id]["prompt"]))
-        batches += [longest_first[i : i + batch_size] for i in range(0, len(longest_first), batch_size)]
-    return batches
-
-
-def _answered(model, processor, batch, lines, seen):
-    """The lines of a batch with their answers."""
-    features = seen([request.image for request in batch])
-    if batch[0].candidates:
-        losses = candidate_losses(
-            model, processor, [r.instruction for r in batch], [r.candidates for r in batch], features, batch_size=len(batch)
-        )
-        chosen = [r.candidates[row.index(min(row))] for r, row in zip(batch, losses, strict=True)]
-        return [{**lines[r.id], "answer": c, "losses": row} for r, c, row in zip(batch, chosen, losses, strict=True)]
-    decoding = lines[batch[0].id]["decoding"]
-    prompts = [lines[request.id]["prompt"] for request in batch]
-    texts = answers(model, processor, prompts, features, decoding["max_new_tokens"], decoding["stop"], len(prompts))
-    return [{**lines[request.id], "answer": text} for request, text in zip(batch, texts, strict=True)]
-
-
-class _Features:
-    """The frozen vision part's output by picture name, kept: most pictures are asked about several times."""
-
-    def __init__(self, model, processor, pictures):
-        self.model, self.processor, self.pictures, self.kept = model, processor, pictures, {}
-
-    @torch.inference_mode()
-    def __call__(self, names):
-        new = [name for name in dict.fromkeys(names) if name not in self.kept]
-        if new:
-            if len(self.kept) + len(new) > KEPT_FEATURES:
-                self.kept = {name: self.kept[name] for name in set(names) & set(self.kept)}
-            pictures = [self.pictures.open(name) for name in new]
-            pixels = self.processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
-            features = self.model.model.get_vision_features(pixels.to(self.model.device)).cpu()
-            self.kept |= dict(zip(new, features, strict=True))
-        return torch.stack([self.kept[name] for name in names])
+    about = {
+        "model": public_name(name),
+        "revision": next(iter(lines.values()))["revision"],
+        "fingerprint": weights,
+        "decoding": list({json.dumps(line["decoding"]): line["decoding"] for line in lines.values()}.values()),
+    }
+    return Run(about, said, figures, seconds)
 
 
 def _earlier(folder, suite):
@@ -301,8 +122,7 @@ def _earlier(folder, suite):
     results_path = Path(folder) / RESULTS
     try:
         results = json.loads(results_path.read_text("utf-8"))
-        model, revision = results["model"], results["revision"]
-        found, decoding = results["suite"], results["decoding"]
+        found, about = results["suite"], {name: results[name] for name in ("model", "revision", "fingerprint", "decoding")}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{results_path}: no results of a finished evaluation ({error})") from error
     if found != suite.name:
@@ -311,14 +131,15 @@ def _earlier(folder, suite):
     for request in suite.requests:
         line = lines.pop(request.id, None)
         longest = (line or {}).get("decoding", {}).get("max_new_tokens", request.max_new_tokens)
-        if line is None or line.get("image") != request.image or longest != request.max_new_tokens:
+        asked = line and (line.get("image"), line.get("data"), longest)
+        if asked != (request.image, suite.data, request.max_new_tokens):
             raise ValueError(
                 f"--against {folder}: {request.id!r} was not asked there in the same way; expected the same questions"
             )
         lines[request.id] = line
     if len(lines) != len(suite.requests):
         raise ValueError(f"--against {folder}: has {len(lines)} answers, {len(suite.requests)} are asked now")
-    return Run(model, revision, {identity: line["answer"] for identity, line in lines.items()}, decoding, {}, 0.0)
+    return Run(about, {identity: line["answer"] for identity, line in lines.items()}, {}, 0.0)
 
 
 def _scores(figures):
@@ -334,17 +155,3 @@ def _differences(figures, others):
         for way, of_way in figures.items()
         if way in others
     }
-
-
-def _hash(paths):
-    digest = hashlib.sha256()
-    for path in paths:
-        digest.update(path.name.encode())
-        with open(path, "rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return f"sha256:{digest.hexdigest()[:16]}"
-
-
-def _single_process_uses_every_core(state):
-    if state.num_processes == 1:
-        use_every_core()

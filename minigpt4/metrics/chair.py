@@ -5,7 +5,9 @@
     recall    of the kinds that are there, the share that is named
     words     of a caption, the mean: longer captions invent more, so that the two belong together
 
-The words for each kind are this project's own list, so that figures are close to those of the CHAIR code, not the same.
+The words for each kind are this project's own list. It follows the choices of the CHAIR code where a word is no kind by
+itself ("desk" is a dining table, "monitor" a tv, "van" a car), but knows more phrases, so that figures are close to those
+of that code, not the same.
 """
 
 import re
@@ -19,42 +21,48 @@ from minigpt4.processing.scenes import plural
 
 # COCO's kinds, each with words that mean it; "!" begins a phrase that holds such a word and means something else.
 _WORDS = """
-person: man, men, woman, women, people, boy, girl, child, children, kid, baby, adult, guy, lady, gentleman, toddler,
-  teenager, player, skier, surfer, rider, skateboarder, snowboarder, pedestrian, passenger, cyclist, chef, driver, worker,
+person: man, woman, people, boy, girl, child, kid, baby, adult, guy, lady, gentleman, male, female, toddler, teenager,
+  mother, father, sister, brother, bride, groom, player, skier, surfer, rider, skater, skateboarder, snowboarder, pedestrian,
+  passenger, cyclist, bicyclist, biker, motorcyclist, chef, baker, driver, worker, farmer, doctor, student, soldier, officer,
+  policeman, fireman, firefighter, cop, cowboy, hunter, shopper, traveler, tourist, pitcher, catcher, batter, umpire,
   baseball player, basketball player, football player, soccer player, tennis player, volleyball player, ball player
-bicycle: bike, tandem, !motor bike, !dirt bike
-car: automobile, sedan, suv, hatchback, convertible, minivan, taxi, cab, jeep, !train car, !cable car, !car seat,
-  !street car, !railway car
-motorcycle: motorbike, motor bike, dirt bike, moped, scooter, motor scooter
-airplane: plane, aeroplane, aircraft, jet, airliner, jetliner, jumbo jet, biplane, !jet ski
-bus: minibus, double decker, school bus, coach bus, !bus stop, !bus station
-train: locomotive, train car, railway car, tram, streetcar, street car, trolley car, subway car, !train track,
-  !train station
-truck: lorry, pickup, pick up truck, fire engine, tow truck, semi trailer
-boat: ship, sailboat, canoe, kayak, ferry, yacht, rowboat, gondola, raft, barge, dinghy
-traffic light: stoplight, stop light, traffic signal
+bicycle: bike, tandem, unicycle, !motor bike, !dirt bike
+car: automobile, sedan, suv, hatchback, convertible, coupe, van, minivan, taxi, taxicab, cab, limo, limousine, jeep, !train
+  car, !cable car, !car seat, !street car, !railway car
+motorcycle: motorbike, motor bike, motor cycle, dirt bike, moped, scooter, motor scooter
+airplane: plane, aeroplane, air plane, aircraft, jet, passenger jet, airliner, jetliner, jumbo jet, biplane, seaplane, !jet
+  ski
+bus: minibus, double decker, school bus, coach bus, trolley, !bus stop, !bus station
+train: passenger train, locomotive, train car, railway car, tram, streetcar, street car, trolley car, subway car, caboose,
+  !train track, !train station
+truck: lorry, pickup, pick up truck, fire engine, firetruck, tow truck, semi trailer
+boat: ship, sailboat, motorboat, speedboat, houseboat, tugboat, lifeboat, canoe, kayak, ferry, yacht, catamaran, rowboat,
+  gondola, raft, barge, dinghy
+traffic light: stoplight, stop light, traffic signal, street light, streetlight
 fire hydrant: hydrant
 stop sign:
 parking meter:
-bench: park bench, !bench press
-bird: seagull, gull, pigeon, duck, goose, geese, swan, parrot, owl, eagle, hawk, sparrow, crow, robin, ostrich, flamingo,
-  penguin, chicken, rooster, pelican, !bird house, !fried chicken, !chicken breast, !chicken wing, !grilled chicken
+bench: park bench, pew, !bench press
+bird: seagull, gull, pigeon, duck, mallard, goose, swan, parrot, parakeet, macaw, owl, eagle, falcon, hawk, vulture, sparrow,
+  finch, crow, raven, robin, heron, egret, hummingbird, woodpecker, ostrich, peacock, flamingo, penguin, chicken, rooster,
+  turkey, pelican, !bird house, !fried chicken, !chicken breast, !chicken wing, !grilled chicken, !turkey sandwich
 cat: kitten, kitty, tabby
-dog: puppy, pup, doggy, terrier, retriever, labrador, poodle, bulldog, dachshund, corgi, pug, husky, !hot dog, !corn dog
+dog: puppy, pup, doggy, doggie, mutt, hound, greyhound, terrier, retriever, labrador, beagle, spaniel, collie, sheepdog,
+  poodle, bulldog, dachshund, chihuahua, corgi, pug, husky, !hot dog, !corn dog
 horse: pony, foal, stallion, mare, colt, !rocking horse
-sheep: lamb, ewe, ram
-cow: cattle, bull, calf, calves, ox, oxen, heifer, steer
+sheep: lamb, ewe, ram, goat
+cow: cattle, bull, calf, ox, heifer, steer, buffalo, bison
 elephant:
 bear: polar bear, grizzly, grizzly bear, panda, !teddy bear, !stuffed bear, !toy bear
 zebra: !zebra crossing
 giraffe:
 backpack: rucksack, knapsack, back pack
 umbrella: parasol
-handbag: purse, hand bag, shoulder bag, pocketbook
+handbag: purse, hand bag, shoulder bag, pocketbook, wallet, briefcase
 tie: necktie, neck tie, bow tie, !tie dye
-suitcase: luggage, briefcase, baggage, suit case
+suitcase: luggage, baggage, suit case
 frisbee: flying disc, flying disk
-skis: ski, !water ski, !jet ski, !ski lift, !ski slope, !ski resort, !ski jump
+skis: ski, !water ski, !jet ski, !ski lift, !ski slope, !ski resort, !ski jump, !ski pole
 snowboard: snow board
 sports ball: soccer ball, tennis ball, basketball, baseball, football, volleyball, ball, !baseball bat, !baseball glove,
   !baseball mitt, !baseball game, !baseball field, !baseball uniform, !baseball cap, !basketball court, !basketball game,
@@ -69,27 +77,27 @@ bottle: water bottle, wine bottle, beer bottle
 wine glass: wineglass, glass of wine, champagne glass, goblet
 cup: mug, teacup, coffee cup, coffee mug
 fork:
-knife: knives, butter knife, steak knife
+knife: pocketknife, butter knife, steak knife
 spoon: teaspoon, tablespoon
-bowl:
+bowl: container
 banana: !banana bread
 apple:
-sandwich: burger, hamburger, cheeseburger, sub sandwich, panini
+sandwich: burger, hamburger, cheeseburger, sub sandwich, panini, turkey sandwich
 orange: tangerine, clementine
 broccoli:
 carrot: !carrot cake
 hot dog: hotdog, corn dog
 pizza: !pizza box, !pizza parlor
-donut: doughnut
-cake: cupcake, cheesecake, birthday cake, wedding cake, carrot cake
-chair: armchair, stool, recliner, rocking chair, office chair, !chair lift
-couch: sofa, loveseat, settee
-potted plant: houseplant, house plant, pot plant, plant in a pot, flower pot
+donut: doughnut, bagel
+cake: cupcake, cheesecake, pancake, birthday cake, wedding cake, carrot cake
+chair: armchair, seat, stool, rocking chair, office chair, !chair lift
+couch: sofa, loveseat, settee, recliner, futon
+potted plant: houseplant, house plant, pot plant, plant in a pot, plant in pots, flower pot
 bed: bunk bed, !flower bed, !bed of flowers, !river bed, !truck bed, !bed of a truck
-dining table: table, kitchen table, dinner table, coffee table, !table tennis, !table cloth, !table lamp
-toilet: commode, !toilet paper, !toilet brush
-tv: television, television set, tv set, !tv stand, !tv show, !tv remote
-laptop: notebook computer, laptop computer
+dining table: table, kitchen table, dinner table, coffee table, desk, computer desk, !table tennis, !table cloth, !table lamp
+toilet: toilet seat, commode, urinal, !toilet paper, !toilet brush
+tv: television, television set, tv set, monitor, computer monitor, !tv stand, !tv show, !tv remote
+laptop: computer, netbook, macbook, notebook computer, laptop computer
 mouse: computer mouse, !mickey mouse, !mouse pad
 remote: remote control, tv remote, wii remote
 keyboard: computer keyboard, !piano keyboard
@@ -99,20 +107,36 @@ oven: stove, stovetop, range oven, !microwave oven, !toaster oven
 toaster: toaster oven
 sink: washbasin, wash basin
 refrigerator: fridge, freezer
-book: textbook, novel, cookbook, !book shelf, !book case, !notebook computer
+book: textbook, novel, cookbook, !book shelf, !book case
 clock: clock tower, alarm clock, wall clock
 vase:
 scissors: pair of scissors, shears
-teddy bear: teddy, stuffed bear, toy bear, stuffed animal, plush bear
+teddy bear: teddy, teddybear, stuffed bear, toy bear, stuffed animal, plush bear
 hair drier: hair dryer, blow dryer, hairdryer
 toothbrush: tooth brush
 """
+# A young or a full-grown animal, whose first word would be a person: "baby elephant", "adult giraffe".
+_YOUNG_ANIMAL = re.compile(
+    r"\b(?:baby|adult) (?=(?:bird|duck|cat|dog|horse|sheep|goat|cow|elephant|bear|zebra|giraffe|animal|cub)s?\b)"
+)
 # "orange" is the fruit at the end of a phrase, and a colour before a thing or another colour.
 _ORANGE_COLOUR = re.compile(
     r"\borange (?=(?:and|or) (?:white|black|yellow|red|blue|green|brown|gray|grey|pink|purple)\b"
     r"|(?!(?:and|or|on|in|is|with|next|beside|to|at|from|that|which)\b)[a-z])"
 )
-_PLURALS = {"person": "persons", "sandwich": "sandwiches", "skis": "skis", "scissors": "scissors"}
+_PLURALS = {
+    "person": "persons",
+    "people": "people",
+    "child": "children",
+    "skis": "skis",
+    "scissors": "scissors",
+    "shears": "shears",
+    "knife": "knives",
+    "goose": "geese",
+    "calf": "calves",
+    "ox": "oxen",
+    "cattle": "cattle",
+}
 
 
 @cache
@@ -123,11 +147,19 @@ def _phrases():
         kind, _, words = line.partition(":")
         for word in (kind, *filter(None, (word.strip() for word in words.split(",")))):
             means = None if word.startswith("!") else kind
-            for form in (word.lstrip("!"), _PLURALS.get(word, plural(word.lstrip("!")))):
+            for form in (word.lstrip("!"), _plural(word.lstrip("!"))):
                 if means is not None or form not in phrases:  # a kind's own phrase counts, whatever another kind hides
                     phrases[form] = means
     longest_first = sorted(phrases, key=len, reverse=True)
     return phrases, re.compile(rf"\b(?:{'|'.join(map(re.escape, longest_first))})\b")
+
+
+def _plural(phrase):
+    """Of what a phrase is about: "glasses of wine", "plants in a pot", "computer mice", "policemen"."""
+    head, join, rest = re.fullmatch(r"(.+?)( of a | of | in a | in |$)(.*)", phrase).groups()
+    *before, noun = head.split()
+    many = _PLURALS.get(noun) or (f"{noun[:-3]}men" if noun.endswith("man") else plural(noun))
+    return " ".join([*before, many]) + join + rest
 
 
 KINDS = tuple(line.partition(":")[0] for line in _WORDS.strip().splitlines() if not line.startswith(" "))
@@ -136,7 +168,7 @@ KINDS = tuple(line.partition(":")[0] for line in _WORDS.strip().splitlines() if 
 def named_kinds(text):
     """COCO kinds that a text names, in order, each as often as it is named: "two dogs and a hot dog" -> dog, hot dog."""
     phrases, pattern = _phrases()
-    text = _ORANGE_COLOUR.sub(" ", text.lower().replace("-", " "))
+    text = _YOUNG_ANIMAL.sub("", _ORANGE_COLOUR.sub(" ", text.lower().replace("-", " ")))
     text = re.sub(r"[^a-z' ]+", " . ", text)  # no phrase goes on behind a comma
     return [phrases[found] for found in pattern.findall(text) if phrases[found] is not None]
 

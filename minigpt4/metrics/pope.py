@@ -1,7 +1,8 @@
 """POPE (Li et al. 2023): "Is there a dog in the image?", answered yes or no; "yes" is the class that F1 is about.
 
-An answer is read as in the authors' code: "no" or "not" in the first sentence is a no, everything else a yes. An answer
-without a word is neither, and wrong.
+An answer is read as in the authors' evaluate.py, so that figures are those that others publish: up to the first full stop,
+without commas, one of the words "No", "no" and "not" makes a no, and everything else a yes: "There isn't one.", too. An
+answer without a word, which that code would call a yes, is neither here, and wrong.
 """
 
 import re
@@ -14,11 +15,11 @@ from minigpt4.metrics.statistics import ratio
 
 
 def said(answer):
-    """ "yes", "no", or None of an answer without a word."""
-    first = answer.strip().split(".")[0]
-    if not re.search(r"\w", first):
+    """Of an answer: "yes", "no", or None of one without a word."""
+    first = answer.strip().partition(".")[0].replace(",", "")
+    if not re.search(r"\w", answer):
         return None
-    return "no" if {"no", "not"} & set(re.findall(r"\w+", first.lower().replace("n't", " not"))) else "yes"
+    return "no" if {"No", "no", "not"} & set(first.split(" ")) else "yes"
 
 
 def f1(sums):

@@ -1,7 +1,8 @@
 """Answers to questions about pictures: VQA's normalisation and soft accuracy, and the answer inside a sentence.
 
-Normalisation follows the rules of VQA's evaluation (Antol et al. 2015): lower case, punctuation and articles gone, number
-words as digits, the apostrophe of contractions put back. The list of contractions is built here from its rules.
+Normalisation does what VQA's own evaluation does (Antol et al. 2015, vqaEval.py): lower case, punctuation and articles gone,
+number words as digits, the apostrophe of contractions put back. GQA's and AOK-VQA's own scripts compare texts as they are;
+here both sides are normalised, so that "A T-shirt." is right where "t-shirt" is.
 """
 
 import re
@@ -11,32 +12,48 @@ import evaluate
 
 _NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _DIGITS = {"none": "0", **{word: str(number) for number, word in enumerate(_NUMBERS)}}
+_ARTICLES = ("a", "an", "the")
+_MARKS = ';/[]"{}()=+\\_-><@`,?!'  # not the apostrophe, the colon, the full stop, or "%", "$", "&"
+# Endings, and the words that VQA's list has with each.
+_ENDINGS = {
+    "n't": "ai are ca could did does do had has have is might must need ought sha should was were wo would",
+    "n't've": "could had might should would",
+    "'d": "he how it someone something there they where who you",
+    "'d've": "he it she somebody someone something there they we who y'all you",
+    "'ll": "how it somebody someone something they what who why y'all you",
+    "'re": "there they what why you",
+    "'s": "he how somebody someone that there what when where who why",
+    "'ve": "could might must not should they we what where who would you",
+}
+# {a contraction without one of its apostrophes: with all of them}
 _CONTRACTIONS = {
-    f"{first}{second}": f"{first}{apostrophe}"
-    for second, apostrophe, firsts in (
-        ("nt", "n't", "are ca could did does do had has have is might must need should was were wo would"),
-        ("ve", "'ve", "could i might must should they we who would you"),
-        ("re", "'re", "there they you"),
-        ("s", "'s", "that there what where who let he she"),
-        ("m", "'m", "i"),
-        ("ll", "'ll", "they you"),
+    word[:place] + word[place + 1 :]: word
+    for word in (
+        *("y'all", "ma'am", "o'clock", "'twas"),
+        *(first + ending for ending, firsts in _ENDINGS.items() for first in firsts.split()),
     )
-    for first in firsts.split()
+    for place, letter in enumerate(word)
+    if letter == "'"
 }
 # What stands before the answer in a sentence: "The answer is", "It is", "The background is", "There are".
 _LEAD_IN = re.compile(
-    r"^(?:(?:so|well|okay),? )?(?:(?:the|a|an|this|that|these|it|they|he|she|there|his|her|its|their|in)\b[\w' ]*?"
+    r"^(?:(?:so|well|okay),? )?(?:(?:the|a|an|this|that|these|it|they|he|she|there|his|her|its|their|in)\b[\w', ]*?"
     r"\b(?:is|are|was|were|has|have|looks like|appears to be|seems to be)\b|it's|that's|there's|answer:|a:) "
     r"(?:called |wearing |holding )?"
 )
 
 
 def normalise(text):
-    """An answer as VQA compares it: "The two dogs!" -> "2 dogs"."""
-    text = re.sub(r"(?<=\d),(?=\d{3})", "", text.lower().replace("\n", " ").replace("\t", " "))
-    text = re.sub(r"(?<!\d)\.|\.(?!\d)", " ", text)
-    text = re.sub(r"[^\w\s.:']", " ", text)
-    words = [_DIGITS.get(word, word) for word in text.split() if word not in ("a", "an", "the")]
+    """An answer as VQA compares it: "The two dogs!" -> "2 dogs".
+
+    A mark beside a space goes, any other becomes one ("black/white" is two words); all of them go where a comma stands in a
+    number. A full stop stays before a digit alone: "2.5", but "a.m." -> "am".
+    """
+    text = text.replace("\n", " ").replace("\t", " ").strip()
+    in_number = re.search(r"\d,\d", text)
+    marks = {m: "" if in_number or f"{m} " in text or f" {m}" in text else " " for m in _MARKS}
+    words = re.sub(r"\.(?!\d)", "", text.translate(str.maketrans(marks))).lower().split()
+    words = [_DIGITS.get(word, word) for word in words if word not in _ARTICLES]
     return " ".join(_CONTRACTIONS.get(word, word) for word in words)
 
 
@@ -68,7 +85,10 @@ def chosen(text, choices):
 
 
 def soft_accuracy(answer, truths):
-    """VQA's: full marks if three of the (ten) people said the same; min(1, agreeing / 3)."""
+    """Full marks if three of the people said the same, as AOK-VQA counts its ten: min(1, agreeing / 3).
+
+    Of fewer than three people all must agree: one reference is exact match.
+    """
     said = short_answer(answer)
     return min(1.0, sum(normalise(truth) == said for truth in truths) / min(3, len(truths)))
 

@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from benchmark_files import write_pope
 from elsewhere import answer, consume
 from huggingface_hub import EvalResult, ModelCard
 from local_hub import TOKEN, local_hub
@@ -114,6 +116,35 @@ def test_examples_and_results_of_the_card(source, picture, tmp_path, monkeypatch
     for wrong, message in ((["--results", "nothere.json"], "nothere.json"), (["--examples", "scores.json"], "scores.json")):
         assert main([*command, *wrong]) == 2
         assert one_line(capsys).startswith(f"minigpt4 export: {message}: ")
+
+
+def test_results_are_of_the_model_that_is_exported(source, original, processor, picture, tmp_path, monkeypatch, capsys):
+    """Those of a copy of it, or of the one it was put beside; never those of other weights."""
+    with torch.no_grad():
+        original.model.projection.weight.mul_(-3)
+    monkeypatch.chdir(tmp_path)
+    export(original, processor, "other")
+    pope = write_pope(tmp_path / "pope", picture)
+    asked = ["evaluate", "--suite", "pope", "--data", str(pope), "--max-new-tokens", "2", "--output"]
+    assert main([*asked, "both", "--model", "source", "--against", "other"]) == 0
+    written = json.loads(Path("both/results.json").read_text())
+    shutil.copytree("source", "copy")
+    for model, scores in (("copy", written["scores"]), ("other", written["against"]["scores"])):
+        assert main(["export", "--model", model, "--output", "out", "--results", "both/results.json"]) == 0
+        values = {result.metric_name: result.metric_value for result in ModelCard.load("out/README.md").data.eval_results}
+        assert values["accuracy (random)"] == pytest.approx(scores["random"]["accuracy"]["value"], abs=1e-4)
+        assert values["yes_ratio (popular)"] == pytest.approx(scores["popular"]["yes_ratio"]["value"], abs=1e-4)
+    capsys.readouterr()
+    del written["against"]
+    for changed, message in (
+        (written, "is about source ("),
+        ({**written, "fingerprint": None}, "is about source (None)"),
+        ({name: value for name, value in written.items() if name != "fingerprint"}, "does not say which weights"),
+    ):
+        Path("results.json").write_text(json.dumps(changed).replace(f"{tmp_path.name}/source", "source"))
+        assert main(["export", "--model", "other", "--output", "out2", "--results", "results.json"]) == 2
+        assert one_line(capsys).startswith(f"minigpt4 export: results.json: {message}")
+    assert not Path("out2").exists()
 
 
 @pytest.mark.parametrize("projection", ["shipped", "another"])

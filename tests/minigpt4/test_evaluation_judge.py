@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -11,7 +12,7 @@ from benchmark_files import write_coco, write_pictures
 from minigpt4.cli import main
 from minigpt4.evaluation import judge as judge_module
 from minigpt4.evaluation.judge import Judge, Person
-from minigpt4.evaluation.runner import read_lines
+from minigpt4.evaluation.predictions import read_lines
 from minigpt4.evaluation.suites import Options, load_suite
 from minigpt4.modeling_minigpt4.export import export
 
@@ -144,12 +145,20 @@ def test_a_person_judges_on_a_page(original, processor, picture, tmp_path, capsy
     page = (out / "judge.html").read_text("utf-8")
     assert page.count('type="radio"') == 16 and all(f'name="{name}"' in page for name in names)
     judged = tmp_path / "judgements.json"
-    judged.write_text(json.dumps({name: name.startswith("poems") for name in names if name != "memes/0.png"}))
+    [answers] = re.findall(r'answers: "(sha256:\w+)"', page)
+
+    def judge(verdicts, answers=answers):
+        judged.write_text(json.dumps({"answers": answers, "verdicts": verdicts}))
+
+    judge({name: name.startswith("poems") for name in names if name != "memes/0.png"})
     assert main([*command, "--judge", str(judged)]) == 0
     results = json.loads((out / "results.json").read_text())
     assert results["scores"]["poems"]["fulfilled"]["value"] == 1 and results["scores"]["all"]["fulfilled"]["value"] == 0.25
     assert results["unjudged"] == 1 and results["judge"] == {"file": "judgements.json"}
-    judged.write_text('{"cats/1.png": true}')
+    judge({names[0]: True}, "sha256:0")  # of what another model said
+    assert main([*command, "--judge", str(judged)]) == 2
+    assert "judges other answers than those in" in capsys.readouterr().err
+    judge({"cats/1.png": True})
     assert main([*command, "--judge", str(judged)]) == 2
     assert "judges 'cats/1.png', which was not asked" in capsys.readouterr().err
 
@@ -159,8 +168,9 @@ def test_a_person_judges_on_a_page(original, processor, picture, tmp_path, capsy
     [
         ("{", "cannot be read"),
         ("[]", "not judgements"),
-        ('{"a": "yes"}', "not judgements"),
-        ('{"a": 1, "a": 0}', "comes twice"),
+        ('{"verdicts": {"a": "yes"}}', "not judgements"),
+        ('{"verdicts": {"a": 1}}', "not judgements"),
+        ('{"verdicts": {"a": true, "a": false}}', "'a' comes twice"),
     ],
 )
 def test_files_that_are_no_judgements(tmp_path, content, message):

@@ -13,10 +13,12 @@ from accelerate import PartialState
 from benchmark_files import write_coco, write_pope, write_vqa
 
 from minigpt4.cli import main
-from minigpt4.evaluation.runner import evaluate, read_lines
+from minigpt4.evaluation.predictions import read_lines
+from minigpt4.evaluation.runner import evaluate
 from minigpt4.evaluation.suites import Options, load_suite
 from minigpt4.generation import answer_text, candidate_losses
 from minigpt4.modeling_minigpt4.export import export
+from minigpt4.models import fingerprint, load
 from minigpt4.processing.collator import MiniGPT4DataCollator
 from minigpt4.processing.image_processing_minigpt4 import load_image
 
@@ -54,15 +56,18 @@ def test_answers_are_those_of_plain_generation(folder, pope, original, processor
         inputs = processor(images=picture, text=prompt, return_tensors="pt")
         ids = original.generate(**inputs, max_new_tokens=6, do_sample=False, pad_token_id=processor.tokenizer.pad_token_id)
         assert line["answer"] == answer_text(processor, ids[0, inputs["input_ids"].shape[1] :])
-        assert (line["prompt"], line["suite"], line["model"]) == (prompt, "pope", folder)
-        assert line["revision"].startswith("sha256:") and line["decoding"]["max_new_tokens"] == 6
+        assert (line["prompt"], line["suite"], line["model"]) == (prompt, "pope", f"{tmp_path.name}/tiny")
+        assert line["revision"] == fingerprint(original) and line["decoding"]["max_new_tokens"] == 6
     written = json.loads((tmp_path / "out" / "results.json").read_text())
     assert written == results and written["n"] == 3 and written["requests"] == 8
+    assert (written["model"], written["fingerprint"]) == (f"{tmp_path.name}/tiny", fingerprint(original))
     figure = written["scores"]["random"]["accuracy"]
     assert figure["n"] == 4 and figure["interval"][0] <= figure["value"] <= figure["interval"][1]
     page = (tmp_path / "out" / "report.html").read_text("utf-8")
     assert page.count('<img src="data:image/jpeg') == 8 and "http" not in page.replace("http://www.w3.org", "")
     assert "Is there a dog in the image?" in page and "<svg" in page
+    # Nothing tells where on this machine the model or the pictures lie.
+    assert not [path for path in (tmp_path / "out").iterdir() if str(tmp_path.parent) in path.read_text("utf-8")]
 
 
 def test_likelihoods_are_those_of_one_row_at_a_time(original, processor, picture):
@@ -111,7 +116,7 @@ def test_a_stopped_run_goes_on(folder, pope, tmp_path, monkeypatch):
     with open(part, "a", encoding="utf-8") as file:
         file.write('{"id": "random/4", "answ')  # killed while it wrote
     asked = []
-    monkeypatch.setattr("minigpt4.evaluation.runner.answers", _counting(asked))
+    monkeypatch.setattr("minigpt4.evaluation.predictions.answers", _counting(asked))
     evaluate(folder, pope, out, batch_size=2)
     assert len(asked) == 8 - len(kept)
     fresh = evaluate(folder, pope, tmp_path / "fresh", batch_size=2)
@@ -158,17 +163,35 @@ def test_two_models_side_by_side(folder, pope, original, processor, tmp_path):
     at_once = evaluate(folder, pope, tmp_path / "a", against=other)
     evaluate(other, pope, tmp_path / "b")
     from_folder = evaluate(folder, pope, tmp_path / "c", against=tmp_path / "b")
-    assert at_once["against"] == from_folder["against"] and at_once["against"]["model"] == other
+    assert at_once["against"] == from_folder["against"] and at_once["against"]["model"] == f"{tmp_path.name}/other"
     mine, theirs = at_once["scores"]["random"], at_once["against"]["scores"]["random"]
     difference = at_once["against"]["difference"]["random"]["accuracy"]["value"]
     assert difference == pytest.approx(mine["accuracy"]["value"] - theirs["accuracy"]["value"])
-    results = tmp_path / "b" / "results.json"
+    answered, results = tmp_path / "b" / "predictions.jsonl", tmp_path / "b" / "results.json"
+    answered.write_text(
+        answered.read_text().replace('"data": "coco', '"data": "another')
+    )  # other scenes have the same names
+    with pytest.raises(ValueError, match="was not asked there in the same way"):
+        evaluate(folder, pope, tmp_path / "c", against=tmp_path / "b")
     results.write_text(results.read_text().replace('"suite": "pope"', '"suite": "chair"'))
     with pytest.raises(ValueError, match="is of suite 'chair', expected 'pope'"):
         evaluate(folder, pope, tmp_path / "c", against=tmp_path / "b")
     results.unlink()
     with pytest.raises(ValueError, match="no results of a finished evaluation"):
         evaluate(folder, pope, tmp_path / "c", against=tmp_path / "b")
+
+
+def test_a_fingerprint_is_of_the_weights(folder, original, processor, tmp_path):
+    found = fingerprint(original)
+    assert found == fingerprint(load(folder)[0]) == fingerprint(load(str(shutil.copytree(folder, tmp_path / "copy")))[0])
+    for name in ("projection.bias", "language_model.layers.0.self_attn.q_proj.weight"):
+        weight = original.model.get_parameter(name)
+        kept = weight.detach().clone()
+        with torch.no_grad():
+            weight.add_(1e-3)
+            assert fingerprint(original) != found
+            weight.copy_(kept)
+    assert fingerprint(original) == found != fingerprint(original.to(torch.bfloat16))
 
 
 def test_composed_with_its_probe(folder, tmp_path):

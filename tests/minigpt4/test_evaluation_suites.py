@@ -9,10 +9,12 @@ import pytest
 from benchmark_files import CAPTIONS, write, write_coco, write_pictures, write_pope, write_vqa
 from local_hub import local_hub
 
-from minigpt4.evaluation.suites import POEM, Options, load_suite
+from minigpt4.cli import evaluate
+from minigpt4.evaluation.suites import POEM, SUITES, Options, load_suite
 from minigpt4.metrics.statistics import measured
 
 IMAGE = {"id": 1, "file_name": "a.png"}
+TEST_SPLIT = {"question_id": "q", "image_id": 7, "question": "?", "choices": ["a", "b"]}
 LINE = {"image": "a.png", "text": "?", "label": "no", "question_id": 1}
 
 
@@ -90,6 +92,15 @@ def test_vqa(tmp_path, picture):
     assert scores(suite, "playing")["direct answers"]["accuracy"] == pytest.approx(2 / 3)
 
 
+def test_aokvqa_leaves_difficult_direct_answers_out(tmp_path, picture):
+    """As eval_predictions.py of its authors: such a question counts for the choices alone."""
+    folder = write_vqa(tmp_path, picture)
+    [entry] = json.loads((folder / "aokvqa.json").read_text())
+    write(folder / "aokvqa.json", [entry, {**entry, "question_id": "q8", "difficult_direct_answer": True}])
+    ids = [request.id for request in suite_of("vqa", folder / "aokvqa.json", images=str(folder / "images")).requests]
+    assert ids == ["choices/q7", "choices by likelihood/q7", "direct answers/q7", "choices/q8", "choices by likelihood/q8"]
+
+
 def test_advanced_reads_folders(tmp_path, picture):
     names = [f"{ability}/{i}.png" for ability in ("memes", "recipes", "advertisements", "poems") for i in range(2)]
     write_pictures(tmp_path / "data", picture, names)
@@ -99,6 +110,12 @@ def test_advanced_reads_folders(tmp_path, picture):
     assert found["all"]["fulfilled"] == found["poems"]["fulfilled"] == 0.5
     image, text = suite.question(suite.requests[0], "Ha.")[1]["content"]
     assert image["image_url"]["url"].startswith("data:image/jpeg;base64,") and text["text"].endswith("Answer: Ha.")
+
+
+def test_advanced_leaves_no_picture_out(tmp_path, picture):
+    write_pictures(tmp_path, picture, ["memes/1.png", "adverts/1.png"])
+    with pytest.raises(ValueError, match=r"adverts/1.png is in none of memes/, recipes/, advertisements/, poems/"):
+        suite_of("advanced", tmp_path)
 
 
 def test_failures_of_scenes_and_of_a_folder(tmp_path, picture):
@@ -124,6 +141,10 @@ def test_composed_controls(monkeypatch):
     assert captions["captions"]["caption_exact"] == 1 and captions["captions, swapped"]["caption_exact"] == 0
 
 
+def test_the_command_line_names_every_suite():
+    assert set(evaluate.SUITES) == set(SUITES)
+
+
 def test_a_limit_is_a_seeded_draw_of_pictures(tmp_path, picture):
     folder = write_coco(tmp_path, picture)
     drawn = [{r.image for r in suite_of("captions", folder, limit=2, seed=s).requests} for s in (0, 0, 1, 2, 3)]
@@ -144,12 +165,17 @@ def test_a_limit_is_a_seeded_draw_of_pictures(tmp_path, picture):
         ("captions", {"x.json": {"images": [{"id": 1, "file_name": "/etc/../etc/x.png"}],
                                  "annotations": [{"image_id": 1, "caption": "x"}]}}, {}, "leads out of"),
         ("captions", {"x.json": {"images": [IMAGE, IMAGE], "annotations": []}}, {}, "id 1 comes twice"),
+        ("captions", {"x.json": {"images": [IMAGE, {**IMAGE, "id": 2}], "annotations": []}}, {}, "'a.png' comes twice"),
+        ("captions", {"x.json": {"images": [IMAGE], "annotations": []}}, {}, "1 of 1 pictures have no caption"),
+        ("vqa", {"x.json": '{"1": {"imageId": "a"}, "1": {}}'}, {}, "'1' comes twice"),
+        ("vqa", {"x.json": [TEST_SPLIT]}, {}, "the test split as published has no answers"),
         ("captions", {"x.json": {"images": [], "annotations": [{"image_id": 3}]}}, {}, "image_id 3, which no image has"),
         ("pope", {"x.json": [{**LINE, "label": "maybe"}]}, {}, "'maybe'"),
         ("pope", {"x.json": [LINE, LINE]}, {}, "'x/1' comes twice"),
         ("vqa", {"x.json": [{"question_id": "q", "image_id": 7, "question": "", "choices": []}]}, {}, "has choices []"),
         ("chair", {"x.json": {"images": [], "annotations": [], "categories": [{"id": 1, "name": "unicorn"}]}}, {}, "n = 0"),
         ("advanced", {}, {}, "a folder with memes/"),
+        ("failures", {"x.json": {}}, {}, "expected a folder of pictures"),
         ("composed", "coco", {}, "composes its own scenes"),
         ("composed", {}, {"limit": 5}, "needs more than 7"),
     ],

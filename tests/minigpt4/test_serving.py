@@ -11,7 +11,9 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import openai
 import pytest
@@ -20,7 +22,7 @@ from starlette.responses import Response
 from starlette.testclient import TestClient
 from transformers import AutoTokenizer
 
-from minigpt4 import MiniGPT4ImageProcessor, MiniGPT4Processor
+from minigpt4 import MiniGPT4ImageProcessor, MiniGPT4Processor, evaluation
 from minigpt4.cli import main
 from minigpt4.modeling_minigpt4.chat import answer_text
 from minigpt4.modeling_minigpt4.export import export
@@ -29,6 +31,8 @@ from minigpt4.processing.processing_minigpt4 import BREAK
 from minigpt4.serving import vllm_engine
 from minigpt4.serving.answers import StopText
 from minigpt4.serving.pictures import as_data_url
+
+VLMEVALKIT = Path(evaluation.__file__).parent / "vlmevalkit.json"
 
 
 def data_url(picture):
@@ -160,6 +164,26 @@ def test_stop_ends_the_answer_before_it(client, folder, local):
     assert answer.choices[0].finish_reason == "stop" and answer.usage.completion_tokens < len(written)
     streamed = client.chat.completions.create(**arguments, stream=True)
     assert "".join(chunk.choices[0].delta.content or "" for chunk in streamed) == answer.choices[0].message.content
+
+
+def test_a_request_of_vlmevalkit(server, folder, local, picture):
+    """What VLMEvalKit's class GPT4V (vlmeval/api/gpt.py) sends with the configuration that ships, and what it reads."""
+    config = json.loads(VLMEVALKIT.read_text())["model"]["MiniGPT-4"]
+    _, written, processor = local([ours("Is there a dog?", picture(0))], max_new_tokens=6)
+    shown = {"type": "image_url", "image_url": {"url": data_url(picture(0)), "detail": config["img_detail"]}}
+    body = {
+        "model": config["model"].replace("DIR_OR_ID", folder),
+        "messages": [{"role": "user", "content": [shown, {"type": "text", "text": "Is there a dog?"}]}],
+        "n": 1,
+        "temperature": config["temperature"],
+        "max_tokens": 6,
+    }
+    address = config["api_base"].replace(":8000", f":{server['port']}")
+    headers = {"Content-Type": "application/json", "Authorization": f"Bearer {config['key']}"}
+    request = urllib.request.Request(address, json.dumps(body).encode(), headers)
+    with urllib.request.urlopen(request, timeout=60) as response:
+        said = json.load(response)["choices"][0]["message"]["content"].strip()
+    assert said == answer_text(processor, written)
 
 
 def test_a_temperature_samples_and_a_seed_repeats(client, folder):

@@ -1,0 +1,46 @@
+"""What each suite asks, and what the answers are worth. `SUITES` has them by name.
+
+base.py       requests, figures, options     captions.py    captions, coverage, chair
+questions.py  pope, vqa                      writing.py     failures, advanced
+scenes.py     composed
+
+A suite holds `requests` and `pictures`; `figures(said)` makes rows of sums of the answers, from which the runner takes
+values and intervals. `judged` suites also need verdicts: of an LLM, or of a person.
+"""
+
+from .base import Figure, Options, Request, Suite
+from .captions import Captions, Chair, Coverage
+from .questions import Pope, Vqa
+from .scenes import Composed, Scenes
+from .writing import POEM, Advanced, Failures
+
+__all__ = ["POEM", "SUITES", "Figure", "Options", "Request", "Scenes", "Suite", "load_suite"]
+
+SUITES = {
+    "failures": Failures,
+    "coverage": Coverage,
+    "captions": Captions,
+    "chair": Chair,
+    "pope": Pope,
+    "vqa": Vqa,
+    "advanced": Advanced,
+    "composed": Composed,
+}
+
+
+def load_suite(name, options):
+    """The suite of a name, ready to be asked.
+
+    Raises:
+        ValueError: one line: no such suite, no such data, another benchmark's file, missing pictures, ids that come twice,
+            nothing to ask.
+    """
+    if name not in SUITES:
+        raise ValueError(f"--suite is {name!r}; expected one of {', '.join(SUITES)}")
+    for option in ("limit", "max_new_tokens"):
+        value = getattr(options, option)
+        if value is not None and value < 1:
+            raise ValueError(f"--{option.replace('_', '-')} is {value}; expected 1 or more")
+    suite = SUITES[name](options)
+    suite.name = name
+    return suite

@@ -1,0 +1,127 @@
+"""What every suite has: requests, pictures, and figures made of answers."""
+
+import random
+from typing import NamedTuple
+
+from ...metrics.statistics import ratio
+from .. import files
+
+
+class Request(NamedTuple):
+    """One thing to ask.
+
+    id: unique in the suite. image: the picture's name. instruction: in the chat form; None is the caption form of stage 1.
+    candidates: answers to choose from by likelihood; without any, the model writes its answer.
+    """
+
+    id: str
+    image: str
+    instruction: str | None
+    max_new_tokens: int = 0
+    candidates: tuple = ()
+
+
+class Figure(NamedTuple):
+    """Rows of sums and the picture of each, as `statistics.measured` takes them."""
+
+    rows: list
+    pictures: list
+    value: object = ratio
+
+
+class Options(NamedTuple):
+    """What a person may choose: data and images (paths or Hub ids), limit (pictures), seed, max_new_tokens (or None)."""
+
+    data: tuple = ()
+    images: str | None = None
+    limit: int | None = None
+    seed: int = 0
+    max_new_tokens: int | None = None
+
+
+class Suite:
+    """Base: reads the options, keeps the requests whole."""
+
+    judged, by_person = False, False  # whether verdicts are needed, and whether a person's will do
+
+    def __init__(self, options):
+        self.options, self.requests = options, []
+        self.paths = [files.local(name) for name in options.data]
+        self.build()
+        self._check()
+
+    def build(self):
+        """Sets `pictures`, `data` (what it is called) and `requests`."""
+        raise NotImplementedError
+
+    def figures(self, said, verdicts=None):
+        """{way: {figure: Figure}} of {request id: answer}, and of {request id: verdict} where a judge reads."""
+        raise NotImplementedError
+
+    def measure(self, model, processor):
+        """Figures that are not of answers."""
+        return {}
+
+    def truth(self, request):
+        """What is known of a request's picture, for the report."""
+        return ""
+
+    def remark(self, request, answer):
+        """What the suite found of one answer, for the report."""
+        return ""
+
+    @property
+    def n(self):
+        """How many pictures are asked about."""
+        return len({request.image for request in self.requests})
+
+    def by_way(self):
+        """{way: its requests}: a request's way is the first part of its id."""
+        ways = {}
+        for request in self.requests:
+            ways.setdefault(request.id.partition("/")[0], []).append(request)
+        return ways
+
+    def ask(self, image, instruction, max_new_tokens, identity, **more):
+        """Adds a request."""
+        longest = self.options.max_new_tokens or max_new_tokens
+        self.requests.append(Request(identity, image, instruction, longest, **more))
+
+    def need(self, *kinds):
+        """The data files of these kinds (see `files.find`), and sets `pictures` and `data`."""
+        if not self.paths:
+            raise ValueError(f"this suite needs --data: {' or '.join(files.KINDS[kind] for kind in kinds)}")
+        found = files.find(self.paths, *kinds)
+        first = self.paths[0]
+        folder = first if first.is_dir() else first.parent
+        self.pictures = files.Folder(files.local(self.options.images) if self.options.images else _images(folder))
+        self.data = ", ".join(path.name for kind in found.values() for path, _ in kind)
+        return found
+
+    def limited(self, pictures):
+        """The pictures to ask about: all, or `limit` of them drawn at random, sorted."""
+        pictures, limit = sorted(set(pictures)), self.options.limit
+        if limit is None:
+            return pictures
+        if limit > len(pictures):
+            raise ValueError(f"--limit is {limit}, but there are {len(pictures)} pictures; expected no more")
+        return sorted(random.Random(self.options.seed).sample(pictures, limit))
+
+    def _check(self):
+        if not self.requests:
+            raise ValueError(f"{self.data}: nothing to ask (n = 0); expected at least one picture and question")
+        seen = set()
+        for request in self.requests:
+            if request.id in seen:
+                raise ValueError(f"{self.data}: id {request.id!r} comes twice; expected each once")
+            seen.add(request.id)
+        self.pictures.check([request.image for request in self.requests])
+
+    def _shares(self, said, hit, requests=None):
+        """A Figure of one share: hit(request, answer) -> bool."""
+        requests = self.requests if requests is None else requests
+        return Figure([[hit(r, said[r.id]), 1] for r in requests], [r.image for r in requests])
+
+
+def _images(folder):
+    return folder / "images" if (folder / "images").is_dir() else folder

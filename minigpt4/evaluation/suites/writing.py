@@ -1,0 +1,109 @@
+"""Longer texts that are asked for: do they fail, and do they do what was asked?"""
+
+import re
+
+from ...metrics import composed
+from ...metrics.composed import HELD_OUT
+from ...metrics.failures import KINDS as FAILURES
+from ...metrics.failures import failure
+from .. import files
+from .base import Figure, Suite
+from .scenes import Scenes
+
+# The paper's two requests whose failures it counts.
+DETAIL = "Describe the image in detail."
+POEM = "Can you write a beautiful poem about this image?"
+ABILITIES = {
+    "memes": "Explain why this meme is funny.",
+    "recipes": "How should I make something like this?",
+    "advertisements": "Help me draft a professional advertisement for this.",
+    "poems": "Can you craft a beautiful poem about this image?",
+}
+
+
+class Failures(Suite):
+    """Failures of descriptions and poems (the paper's table: 35% -> 2%, 32% -> 1%); on composed scenes without --data."""
+
+    def build(self):
+        if self.paths:
+            if not self.paths[0].is_dir():
+                raise ValueError(f"{self.paths[0]}: is a file; expected a folder of pictures")
+            self.pictures, self.rows, longest = files.Folder(self.paths[0]), {}, 300
+            names, self.data = self.limited(self.pictures.names()), f"pictures of {self.paths[0].name}"
+        else:
+            self.pictures, longest = Scenes(self.options.limit or HELD_OUT, self.options.seed), 160
+            names, self.rows, self.data = list(self.pictures.rows), self.pictures.rows, self.pictures.data
+        for way, instruction in (("descriptions", DETAIL), ("poems", POEM)):
+            for name in names:
+                self.ask(name, instruction, longest, f"{way}/{name}")
+
+    def figures(self, said, verdicts=None):
+        ways = {}
+        for way, asked in self.by_way().items():
+            found = {request.id: failure(said[request.id], request.instruction) for request in asked}
+            images = [request.image for request in asked]
+            ways[way] = {"failures": Figure([[found[r.id] is not None, 1] for r in asked], images)}
+            for kind in FAILURES:
+                ways[way][kind] = Figure([[found[r.id] == kind, 1] for r in asked], images)
+            if way == "descriptions" and self.rows:
+                recall = [composed.named_objects(self.rows[r.image], said[r.id]) for r in asked]
+                ways[way]["object_recall"] = Figure(recall, images)
+            ways[way]["words"] = Figure([[len(said[r.id].split()), 1] for r in asked], images)
+        return ways
+
+    def truth(self, request):
+        return self.rows[request.image]["text"] if self.rows else ""
+
+    def remark(self, request, answer):
+        return failure(answer, request.instruction) or ""
+
+
+class Advanced(Suite):
+    """Memes, recipes, advertisements, poems: was the request fulfilled? Read by an LLM or a person (the paper: 65 of 100).
+
+    --data is a folder with a folder of pictures for each: memes/, recipes/, advertisements/, poems/ (the paper: 25 each).
+    """
+
+    judged, by_person = True, True
+    _SYSTEM = (
+        "You see a picture, a request about it and an answer. Tell whether the answer fulfils the request for this very "
+        "picture. Answer with `yes` or `no` and with nothing else."
+    )
+
+    def build(self):
+        if not self.paths or not self.paths[0].is_dir():
+            raise ValueError(f"this suite needs --data: a folder with {', '.join(f'{name}/' for name in ABILITIES)}")
+        self.pictures, self.data = files.Folder(self.paths[0]), f"pictures of {self.paths[0].name}"
+        everything = self.pictures.names()
+        others = [name for name in everything if name.partition("/")[0] not in ABILITIES]
+        if others:
+            raise ValueError(f"{self.paths[0]}: {others[0]} is in none of {', '.join(f'{name}/' for name in ABILITIES)}")
+        names = self.limited(everything)
+        for ability, instruction in ABILITIES.items():
+            of_ability = [name for name in names if name.startswith(f"{ability}/")]
+            if not of_ability:
+                raise ValueError(f"{self.paths[0]}: no pictures in {ability}/; expected some (the paper: 25)")
+            for name in of_ability:
+                self.ask(name, instruction, 300, name)
+
+    def question(self, request, answer):
+        """Messages for the judge, with the picture."""
+        from ..report import data_url
+
+        told = f"Request: {request.instruction}\nAnswer: {answer}"
+        picture = {"type": "image_url", "image_url": {"url": data_url(self.pictures.open(request.image), side=768)}}
+        return [
+            {"role": "system", "content": self._SYSTEM},
+            {"role": "user", "content": [picture, {"type": "text", "text": told}]},
+        ]
+
+    def verdict(self, request, reply):
+        """True or False of a judge's reply, or None of one that says neither."""
+        word = re.match(r"\W*(yes|no)\b", reply.lower())
+        return word[1] == "yes" if word else None
+
+    def figures(self, said, verdicts=None):
+        ways = {"all": {"fulfilled": self._shares(verdicts, lambda _, verdict: verdict is True)}}
+        for ability, asked in self.by_way().items():
+            ways[ability] = {"fulfilled": self._shares(verdicts, lambda _, verdict: verdict is True, asked)}
+        return ways
