@@ -16,7 +16,7 @@ DOCKER = ROOT / "docker"
 
 def compose():
     """The command of Compose, or None: a plugin of Docker, or a program."""
-    for command in (["docker", "compose"], ["docker-compose"]):
+    for command in ["docker", "compose"], ["docker-compose"]:
         if (
             shutil.which(command[0])
             and subprocess.run([*command, "version"], capture_output=True, check=False).returncode == 0
