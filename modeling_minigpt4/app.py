@@ -177,8 +177,10 @@ def build(model, processor, name):
         delete_cache=(600, 3600),  # seconds: uploads of an hour ago go
     )
     with page:
-        _camera(page.textbox)
-        save = gr.Button("Download", size="sm", elem_id="save")
+        with gr.Row():
+            photograph = gr.Button("Camera", size="sm", elem_id="photograph")
+            save = gr.Button("Download", size="sm", elem_id="save")
+        _camera(photograph, page.textbox)
         exported = gr.Textbox(visible=False)
         save.click(export, None, exported, queue=False).success(None, exported, None, js=_SAVE)
         page.textbox.stop(stop, queue=False)
@@ -253,9 +255,8 @@ def preview(website):
     return f'<iframe class="website" title="Preview" sandbox srcdoc="{html.escape(_WEBSITE_HEAD + website)}"></iframe>'
 
 
-def _camera(textbox):
-    """A button, and the camera that it shows, whose photo joins the question that is being written."""
-    show = gr.Button("Camera", size="sm", elem_id="photograph")
+def _camera(button, textbox):
+    """The camera that a button shows, and whose photo joins the question that is being written."""
     camera = gr.Image(
         sources=["webcam"],
         type="filepath",
@@ -270,7 +271,7 @@ def _camera(textbox):
     def take(photo, question):
         return {**question, "files": [*question["files"], photo]}, gr.Image(None, visible=False)
 
-    show.click(lambda: gr.Image(visible=True), None, camera, queue=False).then(js=_SHOW_CAMERA)
+    button.click(lambda: gr.Image(visible=True), None, camera, queue=False).then(js=_SHOW_CAMERA)
     camera.input(take, [camera, textbox], [textbox, camera], queue=False)
 
 

@@ -93,7 +93,7 @@ def load_image(source, smallest=None):
             raise ValueError(f"{name}: a HEIC picture, which cannot be read here; save it as JPEG or PNG") from error
         raise ValueError(f"{name}: not a picture that can be read; expected JPEG, PNG or the like") from error
     except Exception as error:  # each decoder fails in its own way: OSError, SyntaxError, RuntimeError, ...
-        raise ValueError(f"{name}: the picture is damaged or truncated ({_first_line(error)})") from error
+        raise ValueError(f"{name}: damaged or truncated ({_first_line(error)})") from error
 
 
 def to_rgb(image):

@@ -35,6 +35,12 @@ from minigpt4.serving.pictures import as_data_url
 VLMEVALKIT = Path(evaluation.__file__).parent / "vlmevalkit.json"
 
 
+# Half a character, in what the server's answer quotes.
+HALF_ADDRESS = b"""{"messages": [
+    {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:\\ud800,"}}, {"type": "text", "text": "a"}]}
+]}"""
+
+
 def data_url(picture):
     file = io.BytesIO()
     picture.save(file, "PNG")
@@ -224,6 +230,7 @@ def test_what_a_user_types_is_data(client, folder, local, text, picture):
         ({"messages": [user("a")], "max_tokens": 0}, 400, "max_tokens"),
         ({"messages": [user("a")], "temperature": "hot"}, 400, "temperature"),
         ({"messages": [user("a")], "n": 2}, 400, "n:"),
+        ({"messages": [user("a")], "logit_bias": {"5": 1}}, 400, "logit_bias"),
         ({"messages": [user("a")], "model": "gpt-4"}, 404, "no model 'gpt-4' here"),
     ],
 )
@@ -240,6 +247,9 @@ def test_bad_requests_are_refused_in_openais_shape(client, folder, change, statu
     [
         ("POST", "/v1/chat/completions", b"{", 400),
         ("POST", "/v1/chat/completions", b"[]", 400),
+        ("POST", "/v1/chat/completions", b'{"messages": [{"role": "user", "content": "\\ud800"}]}', 400),
+        ("POST", "/v1/chat/completions", b'{"messages": [{"role": "user", "content": "a"}], "model": "\\ud800"}', 404),
+        ("POST", "/v1/chat/completions", HALF_ADDRESS, 400),
         ("POST", "/v1/chat/completions", b'{"messages": "' + b"a" * 33_000_000 + b'"}', 413),
         ("POST", "/load_model", b'{"model": "other/model"}', 404),
         ("POST", "/v1/responses", b'{"input": "a"}', 404),
