@@ -36,9 +36,9 @@ VLMEVALKIT = Path(evaluation.__file__).parent / "vlmevalkit.json"
 
 
 # Half a character, in what the server's answer quotes.
-HALF_ADDRESS = b"""{"messages": [
-    {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:\\ud800,"}}, {"type": "text", "text": "a"}]}
-]}"""
+HALF_ADDRESS = b"""
+{"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:\\ud800,"}}]}]}
+"""
 
 
 def data_url(picture):
