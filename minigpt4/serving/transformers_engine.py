@@ -17,7 +17,7 @@ from starlette.applications import Starlette
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from .answers import QueueStreamer, StopText
+from .answers import SEED, QueueStreamer, StopText
 from .guard import CHAT, Guard, RequestError, error_body, error_response, read
 
 _log = logging.getLogger(__name__)
@@ -188,8 +188,8 @@ class _Chat:
             "messages": body["messages"],
             "generation_config": json.dumps(config),
             "stream": True,
-            **({} if settings.seed is None else {"seed": settings.seed}),
         }
+        SEED.set(settings.seed)
         response = await self.handler.handle_request(engine_body, str(uuid.uuid4()))
         pieces = self._pieces(response.body_iterator, processor, settings, prompt_tokens)
         head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": self.name}
