@@ -17,6 +17,7 @@ from starlette.applications import Starlette
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from .allocator import return_large_buffers
 from .answers import SEED, QueueStreamer, StopText
 from .guard import CHAT, Guard, RequestError, error_body, error_response, read
 
@@ -77,6 +78,7 @@ def serve(folder, name, host, port, hosts, flags):
 
     if "@" in str(folder):
         raise ValueError(f"{folder}: `transformers serve` reads what follows the @ as a revision; rename the folder")
+    return_large_buffers()
     register()
 
     def build(model_manager, chat_handler, *_, **__):

@@ -6,6 +6,7 @@ import importlib
 import io
 import json
 import os
+import platform
 import socket
 import subprocess
 import sys
@@ -318,6 +319,25 @@ def test_the_command_names_what_is_wrong(capsys, folder, tmp_path):
         assert main(["serve", *arguments]) == 2
         error = capsys.readouterr().err
         assert says in error and len(error.strip().splitlines()) == 1, error
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's own")
+def test_large_buffers_go_back_to_the_system():
+    """Else a server's memory grows by the gaps between what it keeps."""
+    code = """
+import psutil
+from minigpt4.serving.allocator import return_large_buffers
+return_large_buffers()
+b"x" * 30_000_000  # glibc would take it as a reason to keep all that is smaller
+before, kept, large = psutil.Process().memory_info().rss, [], []
+for _ in range(50):
+    large.append(b"x" * 2_000_000)
+    kept.append(b"x" * 2_000)
+large.clear()
+print((psutil.Process().memory_info().rss - before) // 1_000_000)
+"""
+    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=True)
+    assert int(done.stdout) < 10
 
 
 def test_a_stop_text_is_found_across_pieces():
