@@ -35,8 +35,6 @@ from minigpt4.serving.answers import StopText
 from minigpt4.serving.pictures import as_data_url
 
 VLMEVALKIT = Path(evaluation.__file__).parent / "vlmevalkit.json"
-
-
 # Half a character, in what the server's answer quotes.
 HALF_ADDRESS = b"""
 {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:\\ud800,"}}]}]}
