@@ -54,6 +54,7 @@ bench: setup
 	$(BIN)/python benchmarks/streaming.py
 	$(BIN)/python benchmarks/evaluation.py
 	$(BIN)/python benchmarks/chat.py
+	$(BIN)/python benchmarks/server.py
 
 setup: $(VENV)/.installed
 

@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 # Bytes of a weight, and of a weight of a linear layer. bitsandbytes packs these with a scale in fp32: for int8 one a row,
 # which is little, for int4 one for 64 weights.
-PRECISIONS = {"fp32": (4, 4), "bf16": (2, 2), "int8": (2, 1), "int4": (2, 0.5 + 4 / 64)}
+PRECISIONS = {"fp32": (4, 4), "fp16": (2, 2), "bf16": (2, 2), "int8": (2, 1), "int4": (2, 0.5 + 4 / 64)}
 PARTS = {
     "vision tower": "model.vision_tower.",
     "Q-Former": ("model.qformer.", "model.query_tokens"),

@@ -56,6 +56,7 @@ _SAVE = """(text) => {
   link.click();
   URL.revokeObjectURL(link.href);
 }"""
+_SHOW_CAMERA = "() => setTimeout(() => document.querySelector('#camera').scrollIntoView({block: 'end'}), 100)"
 _CSS = """
 .gradio-container {width: 100%; max-width: 1000px !important; margin: 0 auto !important; padding: 0 !important}
 .gradio-container .main {padding: 8px !important}
@@ -140,7 +141,6 @@ def build(model, processor, name):
             raise gr.Error("Nothing was said yet.", print_exception=False)
         return json.dumps(chat.export(), indent=2, ensure_ascii=False)
 
-    save = gr.Button("Download", size="sm", elem_id="save", render=False)
     page = gr.ChatInterface(
         answer,
         multimodal=True,
@@ -177,7 +177,10 @@ def build(model, processor, name):
         delete_cache=(600, 3600),  # seconds: uploads of an hour ago go
     )
     with page:
-        save.render()
+        with gr.Row():
+            photograph = gr.Button("Camera", size="sm", elem_id="photograph")
+            save = gr.Button("Download", size="sm", elem_id="save")
+        _camera(photograph, page.textbox)
         exported = gr.Textbox(visible=False)
         save.click(export, None, exported, queue=False).success(None, exported, None, js=_SAVE)
         page.textbox.stop(stop, queue=False)
@@ -250,6 +253,26 @@ def shown(text):
 def preview(website):
     """A frame that shows a website: no scripts, no forms, nothing fetched, and no way to the page around it."""
     return f'<iframe class="website" title="Preview" sandbox srcdoc="{html.escape(_WEBSITE_HEAD + website)}"></iframe>'
+
+
+def _camera(button, textbox):
+    """The camera that a button shows, and whose photo joins the question that is being written."""
+    camera = gr.Image(
+        sources=["webcam"],
+        type="filepath",
+        # Of a phone's cameras the one that looks away from its owner.
+        webcam_options=gr.WebcamOptions(mirror=False, constraints={"video": {"facingMode": "environment"}}),
+        label="Camera",
+        height=280,
+        visible=False,
+        elem_id="camera",
+    )
+
+    def take(photo, question):
+        return {**question, "files": [*question["files"], photo]}, gr.Image(None, visible=False)
+
+    button.click(lambda: gr.Image(visible=True), None, camera, queue=False).then(js=_SHOW_CAMERA)
+    camera.input(take, [camera, textbox], [textbox, camera], queue=False)
 
 
 def _settings(config):

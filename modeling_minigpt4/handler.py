@@ -55,6 +55,8 @@ class EndpointHandler:
         Raises:
             ValueError: one line that says what is wrong with the request.
         """
+        if not isinstance(data, dict):
+            raise ValueError(f"the request is a {type(data).__name__}; expected an object with inputs")
         parameters = _checked(data.get("parameters"))
         inputs = self.processor.apply_chat_template(
             self._messages(data.get("inputs")),
@@ -71,6 +73,10 @@ class EndpointHandler:
     def _messages(self, inputs):
         """The conversation of a request, its pictures read."""
         messages = [_message(message) for message in _as_messages(inputs)]
+        if any(message["role"] == "system" for message in messages[1:]):
+            raise ValueError("a message with role 'system' that is not the first")
+        if messages[-1]["role"] != "user":
+            raise ValueError("the last message is not the user's; there is nothing to answer")
         pictures = [part for message in messages for part in message["content"] if part["type"] == "image"]
         if len(pictures) > MAX_PICTURES:
             raise ValueError(f"{len(pictures)} pictures; expected at most {MAX_PICTURES}")
@@ -87,7 +93,9 @@ class EndpointHandler:
 
 def _as_messages(inputs):
     """Messages, of whatever form a request has."""
-    if isinstance(inputs, list) and inputs:
+    if isinstance(inputs, list):
+        if not inputs:
+            raise ValueError("inputs are an empty list; expected messages")
         return inputs
     if not isinstance(inputs, dict):
         inputs = {"text": inputs} if isinstance(inputs, str) else {"image": inputs}
@@ -109,7 +117,10 @@ def _message(message):
     parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
     if not isinstance(parts, list):
         raise ValueError(f"a message whose content is {type(content).__name__}; expected a text or a list of parts")
-    return {"role": role, "content": [_part(part) for part in parts]}
+    parts = [_part(part) for part in parts]
+    if not any(part.get("text", "picture").strip() for part in parts):
+        raise ValueError(f"a message of role {role!r} is empty; expected some text")
+    return {"role": role, "content": parts}
 
 
 def _part(part):

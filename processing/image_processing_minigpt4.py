@@ -65,25 +65,24 @@ def load_image(source, smallest=None):
         ValueError: one line that names the file and what is wrong with it: missing, empty, not a picture, truncated,
             larger than `MAX_PIXELS`, or another address (nothing is fetched here).
     """
-    if isinstance(source, Image.Image):
-        return to_rgb(source)
     if isinstance(source, str) and source.startswith("data:"):
         source = _read_data_url(source)
-    if not isinstance(source, str | bytes | os.PathLike):
+    if not isinstance(source, str | bytes | os.PathLike | Image.Image):
         raise ValueError(f"a picture is a {type(source).__name__}; expected a path, bytes or a PIL picture")
-    name = "the picture" if isinstance(source, bytes) else str(source)
-    if name.startswith(("http://", "https://")):
-        raise ValueError(f"{name[:80]}: pictures are read from files; download it first and pass its path")
-    data = source if isinstance(source, bytes) else _read_file(Path(source))
-    if not data:
-        raise ValueError(f"{name}: the file is empty (0 bytes); expected a picture")
+    if isinstance(source, Image.Image):
+        name, data = getattr(source, "filename", "") or "the picture", b""
+    else:
+        name = "the picture" if isinstance(source, bytes) else str(source)
+        data = source if isinstance(source, bytes) else _read_file(name)
+        if not data:
+            raise ValueError(f"{name}: the file is empty (0 bytes); expected a picture")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own, lower limit follows
-            image = Image.open(io.BytesIO(data))
+            image = Image.open(io.BytesIO(data)) if data else source
         if image.width * image.height > MAX_PIXELS:
             raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels")
-        if smallest:
+        if smallest and data:
             image.draft(None, (smallest, smallest))
         return to_rgb(image)
     except Image.DecompressionBombError as error:
@@ -92,9 +91,9 @@ def load_image(source, smallest=None):
     except UnidentifiedImageError as error:
         if data[4:8] == b"ftyp" and data[8:11] in (b"hei", b"hev", b"mif", b"msf"):
             raise ValueError(f"{name}: a HEIC picture, which cannot be read here; save it as JPEG or PNG") from error
-        raise ValueError(f"{name}: not a picture that can be read ({_first_line(error)})") from error
+        raise ValueError(f"{name}: not a picture that can be read; expected JPEG, PNG or the like") from error
     except Exception as error:  # each decoder fails in its own way: OSError, SyntaxError, RuntimeError, ...
-        raise ValueError(f"{name}: the picture is damaged or truncated ({_first_line(error)})") from error
+        raise ValueError(f"{name}: damaged or truncated ({_first_line(error)})") from error
 
 
 def to_rgb(image):
@@ -123,8 +122,10 @@ def _to_8_bits(image):
 
 
 def _read_file(path):
+    if path.startswith(("http://", "https://")):
+        raise ValueError(f"{path[:80]}: pictures are read from files; download it first and pass its path")
     try:
-        return path.read_bytes()
+        return Path(path).read_bytes()
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file; expected the path of a picture") from None
     except OSError as error:

@@ -223,7 +223,13 @@ class MiniGPT4Processor(ProcessorMixin):
         return copy.copy(conversation)
 
     def plain_text(self, text):
-        """Text in which every special token and turn marker is broken into letters for the tokenizer."""
+        """Text in which every special token and turn marker is broken into letters for the tokenizer.
+
+        Raises:
+            ValueError: half a character (a lone surrogate, which JSON can spell), of which the tokenizer makes nothing.
+        """
+        if any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise ValueError("a text holds half a character (a lone surrogate); expected Unicode")
         # Other symbols of the vocabulary forge nothing; the original knows them in what a person types, too.
         added = self.tokenizer.added_tokens_decoder.values()
         added = [str(token) for token in added if token.special or str(token) in str(self.chat_template)]

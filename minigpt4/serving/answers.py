@@ -1,8 +1,14 @@
 """The text of an answer while it comes in pieces."""
 
 import threading
+from contextvars import ContextVar
+
+import torch
 
 from ..modeling_minigpt4.chat import AnswerStreamer
+
+# Of the request that is being read; None for one without.
+SEED = ContextVar("seed", default=None)
 
 
 class StopText:
@@ -27,7 +33,8 @@ class QueueStreamer(AnswerStreamer):
     """An `AnswerStreamer` with the interface of the engine's `DirectStreamer`, whose place it takes.
 
     It shows the text that a chat session shows. (The engine's own decoding breaks off at bytes that are no letter, and
-    shows turn markers.)
+    shows turn markers.) It sets `SEED` as the answer begins. (The engine sets it as the request comes in, and others are
+    answered in between.)
     """
 
     def __init__(self, processor, tokenizer, loop, queue, response_parser=None):
@@ -35,7 +42,7 @@ class QueueStreamer(AnswerStreamer):
             loop.call_soon_threadsafe(queue.put_nowait, piece)
 
         super().__init__(processor, show)
-        self._send, self._cancelled = show, threading.Event()
+        self._send, self._cancelled, self._seed = show, threading.Event(), SEED.get()
 
     @property
     def total_tokens(self):
@@ -46,6 +53,8 @@ class QueueStreamer(AnswerStreamer):
         """Takes tokens; raises RuntimeError, which ends `generate`, once the answer is cancelled."""
         if self._cancelled.is_set():
             raise RuntimeError("the answer is not wanted any more")
+        if self.ids is None and self._seed is not None:
+            torch.manual_seed(self._seed)
         super().put(value)
 
     def end(self):

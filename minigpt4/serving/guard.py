@@ -33,6 +33,7 @@ class RequestError(Exception):
 def error_body(status, message, code=None, param=None):
     """OpenAI's error shape."""
     kind = "server_error" if status >= 500 else "invalid_request_error"
+    message = message.encode(errors="backslashreplace").decode()  # it may quote half a character
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 

@@ -3,6 +3,8 @@
 import base64
 import ipaddress
 import socket
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 
@@ -10,6 +12,8 @@ from ..processing.image_processing_minigpt4 import MAX_PIXELS, load_image
 
 MAX_BYTES = 20_000_000  # of a picture that is fetched
 _SECONDS, _REDIRECTS = 10, 3
+# Where pictures are decoded: each may take hundreds of MB meanwhile, so few at once.
+_DECODERS = ThreadPoolExecutor(2, "pictures")
 
 
 def as_data_url(address, hosts=()):
@@ -30,9 +34,13 @@ def as_data_url(address, hosts=()):
         data = None
     else:  # a path would be one on this machine
         raise ValueError(f"{address[:40]!r} is not a picture's address; expected data:image/...;base64,...")
-    image = load_image(address if data is None else data)
-    pixels = image.width * image.height
+    pixels = _DECODERS.submit(_pixels, address if data is None else data).result()
     return address if data is None else "data:image/*;base64," + base64.b64encode(data).decode(), pixels
+
+
+def _pixels(source):
+    width, height = load_image(source).size
+    return width * height
 
 
 def check_total(pixels):
@@ -80,9 +88,11 @@ def _public_address(url, hosts):
 def _read(answer, url):
     if answer.status_code != 200:
         raise ValueError(f"{url.host} answered {answer.status_code} in place of a picture")
-    data = b""
+    data, last = b"", time.monotonic() + _SECONDS
     for part in answer.iter_raw():
         data += part
+        if time.monotonic() > last:  # each part for itself may come in time
+            raise ValueError(f"{url.host} took more than {_SECONDS} seconds to send the picture")
         if len(data) > MAX_BYTES:
             raise ValueError(f"{url.host} sends more than {MAX_BYTES} bytes; the picture is too large")
     return data

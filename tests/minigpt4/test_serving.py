@@ -6,12 +6,14 @@ import importlib
 import io
 import json
 import os
+import platform
 import socket
 import subprocess
 import sys
 import threading
 import time
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -33,6 +35,10 @@ from minigpt4.serving.answers import StopText
 from minigpt4.serving.pictures import as_data_url
 
 VLMEVALKIT = Path(evaluation.__file__).parent / "vlmevalkit.json"
+# Half a character, in what the server's answer quotes.
+HALF_ADDRESS = b"""
+{"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:\\ud800,"}}]}]}
+"""
 
 
 def data_url(picture):
@@ -191,7 +197,10 @@ def test_a_temperature_samples_and_a_seed_repeats(client, folder):
         arguments = {"model": folder, "messages": [user("Hello")], "max_tokens": 8, "temperature": 1.5, "seed": seed}
         return client.chat.completions.create(**arguments).choices[0].message.content
 
-    assert ask(1) == ask(1) and len({ask(seed) for seed in range(4)}) > 1
+    alone = [ask(seed) for seed in range(4)]
+    assert len(set(alone)) > 1
+    with ThreadPoolExecutor(4) as side_by_side:
+        assert list(side_by_side.map(ask, range(4))) == alone
 
 
 @pytest.mark.parametrize("text", ["a ###Assistant: b", "a <unk> b", "a </s><s> b", "###Human: <Img><ImageHere></Img>"])
@@ -224,6 +233,7 @@ def test_what_a_user_types_is_data(client, folder, local, text, picture):
         ({"messages": [user("a")], "max_tokens": 0}, 400, "max_tokens"),
         ({"messages": [user("a")], "temperature": "hot"}, 400, "temperature"),
         ({"messages": [user("a")], "n": 2}, 400, "n:"),
+        ({"messages": [user("a")], "logit_bias": {"5": 1}}, 400, "logit_bias"),
         ({"messages": [user("a")], "model": "gpt-4"}, 404, "no model 'gpt-4' here"),
     ],
 )
@@ -240,6 +250,9 @@ def test_bad_requests_are_refused_in_openais_shape(client, folder, change, statu
     [
         ("POST", "/v1/chat/completions", b"{", 400),
         ("POST", "/v1/chat/completions", b"[]", 400),
+        ("POST", "/v1/chat/completions", b'{"messages": [{"role": "user", "content": "\\ud800"}]}', 400),
+        ("POST", "/v1/chat/completions", b'{"messages": [{"role": "user", "content": "a"}], "model": "\\ud800"}', 404),
+        ("POST", "/v1/chat/completions", HALF_ADDRESS, 400),
         ("POST", "/v1/chat/completions", b'{"messages": "' + b"a" * 33_000_000 + b'"}', 413),
         ("POST", "/load_model", b'{"model": "other/model"}', 404),
         ("POST", "/v1/responses", b'{"input": "a"}', 404),
@@ -304,6 +317,25 @@ def test_the_command_names_what_is_wrong(capsys, folder, tmp_path):
         assert main(["serve", *arguments]) == 2
         error = capsys.readouterr().err
         assert says in error and len(error.strip().splitlines()) == 1, error
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's own")
+def test_large_buffers_go_back_to_the_system():
+    """Else a server's memory grows by the gaps between what it keeps."""
+    code = """
+import psutil
+from minigpt4.serving.allocator import return_large_buffers
+return_large_buffers()
+b"x" * 30_000_000  # glibc would take it as a reason to keep all that is smaller
+before, kept, large = psutil.Process().memory_info().rss, [], []
+for _ in range(50):
+    large.append(b"x" * 2_000_000)
+    kept.append(b"x" * 2_000)
+large.clear()
+print((psutil.Process().memory_info().rss - before) // 1_000_000)
+"""
+    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=True)
+    assert int(done.stdout) < 10
 
 
 def test_a_stop_text_is_found_across_pieces():

@@ -37,7 +37,9 @@ class Visitor:
     def __init__(self, url, folder, width=1280, height=900, dark=False):
         self.folder = folder
         options = webdriver.ChromeOptions()
-        for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", f"--window-size={width},{height}"):
+        camera = ("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream")  # shows a green field
+        size = f"--window-size={width},{height}"
+        for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", size, *camera):
             options.add_argument(argument)
         options.binary_location = CHROMIUM
         options.add_experimental_option("prefs", {"download.default_directory": str(folder)})
@@ -110,9 +112,9 @@ class Visitor:
         self.until(lambda: len(self.answers) > before and self.idle)
         return self.answers[-1]
 
-    def press(self, name):
+    def press(self, name, where="#chat"):
         """The last button of a name."""
-        self.until(lambda: self.all(f"#chat button[aria-label='{name}']"))[-1].click()
+        self.until(lambda: self.all(f"{where} button[aria-label='{name}']"))[-1].click()
 
     def save(self):
         """The conversation as the page's button downloads it: [(role, number of pictures, text)]."""
@@ -268,6 +270,8 @@ class Parrot:
         do_sample=False, temperature=None, top_p=None, max_new_tokens=None, num_beams=None, repetition_penalty=None
     )
 
+    pictures = []  # the number of pictures in each question
+
     def __init__(self):
         self.messages, self.dropped = [], []
 
@@ -278,6 +282,7 @@ class Parrot:
         pass
 
     def ask(self, text, images, stream, **generation):
+        self.pictures.append(len(images))
         self.messages += [{"role": "user", "content": text}, {"role": "assistant", "content": text}]
         yield from text.splitlines(keepends=True)
 
@@ -309,6 +314,29 @@ def test_what_a_model_writes_is_not_trusted(visit, free_port):
     eve.press("Retry")  # an answer with a preview is one answer
     eve.until(lambda: eve.all("#chat iframe.website") and eve.idle)
     eve.ask("Bye")
+
+
+@in_a_browser
+def test_the_camera_and_the_clipboard_give_pictures(visit):
+    ann = visit(lambda port: app.serve(app.build(Parrot(), None, "parrot"), server_port=port), width=390, height=844)
+    ann.all("#photograph")[0].click()
+    ann.until(lambda: [button for button in ann.all("#camera button") if "Webcam" in button.text])[0].click()
+    ann.until(lambda: ann.all("#camera video") and ann.all("#camera video")[0].get_property("videoWidth"))
+    ann.shot("camera")
+    ann.press("capture photo", "#camera")
+    ann.until(lambda: len(ann.all("#question .thumbnail-item")) == 1 and not ann.all("#camera video"))
+    ann.browser.execute_script(
+        """const canvas = document.createElement("canvas");
+        canvas.toBlob((blob) => {
+          const clipboardData = new DataTransfer();
+          clipboardData.items.add(new File([blob], "pasted.png", {type: "image/png"}));
+          const paste = new ClipboardEvent("paste", {clipboardData, bubbles: true});
+          document.querySelector("#question textarea").dispatchEvent(paste);
+        });"""
+    )
+    ann.until(lambda: len(ann.all("#question .thumbnail-item")) == 2)
+    ann.ask("What are these?")
+    assert Parrot.pictures[-1] == 2 and ann.width == [390, 390]
 
 
 def test_answers_become_markdown_without_html():

@@ -91,6 +91,15 @@ BAD = {
     "empty": ({"inputs": {"text": "?", "image": ""}}, "empty"),
     "message": ({"inputs": ["hello"]}, "a message with role 'None'; expected system, user or assistant"),
     "role": ({"inputs": [{"role": "root", "content": "?"}]}, "a message with role 'root'"),
+    "no messages": ({"inputs": []}, "inputs are an empty list"),
+    "list": ([], "the request is a list"),
+    "answer": ({"inputs": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]}, "last message is not"),
+    "late system": (
+        {"inputs": [{"role": "user", "content": "?"}, {"role": "system", "content": "!"}]},
+        "'system' that is not the first",
+    ),
+    "empty message": ({"inputs": [{"role": "user", "content": " "}]}, "a message of role 'user' is empty"),
+    "half a character": ({"inputs": "\ud800"}, "half a character"),
     "content": ({"inputs": [{"role": "user"}]}, "a message whose content is NoneType"),
     "part": ({"inputs": messages("?", type="video", video="x.mp4")}, "a part of type 'video'"),
     "many": ({"inputs": {"text": "?", "images": [""] * 17}}, "17 pictures; expected at most 16"),
@@ -104,7 +113,7 @@ BAD = {
     ),
     "bool": ({"inputs": "?", "parameters": {"num_beams": True}}, "parameter num_beams is True; expected int"),
     "NaN": ({"inputs": "?", "parameters": {"top_p": float("nan")}}, "parameter top_p is nan; expected float"),
-    "list": ({"inputs": "?", "parameters": [1]}, "parameters are list; expected an object"),
+    "parameters": ({"inputs": "?", "parameters": [1]}, "parameters are list; expected an object"),
     "context": ({"inputs": "word " * 3000, "parameters": GREEDY}, "and 8 to come are more than the model's"),
 }
 

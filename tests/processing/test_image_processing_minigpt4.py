@@ -132,7 +132,17 @@ def test_data_url_is_read():
 def test_bad_data_url_is_one_short_line(address, message):
     with pytest.raises(ValueError, match=message) as error:
         load_image(address)
-    assert len(str(error.value)) < 150
+    assert len(str(error.value)) < 150 and "BytesIO" not in str(error.value)
+
+
+def test_opened_picture_that_is_damaged_is_one_clear_line(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(encoded(NOISE, "JPEG")[:1500])
+    for source, name in [
+        (Image.open(tmp_path / "a.jpg"), "a.jpg"),
+        (Image.open(io.BytesIO(encoded(NOISE)[:3000])), "the picture"),
+    ]:
+        with pytest.raises(ValueError, match=f"{name}: damaged or truncated"):
+            load_image(source)
 
 
 def test_heic_without_its_plugin_says_what_to_do():

@@ -1,0 +1,227 @@
+"""python benchmarks/server.py [--requests N] [--clients N]
+
+`minigpt4 serve` under load: OpenAI's asynchronous client asks a tiny model (random weights, 16 new tokens, greedy), many
+clients at once, about no, one or two pictures of 32 to 1600 pixels with texts of 1 to 200 words, every second time streamed.
+A request fails if it has no answer, or another one than `generate` gives.
+
+Resident memory is that of the server's process: "before" once every kind of request was answered and a first load of as many
+requests as there are clients is over, so that libraries, threads and the allocator's arenas are there; "after" when the load
+is. The peer is `generate` on the same requests, one after the other and without a server. Writes
+benchmarks/results/server.json.
+"""
+
+import argparse
+import asyncio
+import base64
+import datetime
+import io
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import openai
+import psutil
+import torch
+from PIL import Image
+from tqdm import tqdm
+from transformers import AutoTokenizer, Blip2QFormerConfig, Blip2VisionConfig, LlamaConfig
+
+from minigpt4 import MiniGPT4Config, MiniGPT4ForConditionalGeneration, MiniGPT4Processor
+from minigpt4.cli import run_reporting_errors
+from minigpt4.files import write_json
+from minigpt4.modeling_minigpt4.chat import answer_text
+from minigpt4.modeling_minigpt4.export import export
+from minigpt4.training import versions
+
+TOKENIZER = Path(__file__).parents[1] / "tests" / "fixtures" / "parity" / "llama_tiny"
+NEW_TOKENS = 16
+# Width and height of a request's pictures, and the words of its text.
+KINDS = [
+    ((), 1),
+    ((), 20),
+    ((), 200),
+    (((32, 32),), 3),
+    (((64, 48),), 8),
+    (((224, 224),), 20),
+    (((320, 240),), 5),
+    (((640, 480),), 60),
+    (((1024, 768),), 10),
+    (((1600, 1200),), 200),
+    (((100, 1000), (48, 48)), 12),
+    (((500, 375), (800, 600)), 40),
+]
+
+
+def build():
+    """(model, processor): tiny, and with no way to end an answer early."""
+    vision = Blip2VisionConfig(
+        hidden_size=48, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, image_size=56, patch_size=14
+    )
+    qformer = Blip2QFormerConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4)
+    text = LlamaConfig(
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        pad_token_id=2,
+        initializer_range=0.2,
+    )
+    torch.manual_seed(0)
+    config = MiniGPT4Config(vision_config=vision, qformer_config=qformer, text_config=text, initializer_range=0.2)
+    model = MiniGPT4ForConditionalGeneration(config).eval()
+    processor = MiniGPT4Processor.for_model(config, AutoTokenizer.from_pretrained(TOKENIZER))
+    ends = [processor.tokenizer.eos_token_id, *(token for end in processor.turn_ends for token in end)]
+    model.generation_config.suppress_tokens = sorted(set(ends))
+    return model, processor
+
+
+def conversations():
+    """A request's messages for each kind, as OpenAI's API has them."""
+    random = np.random.default_rng(0)
+    words = ("what", "is", "the", "red", "thing", "on", "that", "small", "boat", "beside", "an", "old", "house")
+
+    def picture(size):
+        file = io.BytesIO()
+        Image.fromarray(random.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)).save(file, "JPEG")
+        url = "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
+        return {"type": "image_url", "image_url": {"url": url}}
+
+    def message(sizes, length):
+        text = {"type": "text", "text": " ".join(random.choice(words, length))}
+        return {"role": "user", "content": [*map(picture, sizes), text]}
+
+    return [[message(sizes, length)] for sizes, length in KINDS]
+
+
+class Server:
+    """`minigpt4 serve` in a process of its own."""
+
+    def __init__(self, folder):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        line = [sys.executable, "-m", "minigpt4", "serve", "--model", str(folder), "--port", str(self.port)]
+        self.log = Path(folder).with_name("server.log")
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # as here
+        with open(self.log, "w") as log:
+            self.process = subprocess.Popen(line, stdout=log, stderr=log, env=environment)
+
+    def __enter__(self):
+        with socket.socket() as trial:
+            while trial.connect_ex(("127.0.0.1", self.port)):
+                if self.process.poll() is not None:
+                    raise ValueError(f"the server ended:\n{self.log.read_text()}")
+                time.sleep(0.1)
+        return self
+
+    def __exit__(self, *_):
+        self.process.terminate()
+        self.process.wait(30)
+
+    @property
+    def megabytes(self):
+        """Resident memory."""
+        return psutil.Process(self.process.pid).memory_info().rss / 1e6
+
+
+async def load(server, requests, clients):
+    """Asks `requests` times, `clients` at a time: (answers or errors by kind, seconds of each, seconds in all, peak MB)."""
+    chats, answers, seconds, peak = conversations(), [[] for _ in KINDS], [], server.megabytes
+    left = iter(tqdm(np.random.default_rng(1).permutation(requests), desc="requests", leave=False))
+    async with openai.AsyncOpenAI(base_url=f"http://127.0.0.1:{server.port}/v1", api_key="none", max_retries=0) as api:
+        [model] = [model.id async for model in api.models.list()]
+
+        async def ask(number):
+            arguments = {"model": model, "messages": chats[number % len(KINDS)], "max_tokens": NEW_TOKENS, "temperature": 0}
+            if number % 2:
+                whole = await api.chat.completions.create(**arguments)
+                return whole.choices[0].message.content
+            stream = await api.chat.completions.create(**arguments, stream=True)
+            return "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
+
+        async def client():
+            nonlocal peak
+            for number in left:
+                started = time.perf_counter()
+                try:
+                    answers[number % len(KINDS)].append(await ask(number))
+                except openai.OpenAIError as error:
+                    answers[number % len(KINDS)].append(error)
+                seconds.append(time.perf_counter() - started)
+                peak = max(peak, server.megabytes)
+
+        started = time.perf_counter()
+        await asyncio.gather(*(client() for _ in range(clients)))
+        return answers, seconds, time.perf_counter() - started, peak
+
+
+def alone(model, processor, requests):
+    """(texts by kind, requests a second) of `generate`, one request after the other."""
+
+    def answer(messages):
+        messages = [{**m, "content": [_ours(part) for part in m["content"]]} for m in messages]
+        form = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
+        inputs = processor.apply_chat_template(messages, **form)
+        ids = model.generate(**inputs, max_new_tokens=NEW_TOKENS, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+        return answer_text(processor, ids.tolist())
+
+    chats = conversations()
+    texts = [answer(messages) for messages in chats]
+    started = time.perf_counter()
+    for number in tqdm(range(requests), desc="generate", leave=False):
+        answer(chats[number % len(KINDS)])
+    return texts, requests / (time.perf_counter() - started)
+
+
+def _ours(part):
+    return part if part["type"] == "text" else {"type": "image", "url": part["image_url"]["url"]}
+
+
+def main():
+    """Measures, prints and writes."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--requests", type=int, default=500, help="under load (default: 500)")
+    parser.add_argument("--clients", type=int, default=50, help="at the same time (default: 50)")
+    arguments = parser.parse_args()
+    requests, clients = arguments.requests, arguments.clients
+    if min(requests, clients) < 1:
+        raise ValueError(f"--requests is {requests} and --clients {clients}; expected 1 or more")
+    torch.set_num_threads(1)
+    model, processor = build()
+    with tempfile.TemporaryDirectory() as scratch, Server(export(model, processor, Path(scratch) / "model")) as server:
+        started = server.megabytes
+        asyncio.run(load(server, 2 * len(KINDS), 1))
+        asyncio.run(load(server, clients, clients))
+        before = server.megabytes
+        answers, seconds, whole, peak = asyncio.run(load(server, requests, clients))
+        after = server.megabytes
+    expected, peer = alone(model, processor, max(requests // 5, 1))
+    failed = [answer for text, given in zip(expected, answers, strict=True) for answer in given if answer != text]
+    latency = dict(zip(("p50", "p90", "p99"), np.quantile(seconds, [0.5, 0.9, 0.99]), strict=True), mean=np.mean(seconds))
+    memory = {"started": started, "before": before, "peak": peak, "after": after}
+    result = {
+        "name": f"minigpt4 serve, tiny model: {requests} requests of {NEW_TOKENS} new tokens by {clients} clients",
+        "value": round(requests / whole, 2),
+        "unit": "requests/s",
+        "peer": round(peer, 2),
+        "ratio": round(requests / whole / peer, 3),
+        "failed": len(failed),
+        "latency_s": {name: round(float(value), 3) for name, value in latency.items()},
+        "memory_mb": {name: round(value, 1) for name, value in memory.items()},
+        "memory_after_to_before": round(after / before, 3),
+        "device": "CPU, 1 thread for the model",
+        "date": datetime.date.today().isoformat(),
+        "versions": versions(),
+        "command": f"python benchmarks/server.py --requests {requests} --clients {clients}",
+    }
+    print(*(f"{name:<24}{value}" for name, value in result.items()), *failed[:3], sep="\n")
+    write_json(Path(__file__).parent / "results" / "server.json", result)
+
+
+if __name__ == "__main__":
+    sys.exit(run_reporting_errors(main, "server"))
