@@ -112,10 +112,10 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(original, processor, photo,
     def told_how_to_end(shown):
         """Ctrl-C again and again: readline does not see one that comes after its prompt and before it waits."""
         nonlocal asked
-        if "Ctrl-D ends" not in shown and time.time() > asked + 2:
+        if "Ctrl-D ends" not in shown and time.time() > asked + 10:
             asked = time.time()
             process.send_signal(signal.SIGINT)
-        return "Ctrl-D ends" in shown
+        return "Ctrl-D ends" in shown and at_the_prompt(shown)
 
     asked = 0.0
 
