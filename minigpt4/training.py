@@ -23,7 +23,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback, Tra
 
 import minigpt4
 
-from .callbacks import LiveLoss, SampleAnswers, StopOnSignal
+from .callbacks import KeepModel, LiveLoss, SampleAnswers, StopOnSignal
 from .checkpoints import last_checkpoint, load_trained, remove_checkpoints
 from .files import write_json
 from .modeling_minigpt4.embedded import load_embedded
@@ -178,7 +178,7 @@ def _load_parts(section):
 
 def _load_base(section):
     if section.base == "embedded" and section.projection != "base":
-        return load_embedded(projection=None)
+        return load_embedded(projection=None, projection_layers=section.projection_layers)
     return load(section.base, dtype=section.dtype)
 
 
@@ -255,6 +255,7 @@ def _choose_callbacks(trainer, dataset):
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(LiveLoss)
+    trainer.add_callback(KeepModel(trainer.recipe.train.keep_steps, trainer.save_model))
     recipe = trainer.recipe
     pictures = [row["image"] for row in _pictures_to_show(recipe, dataset)]
     if pictures:
