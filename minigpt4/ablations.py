@@ -237,26 +237,31 @@ class Bench:
             return
         if ABLATIONS[name].base == "qformer":
             self._pretrain_qformer()
+        at_hand = None  # (model, processor), trained up to here
         for stage in (1, 2):
-            trained = None
             if stage == 2 or ABLATIONS[name].share == 100:
-                trained = self._trained(self.recipe(name, stage), lambda: self._seen(name))
+                at_hand = self._trained(self.recipe(name, stage), lambda: self._seen(name), at_hand=at_hand)
             elif not self._after_stage1(name).is_dir():
                 self._trained(self.recipe("default", 1), lambda: self._seen("default"))
             if not self._said_path(name, stage).is_file():
-                self._ask(name, stage, trained)
+                at_hand = at_hand or load_model(self._section_after(name, stage))
+                self._ask(name, stage, *at_hand)
 
     def _said_path(self, name, stage):
         return self.output / name / f"stage{stage}" / "said.json"
 
-    def _trained(self, recipe, seen, pictures=None):
-        """(model, processor) of a recipe that was run now; None if it had been. `seen`: gives the pictures' features."""
-        folder = Path(recipe.output)
-        if (folder / "summary.json").is_file():
+    def _trained(self, recipe, seen, pictures=None, at_hand=None):
+        """(model, processor) of a recipe that is run now; None if it has been.
+
+        Args:
+            seen: gives the features of the pictures, those of all rows unless it is told which.
+            at_hand: (model, processor) to train, if they are loaded.
+        """
+        if (Path(recipe.output) / "summary.json").is_file():
             return None
-        pictures = pictures or self.pictures
         texts = training_data(recipe.data, recipe.stage).texts
-        model, processor, _ = train(recipe, dataset=PictureTexts(pictures, texts, seen()[0]))
+        data = PictureTexts(pictures or self.pictures, texts, seen()[0])
+        model, processor, _ = train(recipe, *(at_hand or (None, None)), data)
         return model, processor
 
     def _pretrain_qformer(self):
@@ -286,17 +291,19 @@ class Bench:
             self._features[key] = cache_features(model, processor, self.pictures), held_out
         return self._features[key]
 
-    def _ask(self, name, stage, trained):
-        """Writes what the model of a row says after a stage; `trained`: (model, processor) if they are at hand."""
-        if trained is None:
-            section = self.recipe(name, 2).model  # begins where stage 1 ended
-            if stage == 2:
-                section.projection = str(self.output / name / "stage2" / "model")
-            trained = load_model(section)
-        trained[0].eval()
+    def _section_after(self, name, stage):
+        """The recipe's model section that loads a row's model as it is after a stage."""
+        section = self.recipe(name, 2).model  # begins where stage 1 ended
+        if stage == 2:
+            section.projection = str(self.output / name / "stage2" / "model")
+        return section
+
+    def _ask(self, name, stage, model, processor):
+        """Writes what the model of a row says after a stage."""
+        model.eval()
         self.held_out.features = self._seen(name)[1]
-        captions = self.held_out.captions(*trained)
-        descriptions, answers = self.held_out.conversation(*trained, ANSWER_TOKENS)
+        captions = self.held_out.captions(model, processor)
+        descriptions, answers = self.held_out.conversation(model, processor, ANSWER_TOKENS)
         said = {"captions": captions, "descriptions": descriptions, "answers": answers}
         write_json(self._said_path(name, stage), said)
 

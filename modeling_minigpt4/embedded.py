@@ -71,7 +71,7 @@ def generation_defaults(tokenizer):
 def fresh_tensors(config):
     """{name: tensor}, fp32, of what no base part gives: the projection as PyTorch draws it, other parts as they begin."""
     config = copy.deepcopy(config)
-    config.text_config.num_hidden_layers = 1  # the LLM is not kept
+    config.text_config.num_hidden_layers, config.text_config.vocab_size = 1, 64  # the LLM is not kept
     with torch.random.fork_rng(devices=[]):  # the same seed draws the same projection, whatever the other parts are
         model = MiniGPT4ForConditionalGeneration(config).float()
     model.draw_projection()
