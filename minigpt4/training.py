@@ -54,7 +54,7 @@ def train(recipe, model=None, processor=None, dataset=None, resume=True):
 
     Raises:
         ValueError: the output folder holds an unfinished run of another recipe, or cannot be written; the batches do not
-            make up the recipe's global batch; a loss that says that something is broken.
+            make up the recipe's global batch; a step to keep is none of the run's; a loss that says that something is broken.
         SystemExit: status 130 or 143 after Ctrl-C or SIGTERM, when the checkpoint is written.
     """
     started = time.monotonic()
@@ -63,6 +63,7 @@ def train(recipe, model=None, processor=None, dataset=None, resume=True):
     arguments._setup_devices  # noqa: B018 - with several processes this is where they meet
     processes = arguments.distributed_state
     _check_batch(recipe, processes.num_processes)
+    _check_kept(recipe.train)
     if processes.is_main_process:
         _prepare_output(recipe, resume)
     processes.wait_for_everyone()
@@ -248,6 +249,12 @@ def _check_batch(recipe, world_size):
             f"train.global_batch is {train.global_batch}, but {train.batch_size} a device x {train.accumulation} "
             f"accumulated x {world_size} processes is {total}; set train.accumulation or train.batch_size to match"
         )
+
+
+def _check_kept(train):
+    """Raises ValueError for a step after which nothing could be kept."""
+    if never := sorted({*train.keep_steps} - {*range(1, train.steps + 1)}):
+        raise ValueError(f"train.keep_steps holds {never[0]}; expected steps of the run, 1 to {train.steps}")
 
 
 def _choose_callbacks(trainer, dataset):

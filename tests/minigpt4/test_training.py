@@ -252,6 +252,9 @@ def test_models_are_kept_on_the_way(recipe, dataset):
     kept = [load_model(replace(recipe.model, projection=f"{recipe.output}/step-{step}"))[0] for step in (3, 8)]
     weights = [model.model.projection.weight for model in (*kept, trained)]
     assert torch.equal(weights[1], weights[2]) and not torch.equal(weights[0], weights[2])
+    recipe.train.keep_steps = [9]
+    with pytest.raises(ValueError, match="train.keep_steps holds 9; expected steps of the run, 1 to 8"):
+        train(recipe, dataset=dataset)
 
 
 def test_lora_trains_beside_the_projection_and_goes_on(recipe, dataset, tmp_path):
