@@ -137,6 +137,7 @@ def ablations(path, rows):
         values = [row["paper"].get(benchmark, 0) for row in whole.values()]
         paper.barh([place + 0.4 * (i - 0.5) for place in range(len(names))], values, height=0.4, label=benchmark)
     paper.set(yticks=range(len(names)), yticklabels=[], xlabel="accuracy, %", title="the paper: Vicuna-7B, no random tower")
+    paper.set_xlim(0, 100)
     paper.legend()
     for axes in (ours, paper):
         axes.invert_yaxis()
@@ -146,7 +147,7 @@ def ablations(path, rows):
         covered = [20 * row["paper"]["captions covered"] for row in shares]
         share.plot([_share(row) for row in shares], covered, marker="s", label="the paper: captions covered, %")
         share.legend()
-    share.set(xlabel="% of stage 1 before stage 2", title="share of the stage-1 data", ylim=(0, 100))
+    share.set(xlabel="% of stage 1 before stage 2", title="share of the stage-1 data", xlim=(0, 105), ylim=(0, 100))
     _write_png(path, figure)
 
 

@@ -54,7 +54,7 @@ def train(recipe, model=None, processor=None, dataset=None, resume=True):
 
     Raises:
         ValueError: the output folder holds an unfinished run of another recipe, or cannot be written; the batches do not
-            make up the recipe's global batch; a step to keep is none of the run's; a loss that says that something is broken.
+            make up the recipe's global batch; a step to keep that it does not have; a loss that says what is broken.
         SystemExit: status 130 or 143 after Ctrl-C or SIGTERM, when the checkpoint is written.
     """
     started = time.monotonic()
