@@ -368,31 +368,34 @@ class Bench:
         if not path.is_file():
             return None
         summary = json.loads(path.read_text("utf-8"))
-        kept = ("steps", "global_batch", "first_loss", "last_loss", "seconds", "seconds_per_step", "versions")
-        return {key: summary[key] for key in kept}
+        kept = ("steps", "global_batch", "first_loss", "seconds", "seconds_per_step", "versions")
+        last = [loss for step, loss in summary["losses"] if step > 0.8 * summary["steps"]]
+        return {**{key: summary[key] for key in kept}, "end_loss": sum(last) / len(last)}  # of the last fifth
 
 
 def table(results):
-    """The rows as a Markdown table, figures after stage 1 and after stage 2 with the 95% interval of the latter."""
+    """`Bench.results` as a Markdown table, after stage 1 and after stage 2, with the 95% interval of the latter."""
     figures = {
         "questions right": "questions_right",
         "objects in descriptions": "description_recall",
         "objects in captions": "caption_recall",
         "captions exact": "caption_exact",
     }
-    head = ["", "paper", *figures, "questions right, beside the default"]
+    head = ["", "paper", "loss", *figures, "questions right, beside the default"]
     lines = [_line(head), _line(["---"] * len(head))]
     for row in results["rows"].values():
         cells = [f"{_percent(row['stage1'][key])} -> {_with_interval(row['stage2'][key])}" for key in figures.values()]
         beside = row.get("stage2_minus_default")
         paper = ", ".join(f"{benchmark} {value}" for benchmark, value in row["paper"].items())
-        lines.append(_line([row["title"], paper, *cells, _difference(beside["questions_right"]) if beside else ""]))
+        losses = " -> ".join(f"{of['end_loss']:.2f}" for of in row["training"].values() if "end_loss" in of)
+        difference = _difference(beside["questions_right"]) if beside else ""
+        lines.append(_line([row["title"], paper, losses, *cells, difference]))
     n, steps = results["n"], results["settings"]["steps"]
     said = (
-        f"Percent after stage 1 ({steps[0]} steps) -> after stage 2 ({steps[1]} steps), with the 95% bootstrap interval "
-        f"over {n['scenes']} held-out scenes and {n['questions']} questions; one training seed. A difference whose interval "
-        f"holds 0 is noise. Of the questions {100 * results['questions_right_blind']:.1f} are right without looking, with the "
-        "commonest answer to each kind."
+        f"After stage 1 ({steps[0]} steps) -> after stage 2 ({steps[1]} steps). Loss: mean over the last fifth of a training. "
+        f"Everything else in percent, with the 95% bootstrap interval over {n['scenes']} held-out scenes and {n['questions']} "
+        f"questions; {100 * results['questions_right_blind']:.1f}% of these are right without looking, with the commonest "
+        "answer to each kind. A difference whose interval holds 0 is noise. One training seed: its noise is in no interval."
     )
     return "\n".join(lines) + f"\n\n{said}\n"
 

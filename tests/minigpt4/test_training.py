@@ -253,7 +253,7 @@ def test_models_are_kept_on_the_way(recipe, dataset):
     weights = [model.model.projection.weight for model in (*kept, trained)]
     assert torch.equal(weights[1], weights[2]) and not torch.equal(weights[0], weights[2])
     recipe.train.keep_steps = [9]
-    with pytest.raises(ValueError, match="train.keep_steps holds 9; expected steps of the run, 1 to 8"):
+    with pytest.raises(ValueError, match="holds 9; expected steps of the run, 1 to 8"):
         train(recipe, dataset=dataset)
 
 
