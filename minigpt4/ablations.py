@@ -181,10 +181,10 @@ class Bench:
 
     def _keep_settings(self):
         path, ours = self.output / "settings.json", asdict(self.settings)
-        theirs = json.loads(path.read_text("utf-8")) if path.is_file() else ours
-        if theirs != ours:
+        if not path.is_file():
+            write_json(path, ours)
+        if (theirs := json.loads(path.read_text("utf-8"))) != ours:
             raise ValueError(f"{self.output}: holds ablations with {theirs}, these have {ours}; choose another --output")
-        write_json(path, ours)
 
     # Recipes
 
@@ -310,7 +310,8 @@ class Bench:
         self.held_out.features = self._seen(name)[1]
         captions = self.held_out.captions(model, processor)
         descriptions, answers = self.held_out.conversation(model, processor, ANSWER_TOKENS)
-        said = {"captions": captions, "descriptions": descriptions, "answers": answers}
+        choices = self.held_out.choices(model, processor)
+        said = {"captions": captions, "descriptions": descriptions, "answers": answers, "choices": choices}
         write_json(self._said_path(name, stage), said)
 
     # Figures
@@ -355,8 +356,10 @@ class Bench:
         captions = [composed.caption_hits(row, text) for row, text in zip(rows, said["captions"], strict=True)]
         named = [composed.named_objects(row, text) for row, text in zip(rows, said["descriptions"], strict=True)]
         places = list(range(len(rows)))
+        scene = [question["scene"] for question in asked]
         return {
-            "questions_right": (right, [question["scene"] for question in asked]),
+            "choices_right": ([[choice == 0, 1] for choice in said["choices"]], scene),
+            "questions_right": (right, scene),
             "description_recall": (named, places),
             "caption_recall": ([hits["object_recall"] for hits in captions], places),
             "caption_exact": ([hits["caption_exact"] for hits in captions], places),
@@ -373,31 +376,36 @@ class Bench:
         return {**{key: summary[key] for key in kept}, "end_loss": sum(last) / len(last)}  # of the last fifth
 
 
+_NOTE = """\
+After stage 1 ({} steps) -> after stage 2 ({} steps). Loss: mean over the last fifth of a training. All else in percent, with
+the 95% bootstrap interval over {scenes} held-out scenes and {questions} questions. One of four: the true answer is likelier
+than three others, as AOK-VQA asks; chance is 25%. Questions right: answered freely; {blind:.1f}% are right without looking,
+with the commonest answer to each kind. A difference whose interval holds 0 is noise. One training seed: its noise is in no
+interval.
+"""
+
+
 def table(results):
     """`Bench.results` as a Markdown table, after stage 1 and after stage 2, with the 95% interval of the latter."""
     figures = {
+        "one of four": "choices_right",
         "questions right": "questions_right",
         "objects in descriptions": "description_recall",
         "objects in captions": "caption_recall",
         "captions exact": "caption_exact",
     }
-    head = ["", "paper", "loss", *figures, "questions right, beside the default"]
+    head = ["", "paper", "loss", *figures, "one of four, beside the default"]
     lines = [_line(head), _line(["---"] * len(head))]
     for row in results["rows"].values():
         cells = [f"{_percent(row['stage1'][key])} -> {_with_interval(row['stage2'][key])}" for key in figures.values()]
         beside = row.get("stage2_minus_default")
         paper = ", ".join(f"{benchmark} {value}" for benchmark, value in row["paper"].items())
         losses = " -> ".join(f"{of['end_loss']:.2f}" for of in row["training"].values() if "end_loss" in of)
-        difference = _difference(beside["questions_right"]) if beside else ""
+        difference = _difference(beside["choices_right"]) if beside else ""
         lines.append(_line([row["title"], paper, losses, *cells, difference]))
     n, steps = results["n"], results["settings"]["steps"]
-    said = (
-        f"After stage 1 ({steps[0]} steps) -> after stage 2 ({steps[1]} steps). Loss: mean over the last fifth of a training. "
-        f"Everything else in percent, with the 95% bootstrap interval over {n['scenes']} held-out scenes and {n['questions']} "
-        f"questions; {100 * results['questions_right_blind']:.1f}% of these are right without looking, with the commonest "
-        "answer to each kind. A difference whose interval holds 0 is noise. One training seed: its noise is in no interval."
-    )
-    return "\n".join(lines) + f"\n\n{said}\n"
+    said = _NOTE.format(*steps, **n, blind=100 * results["questions_right_blind"])
+    return "\n".join(lines) + f"\n\n{said}"
 
 
 def _blind(questions):

@@ -1,8 +1,12 @@
 """Held-out composed scenes, their features, and what is asked about them."""
 
-from .generation import answers, caption_prompt, chat_prompt
+import random
+
+from .generation import answers, candidate_losses, caption_prompt, chat_prompt
 from .metrics import composed
-from .processing.scenes import combination
+from .processing.scenes import BACKGROUNDS, NUMBERS, OBJECTS, answer_sentence, combination
+
+CHOICES = 4  # as AOK-VQA has
 
 
 class HeldOut:
@@ -33,6 +37,24 @@ class HeldOut:
         scene = [*range(len(self.rows)), *(question["scene"] for question in self.questions)]
         said = answers(model, processor, prompts, self.features[scene], max_new_tokens=max_new_tokens, desc="answers")
         return said[: len(self.rows)], said[len(self.rows) :]
+
+    def choices(self, model, processor):
+        """Which of `candidates` the model finds likeliest, for each question; 0 is the true one."""
+        instructions = [question["instruction"] for question in self.questions]
+        features = self.features[[question["scene"] for question in self.questions]]
+        losses = candidate_losses(model, processor, instructions, self.candidates(), features)
+        return [of_one.index(min(of_one)) for of_one in losses]
+
+    def candidates(self):
+        """The true answer to each question and three others of its kind."""
+        kinds = {"background": BACKGROUNDS.keys(), "count": NUMBERS.values()}
+        found = []
+        for question in self.questions:
+            row, kind, [truth] = self.rows[question["scene"]], question["question"], question["answer"]
+            wrong = sorted({*kinds.get(kind, OBJECTS)} - {truth, *row["objects"]})
+            wrong = random.Random(f"{question['scene']} {kind}").sample(wrong, CHOICES - 1)
+            found.append([answer_sentence(row, kind, value) for value in (truth, *wrong)])
+        return found
 
     def scores(self, said):
         """What `conversation` returned, measured."""

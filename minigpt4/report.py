@@ -130,9 +130,10 @@ def ablations(path, rows):
     shares = sorted((row for name, row in rows.items() if row["share"] < 100 or name == "default"), key=_share)
     figure = Figure(figsize=(12, 4), layout="constrained")
     ours, paper, share = figure.subplots(1, 3)
-    names, scores = list(whole), [row["stage2"]["questions_right"] for row in whole.values()]
+    ours.axvline(25, linestyle=":", color="gray")  # chance
+    names, scores = list(whole), [row["stage2"]["choices_right"] for row in whole.values()]
     ours.barh(names, _percents(scores), xerr=_errors(scores))
-    ours.set(xlabel="questions right after stage 2, %", title="here: held-out composed scenes")
+    ours.set(xlabel="one of four right after stage 2, %", title="here: held-out composed scenes")
     for i, benchmark in enumerate(("AOK-VQA", "GQA")):
         values = [row["paper"].get(benchmark, 0) for row in whole.values()]
         paper.barh([place + 0.4 * (i - 0.5) for place in range(len(names))], values, height=0.4, label=benchmark)
@@ -142,7 +143,7 @@ def ablations(path, rows):
     for axes in (ours, paper):
         axes.invert_yaxis()
     if shares:
-        scores = [row["stage2"]["questions_right"] for row in shares]
+        scores = [row["stage2"]["choices_right"] for row in shares]
         share.errorbar([_share(row) for row in shares], _percents(scores), yerr=_errors(scores), marker="o", label="here, %")
         covered = [20 * row["paper"]["captions covered"] for row in shares]
         share.plot([_share(row) for row in shares], covered, marker="s", label="the paper: captions covered, %")

@@ -45,6 +45,13 @@ def test_each_row_is_measured_with_n_and_interval(output):
     assert (output / "ablations.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_of_four_choices_one_is_true(output):
+    held_out = Bench(output, FEW).held_out
+    for question, texts in zip(held_out.questions, held_out.candidates(), strict=True):
+        assert texts[0] == question["text"] and len({*texts}) == 4
+        assert [is_right(question, text) for text in texts] == [True, False, False, False]
+
+
 def test_a_share_of_stage_1_begins_with_the_model_kept_on_the_way(output):
     recipe = json.loads((output / "results.json").read_text())["rows"]["share-50"]["recipes"]["stage2"]
     assert recipe["model"]["projection"] == str(output / "default" / "stage1" / "step-1")
@@ -55,11 +62,11 @@ def test_a_share_of_stage_1_begins_with_the_model_kept_on_the_way(output):
 def test_the_table_puts_the_paper_beside_and_calls_noise_noise(output):
     results = json.loads((output / "results.json").read_text())
     figures = results["rows"]["share-50"]["stage2_minus_default"]
-    figures["questions_right"] = {"value": -0.1, "n": 9, "interval": [-0.2, 0.05]}
+    figures["choices_right"] = {"value": -0.1, "n": 9, "interval": [-0.2, 0.05]}
     written = table(results)
     assert "| AOK-VQA 56.9, GQA 33.4, captions covered 2.22 |" in written and "| captions covered 2.26 |" in written
     assert "| -10.0 (-20 to +5, noise) |" in written
-    figures["questions_right"]["interval"] = [-0.2, -0.05]
+    figures["choices_right"]["interval"] = [-0.2, -0.05]
     assert "| -10.0 (-20 to -5) |" in table(results)
 
 
