@@ -123,7 +123,7 @@ def test_other_towers_train_in_both_stages(name, tiny_config, tokenizer, picture
     for stage in (1, 2):
         recipe = Recipe(stage, output=str(tmp_path / f"stage{stage}"))
         recipe.model.base, recipe.model.projection = str(tmp_path / "base"), "fresh" if stage == 1 else projection
-        recipe.train = TrainSection(steps=3, batch_size=2, learning_rate=1e-2, warmup_steps=0)
+        recipe.train = TrainSection(steps=3, batch_size=2, learning_rate=1e-2, warmup_steps=0, check_first_loss=False)
         texts = [{"picture": i, "text": text} for i, text in enumerate(("a cat", "two dogs"))]
         if stage == 2:
             texts = [{**text, "instruction": "Describe this image in detail."} for text in texts]
