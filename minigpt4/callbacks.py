@@ -64,6 +64,23 @@ class EpochBegins(TrainerCallback):
         self.tell(int(state.epoch or 0))
 
 
+class KeepModel(TrainerCallback):
+    """Keeps the model as it is after some of the steps, as a light repository in OUTPUT/step-N.
+
+    Args:
+        steps: after which; the first is 1.
+        save: `Trainer.save_model`.
+    """
+
+    def __init__(self, steps, save):
+        self.steps, self.save = frozenset(steps), save
+
+    def on_step_end(self, args, state, control, **kwargs):
+        """Every process saves: a sharded model needs them all."""
+        if state.global_step in self.steps:
+            self.save(f"{args.output_dir}/step-{state.global_step}")
+
+
 class LiveLoss(ProgressCallback):
     """The Trainer's progress bar with loss, learning rate and speed beside it, instead of a line for each."""
 

@@ -16,14 +16,15 @@ from huggingface_hub import EvalResult
 
 from . import report
 from .files import write_json
-from .generation import answers, caption_prompt, chat_prompt
+from .generation import answers, chat_prompt
+from .held_out import HeldOut
 from .metrics import composed
 from .metrics.composed import HELD_OUT, NOTO_FONT, SHIFT
 from .modeling_minigpt4.export import check_target, export
 from .models import load
 from .photographs import CREDITS, photograph
 from .processing.datasets import PictureTexts, training_data
-from .processing.scenes import combination, noto, scenes
+from .processing.scenes import noto, scenes
 from .recipes import load_recipe
 from .training import cache_features, load_model, peak_rss_mb, resumable, train, versions
 
@@ -50,13 +51,13 @@ def quickstart(output, minutes=RECIPE_MINUTES, seed=0):
     model, processor = load_model(first.model)
     held_out = scenes(HELD_OUT, seed, "test")
     seen = cache_features(model, processor, held_out)[:, 0]
-    shown = _Held(held_out.with_format(None)[:], seen)
+    shown = HeldOut(held_out, seen)
     before_training = shown.captions(model, processor)
 
     print("3/5  stage 1: captions")
     train_started = time.monotonic()
     data = training_data(first.data, stage=1)
-    _assert_disjoint(data.pictures, shown.rows)
+    shown.assert_disjoint(data.pictures)
     data.features = cache_features(model, processor, data.pictures)
     losses, seconds_before = {}, 0
     if resumable(second):
@@ -109,34 +110,6 @@ def quickstart(output, minutes=RECIPE_MINUTES, seed=0):
     return summary
 
 
-class _Held:
-    """Held-out scenes, their features, and what is asked about them."""
-
-    def __init__(self, columns, features):
-        self.rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-        self.features = features
-        self.descriptions = [row["conversation"][0] for row in self.rows]
-        self.questions = [{**asked, "scene": i} for i, row in enumerate(self.rows) for asked in row["conversation"][1:]]
-
-    def captions(self, model, processor):
-        """A stage-1 caption of each scene."""
-        prompts = [caption_prompt(processor)] * len(self.rows)
-        return answers(model, processor, prompts, self.features, max_new_tokens=32, stop="\n", desc="captions")
-
-    def conversation(self, model, processor):
-        """(descriptions, answers) in the chat form."""
-        asked = [*self.descriptions, *self.questions]
-        prompts = [chat_prompt(processor, entry["instruction"]) for entry in asked]
-        scene = [*range(len(self.rows)), *(question["scene"] for question in self.questions)]
-        said = answers(model, processor, prompts, self.features[scene], max_new_tokens=48, desc="answers")
-        return said[: len(self.rows)], said[len(self.rows) :]
-
-    def scores(self, said):
-        """What `conversation` returned, measured."""
-        descriptions, replies = said
-        return composed.answer_scores(self.rows, descriptions, self.questions, replies)
-
-
 def describe_photographs():
     """[(picture, words)] of the shipped model about photographs that scikit-image carries."""
     model, processor = load("embedded")
@@ -187,18 +160,10 @@ def _card_data(stage1, stage2):
     return {"model_name": "minigpt4-quickstart", "language": "en", "eval_results": results}
 
 
-def _assert_disjoint(train_pictures, held_out_rows):
-    """No combination of objects, and no layout, is both trained on and measured."""
-    rows = train_pictures.with_format(None).select_columns(["kind", "objects", "count", "background", "boxes"])
-    for key in (combination, lambda row: (tuple(row["objects"]), str(row["boxes"]))):
-        shared = {key(row) for row in rows} & {key(row) for row in held_out_rows}
-        assert not shared, f"held-out scenes share {len(shared)} combinations or layouts with the training scenes"
-
-
 def _unseen_artwork(model, processor, seed):
     """The stage-2 measures on held-out scenes drawn in Noto's artwork, or None without Debian's fonts-noto-color-emoji."""
     if not NOTO_FONT.is_file():
         return None
     pictures = scenes(HELD_OUT, seed, "test", artwork=noto)
-    held = _Held(pictures.with_format(None)[:], cache_features(model, processor, pictures)[:, 0])
+    held = HeldOut(pictures, cache_features(model, processor, pictures)[:, 0])
     return held.scores(held.conversation(model, processor))

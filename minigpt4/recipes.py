@@ -41,7 +41,7 @@ class ModelSection:
     text: str = ""  # from parts: any causal LLM
     qformer: bool = True  # from parts: take the Q-Former of the vision repository; false: the variant without one
     projection: str = "fresh"  # "fresh": drawn at random; "base": the base's own; or the folder of an earlier stage
-    projection_layers: int = 1  # from parts: the paper has one; its ablation three (GELU between, widths of the LLM)
+    projection_layers: int = 1  # of parts or "embedded": the paper's ablation has three (GELU between, widths of the LLM)
     trained_parts: list[str] = field(default_factory=lambda: ["projection"])  # and "qformer" in an ablation
     lora_rank: int = 0  # rank of LoRA on the LLM's attention, through peft (an ablation of the paper); 0 is none
     dtype: str = "auto"  # of the frozen parts: "bfloat16", "float16", "float32", or "auto", as they are stored
@@ -99,6 +99,7 @@ class TrainSection:
     max_answer_tokens: int = 32  # answers are cut there, the original: 32 in stage 1, 160 in stage 2
     cache_features: bool = True  # compute the frozen vision part once for each picture, not once for each step
     save_steps: int = 100  # a checkpoint every so many steps; the last one is resumed from
+    keep_steps: list[int] = field(default_factory=list)  # after these the model is kept besides, in OUTPUT/step-N
     sample_steps: int = 0  # every so many steps: what the model says about a few fixed pictures; 0 is never
     workers: int = 0  # processes beside each device's that read and decode pictures
     tokens_at_once: int = 0  # through the frozen LLM; fewer need less memory; 0: 1024 on a CPU, else 4096

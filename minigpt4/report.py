@@ -1,4 +1,4 @@
-"""The quickstart's report: a loss curve and one HTML page that needs nothing beside it."""
+"""What a run shows: loss curves, the ablations' bars, and HTML pages that need nothing beside them."""
 
 import base64
 import html
@@ -121,6 +121,54 @@ def loss_curve(path, stages):
     axes.set(xlabel="step", ylabel="loss on the answer tokens", yscale="log")
     axes.legend()
     axes.grid(alpha=0.3)
+    _write_png(path, figure)
+
+
+def ablations(path, rows):
+    """Writes a PNG of the rows of `ablations.Bench.results`: ours beside the paper's, and over the share of stage 1."""
+    whole = {name: row for name, row in rows.items() if row["share"] == 100}
+    shares = sorted((row for name, row in rows.items() if row["share"] < 100 or name == "default"), key=_share)
+    figure = Figure(figsize=(12, 4), layout="constrained")
+    ours, paper, share = figure.subplots(1, 3)
+    ours.axvline(25, linestyle=":", color="gray")  # chance
+    names, scores = list(whole), [row["stage2"]["choices_right"] for row in whole.values()]
+    ours.barh(names, _percents(scores), xerr=_errors(scores))
+    ours.set(xlabel="one of four right after stage 2, %", title="here: held-out composed scenes")
+    for i, benchmark in enumerate(("AOK-VQA", "GQA")):
+        values = [row["paper"].get(benchmark, 0) for row in whole.values()]
+        paper.barh([place + 0.4 * (i - 0.5) for place in range(len(names))], values, height=0.4, label=benchmark)
+    paper.set(yticks=range(len(names)), yticklabels=[], xlabel="accuracy, %", title="the paper: Vicuna-7B, no random tower")
+    paper.set_xlim(0, 100)
+    paper.legend()
+    for axes in (ours, paper):
+        axes.invert_yaxis()
+    if shares:
+        scores = [row["stage2"]["choices_right"] for row in shares]
+        share.errorbar([_share(row) for row in shares], _percents(scores), yerr=_errors(scores), marker="o", label="here, %")
+        covered = [20 * row["paper"]["captions covered"] for row in shares]
+        share.plot([_share(row) for row in shares], covered, marker="s", label="the paper: captions covered, %")
+        share.legend()
+    share.set(xlabel="% of stage 1 before stage 2", title="share of the stage-1 data", xlim=(0, 105), ylim=(0, 100))
+    _write_png(path, figure)
+
+
+def _share(row):
+    return row["share"]
+
+
+def _percents(figures):
+    return [100 * figure["value"] for figure in figures]
+
+
+def _errors(figures):
+    """[below, above] of each value, as matplotlib takes them."""
+    return [
+        [max(0, 100 * (figure["value"] - figure["interval"][0])) for figure in figures],
+        [max(0, 100 * (figure["interval"][1] - figure["value"])) for figure in figures],
+    ]
+
+
+def _write_png(path, figure):
     png = io.BytesIO()
     figure.savefig(png, dpi=110)
     write_bytes(path, png.getvalue())

@@ -23,7 +23,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback, Tra
 
 import minigpt4
 
-from .callbacks import LiveLoss, SampleAnswers, StopOnSignal
+from .callbacks import KeepModel, LiveLoss, SampleAnswers, StopOnSignal
 from .checkpoints import last_checkpoint, load_trained, remove_checkpoints
 from .files import write_json
 from .modeling_minigpt4.embedded import load_embedded
@@ -54,7 +54,7 @@ def train(recipe, model=None, processor=None, dataset=None, resume=True):
 
     Raises:
         ValueError: the output folder holds an unfinished run of another recipe, or cannot be written; the batches do not
-            make up the recipe's global batch; a loss that says that something is broken.
+            make up the recipe's global batch; a step to keep that it does not have; a loss that says what is broken.
         SystemExit: status 130 or 143 after Ctrl-C or SIGTERM, when the checkpoint is written.
     """
     started = time.monotonic()
@@ -63,6 +63,7 @@ def train(recipe, model=None, processor=None, dataset=None, resume=True):
     arguments._setup_devices  # noqa: B018 - with several processes this is where they meet
     processes = arguments.distributed_state
     _check_batch(recipe, processes.num_processes)
+    _check_kept(recipe.train)
     if processes.is_main_process:
         _prepare_output(recipe, resume)
     processes.wait_for_everyone()
@@ -178,7 +179,7 @@ def _load_parts(section):
 
 def _load_base(section):
     if section.base == "embedded" and section.projection != "base":
-        return load_embedded(projection=None)
+        return load_embedded(projection=None, projection_layers=section.projection_layers)
     return load(section.base, dtype=section.dtype)
 
 
@@ -250,11 +251,18 @@ def _check_batch(recipe, world_size):
         )
 
 
+def _check_kept(train):
+    """Raises ValueError for a step after which nothing could be kept."""
+    if never := sorted({*train.keep_steps} - {*range(1, train.steps + 1)}):
+        raise ValueError(f"train.keep_steps holds {never[0]}; expected steps of the run, 1 to {train.steps}")
+
+
 def _choose_callbacks(trainer, dataset):
     """The progress bar, and looks at fixed pictures if the recipe wants any."""
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(LiveLoss)
+    trainer.add_callback(KeepModel(trainer.recipe.train.keep_steps, trainer.save_model))
     recipe = trainer.recipe
     pictures = [row["image"] for row in _pictures_to_show(recipe, dataset)]
     if pictures:

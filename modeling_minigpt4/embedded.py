@@ -6,6 +6,7 @@ The projection that ships in `embedded/` was trained on photographs by this pack
 the measured captions lie beside it.
 """
 
+import copy
 from pathlib import Path
 
 import torch
@@ -17,7 +18,7 @@ from ..processing.chat_templates import CHATML, with_image_token
 from ..processing.image_processing_minigpt4 import MiniGPT4ImageProcessor
 from ..processing.processing_minigpt4 import MiniGPT4Processor
 from . import parts
-from .light import assemble
+from .light import assemble, own_tensors
 from .modeling_minigpt4 import MiniGPT4ForConditionalGeneration
 
 SHIPPED_PROJECTION = Path(__file__).parent / "embedded" / "projection.safetensors"
@@ -28,10 +29,11 @@ def load_embedded(projection=SHIPPED_PROJECTION, **config_overrides):
 
     Args:
         projection: safetensors file with `model.projection.*`; None draws a fresh one, to be trained.
-        config_overrides: fields of `MiniGPT4Config` other than the preset's.
+        config_overrides: fields of `MiniGPT4Config` other than the preset's. A part that its `base_parts` do not name is
+            drawn at random with the projection: a Q-Former, another vision tower.
     """
-    config = MiniGPT4Config.preset("embedded", base_parts=parts.BASE_PARTS, **config_overrides)
-    trained = fresh_projection(config) if projection is None else load_file(projection)
+    config = MiniGPT4Config.preset("embedded", **{"base_parts": parts.BASE_PARTS, **config_overrides})
+    trained = fresh_tensors(config) if projection is None else load_file(projection)
     source = "a fresh projection" if projection is None else str(projection)
     model = assemble(MiniGPT4ForConditionalGeneration, config, trained, source=source, dtype=torch.bfloat16)
     processor = embedded_processor(config)
@@ -66,7 +68,11 @@ def generation_defaults(tokenizer):
     )
 
 
-def fresh_projection(config):
-    """{name: tensor}: one Linear as PyTorch draws it, in fp32, under the names that the model uses."""
-    layer = torch.nn.Linear(config.vision_config.hidden_size, config.text_config.hidden_size)
-    return {f"model.projection.{name}": tensor.detach() for name, tensor in layer.named_parameters()}
+def fresh_tensors(config):
+    """{name: tensor}, fp32, of what no base part gives: the projection as PyTorch draws it, other parts as they begin."""
+    config = copy.deepcopy(config)
+    config.text_config.num_hidden_layers, config.text_config.vocab_size = 1, 64  # the LLM is not kept
+    with torch.random.fork_rng(devices=[]):  # the same seed draws the same projection, whatever the other parts are
+        model = MiniGPT4ForConditionalGeneration(config).float()
+    model.draw_projection()
+    return own_tensors(model)

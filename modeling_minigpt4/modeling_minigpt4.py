@@ -200,11 +200,12 @@ class MiniGPT4Model(MiniGPT4PreTrainedModel):
         self.language_model.set_input_embeddings(value)
 
     def get_vision_features(self, pixel_values):
-        """The frozen part of the way: pixel_values [N, 3, H, W] -> [N, Q, C].
+        """The frozen part of the way: pixel_values [N, 3, H, W] -> [N, Q, C]; [N, 1 + P, V] where the Q-Former is trained.
 
         It is the same in every epoch, so that training may compute it once and pass it as `vision_features`.
         """
-        return self._shorten(self.vision_tower(pixel_values, return_dict=True).last_hidden_state)
+        patches = self.vision_tower(pixel_values, return_dict=True).last_hidden_state
+        return patches if "qformer" in self.config.trained_parts else self._shorten(patches)
 
     def _shorten(self, patches):
         """The tower's [N, extra + P, V] to as many as there are visual tokens: [N, Q, C]."""
@@ -227,13 +228,15 @@ class MiniGPT4Model(MiniGPT4PreTrainedModel):
 
         Args:
             pixel_values: float [N, 3, H, W], as the image processor gives them.
-            vision_features: [N, Q, C] in their place, kept from an earlier `get_vision_features`.
+            vision_features: in their place, what an earlier `get_vision_features` gave.
             **kwargs: `output_hidden_states`, `output_attentions` and what else the vision tower takes.
         """
         tower = {}
         if vision_features is None:
             tower = self.vision_tower(pixel_values, return_dict=True, **kwargs)
             vision_features = self._shorten(tower.last_hidden_state)
+        elif "qformer" in self.config.trained_parts:
+            vision_features = self._shorten(vision_features)
         # The weights of a linear layer that is wrapped (LoRA) or quantized may lie deeper: any parameter tells the dtype.
         dtype = next(self.projection.parameters()).dtype
         projected = self.projection(vision_features.to(dtype if dtype.is_floating_point else vision_features.dtype))

@@ -54,6 +54,7 @@ _ARTWORK = """
     moon 1F319, star 2B50, snowman 26C4, fire 1F525, robot 1F916, ghost 1F47B, skull 1F480
 """
 OBJECTS = {name: int(code, 16) for name, code in (entry.split() for entry in _ARTWORK.split(","))}
+_PLACES = {"left": "on the left", "right": "on the right", "top": "at the top", "bottom": "at the bottom"}
 DETAIL_INSTRUCTIONS = (  # the paper's four (ORIGINAL: stage 2)
     "Describe this image in detail.",
     "Take a look at this image and describe what you notice.",
@@ -227,27 +228,27 @@ def _description(row, rng):
     }
 
 
+def answer_sentence(row, kind, value):
+    """The answer to a scene's question of a kind, with any value: "A dog is on the left.", "The background is red." """
+    if kind == "background":
+        return f"The background is {value}."
+    if kind == "count":
+        name = row["objects"][0]
+        return f"There is one {name}." if value == NUMBERS[1] else f"There are {value} {plural(name)}."
+    return f"{with_article(value).capitalize()} is {_PLACES[kind]}."
+
+
 def _questions(row):
     """The questions that a scene answers: {"question": kind, "instruction", "text", "answer": the words that decide}."""
-    background = row["background"]
-    asked = [("background", "What color is the background?", f"The background is {background}.", background)]
+    asked = [("background", "What color is the background?", row["background"])]
     if row["kind"] == "pair":
-        first, second = row["objects"]
-        sides = (
-            (("left", "on the left"), ("right", "on the right"))
-            if row["relation"] == "left"
-            else (("top", "at the top"), ("bottom", "at the bottom"))
-        )
-        for (side, where), name in zip(sides, (first, second), strict=True):
-            text = f"{with_article(name).capitalize()} is {where}."
-            asked.append((side, f"What is {where}?", text, name))
+        sides = ("left", "right") if row["relation"] == "left" else ("top", "bottom")
+        asked += [(side, f"What is {_PLACES[side]}?", name) for side, name in zip(sides, row["objects"], strict=True)]
     else:
-        number, name = NUMBERS[row["count"]], row["objects"][0]
-        text = f"There is one {name}." if row["count"] == 1 else f"There are {number} {plural(name)}."
-        asked.append(("count", f"How many {plural(name)} are there?", text, number))
+        asked.append(("count", f"How many {plural(row['objects'][0])} are there?", NUMBERS[row["count"]]))
     return [
-        {"question": kind, "instruction": instruction, "text": text, "answer": [answer]}
-        for kind, instruction, text, answer in asked
+        {"question": kind, "instruction": instruction, "text": answer_sentence(row, kind, answer), "answer": [answer]}
+        for kind, instruction, answer in asked
     ]
 
 

@@ -17,6 +17,7 @@ COMMANDS = {
     "serve": "answer over HTTP, as OpenAI's API does",
     "caption": "describe every picture in a folder",
     "evaluate": "measure a model: failures, captions, questions, composed scenes; figures, intervals and a report",
+    "ablate": "train and measure the paper's ablations on the embedded default",
     "export": "write a model as a folder for the Hub",
     "convert": "turn the authors' published files into a model folder",
     "curate": "make a stage-2 data set of pictures: describe, fix, filter, verify, publish",

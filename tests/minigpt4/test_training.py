@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -231,9 +232,10 @@ def test_figures_reach_tensorboard(recipe, dataset, tmp_path):
     assert len(reader.Scalars("train/loss")) == 8
 
 
-def test_a_qformer_that_is_trained_moves_and_is_saved(recipe, dataset):
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_qformer_that_is_trained_moves_and_is_saved(recipe, dataset, cached):
     recipe.model.trained_parts = ["projection", "qformer"]
-    recipe.train.cache_features = False
+    recipe.train.cache_features = cached
     before, _ = load_model(recipe.model)
     before = {name: tensor.clone() for name, tensor in before.state_dict().items()}
     trained, _, _ = train(recipe, dataset=dataset)
@@ -242,6 +244,17 @@ def test_a_qformer_that_is_trained_moves_and_is_saved(recipe, dataset):
     loaded = MiniGPT4ForConditionalGeneration.from_pretrained(recipe.output + "/model")
     for name, tensor in trained.state_dict().items():
         assert torch.equal(tensor, loaded.state_dict()[name]), name
+
+
+def test_models_are_kept_on_the_way(recipe, dataset):
+    recipe.train.keep_steps = [3, 8]
+    trained, _, _ = train(recipe, dataset=dataset)
+    kept = [load_model(replace(recipe.model, projection=f"{recipe.output}/step-{step}"))[0] for step in (3, 8)]
+    weights = [model.model.projection.weight for model in (*kept, trained)]
+    assert torch.equal(weights[1], weights[2]) and not torch.equal(weights[0], weights[2])
+    recipe.train.keep_steps = [9]
+    with pytest.raises(ValueError, match="holds 9; expected steps of the run, 1 to 8"):
+        train(recipe, dataset=dataset)
 
 
 def test_lora_trains_beside_the_projection_and_goes_on(recipe, dataset, tmp_path):
