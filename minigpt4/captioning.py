@@ -1,7 +1,7 @@
 """A description of every picture in a folder, line by line, in a file that a stopped run goes on with.
 
     {"file_name": "a/b.jpg", "text": "...", "model": "embedded", "prompt": "..."}
-    {"file_name": "a/c.jpg", "error": "the picture is damaged or truncated (...)", "model": ..., "prompt": ...}
+    {"file_name": "a/c.jpg", "error": "damaged or truncated (...)", "model": ..., "prompt": ...}
 
 `file_name` and `text` are what `datasets` calls them: named metadata.jsonl, beside the pictures, it makes an `imagefolder`.
 """

@@ -40,7 +40,7 @@ def test_broken_and_double_pictures_are_reported_and_left_out(tmp_path, store, c
     report = sample(store, folder, 50)
     assert (report.done, report.failures, report.counts) == (3, 2, {"the same picture as another": 1})
     lines = capsys.readouterr().err
-    assert "broken.jpg: the picture is damaged" in lines and "empty.png: the file is empty" in lines
+    assert "broken.jpg: damaged or truncated" in lines and "empty.png: the file is empty" in lines
     assert "fewer than the 50 asked for" in lines
 
 
