@@ -49,7 +49,8 @@ def replacing_checkpoint(accelerator, output):
         aside.rmdir()
         for older in output.glob("checkpoint-*"):
             if older.name != written.name:
-                shutil.rmtree(older)
+                older.rename(aside)  # half removed, it would look whole
+                shutil.rmtree(aside)
     accelerator.wait_for_everyone()
 
 

@@ -109,16 +109,6 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(original, processor, photo,
     def answering(shown):  # readline wipes out a longer line with spaces
         return len("".join(shown.partition("everything")[2].split())) > 20
 
-    def told_how_to_end(shown):
-        """Ctrl-C again and again: readline does not see one that comes after its prompt and before it waits."""
-        nonlocal asked
-        if "Ctrl-D ends" not in shown and time.time() > asked + 10:
-            asked = time.time()
-            process.send_signal(signal.SIGINT)
-        return "Ctrl-D ends" in shown and at_the_prompt(shown)
-
-    asked = 0.0
-
     read(at_the_prompt)
     os.write(terminal, b"Tell me everything\n")
     read(answering)
@@ -130,7 +120,9 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(original, processor, photo,
     assert "Tell me everything" in read(answering)
     process.send_signal(signal.SIGINT)
     read(at_the_prompt)
-    read(told_how_to_end)  # with no answer to stop
+    time.sleep(1)  # a signal while it shows its prompt may break Python's readline (python/cpython#112585)
+    process.send_signal(signal.SIGINT)  # with no answer to stop
+    read(lambda shown: "Ctrl-D ends" in shown and at_the_prompt(shown))
     os.write(terminal, b"\x04")
     assert process.wait(30) == 0
     os.close(terminal)
