@@ -3,8 +3,8 @@
 import io
 
 import pytest
-from conftest import jpeg
 from PIL import Image
+from tars import jpeg
 
 from minigpt4.processing import samples
 from minigpt4.processing.samples import BrokenSample, DroppedSamples, Sample, clean_caption, content, decode

@@ -9,9 +9,9 @@ import tarfile
 
 import fsspec
 import pytest
-from conftest import jpeg, write_tar
 from datasets import Dataset, DatasetDict, Features, Value
 from datasets import Image as ImageFeature
+from tars import jpeg, write_tar
 
 from minigpt4.processing.samples import BrokenSample, content, decode
 from minigpt4.processing.sources import open_source, tar_members

@@ -10,9 +10,9 @@ from itertools import islice, takewhile
 
 import pytest
 import torch
-from conftest import jpeg, write_tar
 from datasets import Dataset, Features, Value
 from datasets import Image as ImageFeature
+from tars import jpeg, write_tar
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from minigpt4.processing import streams
