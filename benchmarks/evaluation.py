@@ -24,7 +24,7 @@ from minigpt4.evaluation.predictions import predict, request_lines
 from minigpt4.evaluation.suites import Options, load_suite
 from minigpt4.files import write_json
 from minigpt4.generation import answer_text
-from minigpt4.models import load
+from minigpt4.models import fingerprint, load
 from minigpt4.training import versions
 
 BATCH = 64
@@ -59,7 +59,7 @@ def main():
     suite = load_suite("composed", Options(limit=arguments.scenes))
     suite.requests = [request for request in suite.requests if request.instruction is not None]  # captions stop elsewhere
     model, processor = load("embedded")
-    lines, state = request_lines(suite, "embedded", model, processor), PartialState(cpu=True)
+    lines, state = request_lines(suite, "embedded", model, processor, fingerprint(model)), PartialState(cpu=True)
     seconds, said = {"ours": [], "bare": []}, {}
     for _ in range(arguments.rounds):
         started = time.perf_counter()

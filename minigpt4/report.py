@@ -3,6 +3,7 @@
 import base64
 import html
 import io
+from operator import itemgetter
 
 from matplotlib.figure import Figure
 
@@ -127,7 +128,7 @@ def loss_curve(path, stages):
 def ablations(path, rows):
     """Writes a PNG of the rows of `ablations.Bench.results`: ours beside the paper's, and over the share of stage 1."""
     whole = {name: row for name, row in rows.items() if row["share"] == 100}
-    shares = sorted((row for name, row in rows.items() if row["share"] < 100 or name == "default"), key=_share)
+    shares = sorted((row for name, row in rows.items() if row["share"] < 100 or name == "default"), key=itemgetter("share"))
     figure = Figure(figsize=(12, 4), layout="constrained")
     ours, paper, share = figure.subplots(1, 3)
     ours.axvline(25, linestyle=":", color="gray")  # chance
@@ -144,16 +145,13 @@ def ablations(path, rows):
         axes.invert_yaxis()
     if shares:
         scores = [row["stage2"]["choices_right"] for row in shares]
-        share.errorbar([_share(row) for row in shares], _percents(scores), yerr=_errors(scores), marker="o", label="here, %")
+        percent = [row["share"] for row in shares]
+        share.errorbar(percent, _percents(scores), yerr=_errors(scores), marker="o", label="here, %")
         covered = [20 * row["paper"]["captions covered"] for row in shares]
-        share.plot([_share(row) for row in shares], covered, marker="s", label="the paper: captions covered, %")
+        share.plot(percent, covered, marker="s", label="the paper: captions covered, %")
         share.legend()
     share.set(xlabel="% of stage 1 before stage 2", title="share of the stage-1 data", xlim=(0, 105), ylim=(0, 100))
     _write_png(path, figure)
-
-
-def _share(row):
-    return row["share"]
 
 
 def _percents(figures):

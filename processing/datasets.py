@@ -70,8 +70,10 @@ class PictureTexts(Dataset):
             image = self.pictures[picture]["image"]
             return {**item, "image": random_view(image, generator) if self.random_crop else image}
         view = self.features[picture, torch.randint(self.features.shape[1], (), generator=generator).item()]
-        kept = torch.rand(view.shape, generator=generator) >= self.feature_dropout
-        return {**item, "vision_features": view * kept / (1 - self.feature_dropout)}
+        if self.feature_dropout:
+            kept = torch.rand(view.shape, generator=generator) >= self.feature_dropout
+            view = view * kept / (1 - self.feature_dropout)
+        return {**item, "vision_features": view}
 
 
 def training_data(section, stage):

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from ..files import write_bytes
 from ..generation import answers, candidate_losses, caption_prompt, chat_prompt
-from ..models import fingerprint, public_name
+from ..models import public_name
 
 PREDICTIONS = "predictions.jsonl"
 KEPT_FEATURES = 4096  # pictures whose features are kept for their next question; 0.1 MB each
@@ -48,16 +48,16 @@ def predict(model, processor, suite, lines, output, state, batch_size):
     return _kept(path, lines)
 
 
-def request_lines(suite, name, model, processor):
-    """{request id: what predictions.jsonl says of it besides the answer}."""
-    revision = model_revision(name, model)
+def request_lines(suite, name, model, processor, weights):
+    """{request id: what predictions.jsonl says of it besides the answer}; `weights`: the model's `fingerprint`."""
+    revision = model_revision(name, model, weights)
     return {request.id: _line(request, suite, name, revision, model, processor) for request in suite.requests}
 
 
-def model_revision(name, model):
+def model_revision(name, model, weights):
     """Which weights answered: the Hub's commit, or for any other model its fingerprint."""
     on_the_hub = name != "embedded" and not Path(name).exists()
-    return str(model.config._commit_hash) if on_the_hub else fingerprint(model)
+    return str(model.config._commit_hash) if on_the_hub else weights
 
 
 def hash_of(said):

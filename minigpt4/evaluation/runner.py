@@ -103,7 +103,7 @@ def run_suite(name, suite, output, state, batch_size):
     model, processor = load(name)
     weights = fingerprint(model)
     model.to(state.device)
-    lines = request_lines(suite, name, model, processor)
+    lines = request_lines(suite, name, model, processor, weights)
     started = time.monotonic()
     said = predict(model, processor, suite, lines, output, state, batch_size)
     seconds = time.monotonic() - started

@@ -20,8 +20,7 @@ class Captions(Suite):
     """CIDEr, BLEU-4 and ROUGE-L of short captions against COCO's, asked for in words and in the form of stage 1."""
 
     def build(self):
-        [(path, content), *more] = self.need("captions")["captions"]
-        _only_one(path, more)
+        path, content = _only_one(self.need("captions")["captions"])
         self.references = files.coco_captions(content, path)
         for image in self.limited(self.references):
             self.ask(image, SHORT, 40, f"short/{image}")
@@ -52,8 +51,7 @@ class Coverage(Suite):
     )
 
     def build(self):
-        [(path, content), *more] = self.need("captions")["captions"]
-        _only_one(path, more)
+        path, content = _only_one(self.need("captions")["captions"])
         self.references = files.coco_captions(content, path)
         for image in self.limited(self.references):
             self.ask(image, DESCRIBE, 300, f"description/{image}")
@@ -94,8 +92,7 @@ class Chair(Suite):
         found = self.need("instances", "captions")
         if not found["instances"]:
             raise ValueError(f"{self.data}: CHAIR needs {files.KINDS['instances']}; captions add to them")
-        [(path, content), *more] = found["instances"]
-        _only_one(path, more)
+        path, content = _only_one(found["instances"])
         self.kinds = files.coco_instances(content, path)
         unknown = set().union(*self.kinds.values()) - set(COCO_KINDS)
         if unknown:
@@ -123,6 +120,9 @@ class Chair(Suite):
         return f"not there: {', '.join(invented)}" if invented else ""
 
 
-def _only_one(path, more):
+def _only_one(found):
+    """The (path, content) of the only file of a kind; raises ValueError if there are more."""
+    [(path, content), *more] = found
     if more:
         raise ValueError(f"{path} and {more[0][0]}: two files of one kind; name one of them with --data")
+    return path, content
