@@ -93,7 +93,17 @@ def assemble(cls, config, given, source="the trained tensors", hub=None, **argum
     missing = sorted(name for name in info["missing_keys"] if drawn is None or not name.startswith(drawn))
     if missing:
         raise ValueError(f"{source}: not complete with its base parts; missing: {missing[0]}, the first of {len(missing)}")
+    _round(model)
     return (model, info) if with_info else model
+
+
+@torch.no_grad()
+def _round(model):
+    """Rounds weights to what is stored of them: a base part may be more precise, and the model is one on every device."""
+    for name, parameter in model.named_parameters():
+        stored = model.stored_dtype(name, parameter)
+        if stored.itemsize < parameter.dtype.itemsize:
+            parameter.copy_(parameter.to(stored))
 
 
 def _norm_of_qformer(config):
