@@ -28,6 +28,7 @@ _AT_LEAST = {
         ("train.global_batch", "train.sample_steps", "train.workers", "train.tokens_at_once", "model.lora_rank"), 0
     ),
     "model.lora_rank": 0,
+    "train.adam_beta2": 0,
     "train.learning_rate": 1e-12,
 }
 
@@ -95,6 +96,8 @@ class TrainSection:
     warmup_learning_rate: float = 0.0  # at the start
     warmup_steps: int = 20
     weight_decay: float = 0.0  # on weights, never on biases
+    adam_beta2: float = 0.999  # of AdamW: how slowly it forgets the size of gradients; 0.95 for short runs
+    standardize: bool = False  # train the projection as if its cached inputs had mean 0 and spread 1: see standardized.py
     feature_dropout: float = 0.0  # share of cached vision features set to zero, while training
     max_answer_tokens: int = 32  # answers are cut there, the original: 32 in stage 1, 160 in stage 2
     cache_features: bool = True  # compute the frozen vision part once for each picture, not once for each step
