@@ -45,7 +45,7 @@ class ModelSection:
     projection_layers: int = 1  # of parts or "embedded": the paper's ablation has three (GELU between, widths of the LLM)
     trained_parts: list[str] = field(default_factory=lambda: ["projection"])  # and "qformer" in an ablation
     lora_rank: int = 0  # rank of LoRA on the LLM's attention, through peft (an ablation of the paper); 0 is none
-    dtype: str = "auto"  # of the frozen parts: "bfloat16", "float16", "float32", or "auto", as they are stored
+    dtype: str = "auto"  # of the frozen parts: "bfloat16", ...; "auto": as stored, or as is fast here
     attn_implementation: str = "sdpa"  # "eager" is faster for short sequences on a CPU
 
 
