@@ -18,9 +18,10 @@ RECIPES = Path(__file__).parent.parent / "configuration" / "recipes"
 
 # Where a number is too small to mean anything.
 _AT_LEAST = {
-    **dict.fromkeys(("data.scenes", "data.views", "data.joined_captions", "data.shuffle_buffer", "data.image_size"), 1),
+    **dict.fromkeys(("data.scenes", "data.views", "data.shuffle_buffer", "data.image_size"), 1),
     **dict.fromkeys(("data.held_out", "data.max_dropped_share"), 0),
     **dict.fromkeys(("data.detailed_answers", "data.short_answers", "data.plain_captions", "train.warmup_steps"), 0),
+    **dict.fromkeys(("data.joined_captions", "data.varied_captions", "data.questions", "data.conversations"), 0),
     **dict.fromkeys(("train.steps", "train.batch_size", "train.accumulation", "train.max_answer_tokens"), 1),
     **dict.fromkeys(("train.weight_decay", "train.feature_dropout", "train.min_learning_rate", "train.seed"), 0),
     **dict.fromkeys(("train.save_steps", "model.projection_layers"), 1),
@@ -78,7 +79,10 @@ class DataSection(SourceSection):
     detailed_answers: int = 4  # stage 2: how often a picture is asked about with one of the four instructions
     short_answers: int = 0  # stage 2: how often a short caption is asked for besides
     plain_captions: int = 0  # stage 2: captions in the form of stage 1, without a prompt, not to forget it
-    joined_captions: int = 3  # stage 2: an answer is that many of the picture's captions, one sentence each
+    joined_captions: int = 3  # stage 2: where no `detail` came, an answer is that many captions, a sentence each; 0: none
+    varied_captions: int = 0  # where captions were made of a label, a list or a detail: so many wordings in their place
+    questions: int = 0  # stage 2: so many short questions a picture: what is there, is there a ..., how many, what color
+    conversations: float = 0.0  # stage 2: share of the pictures about which a conversation of several turns is learned
     clean_captions: bool = True  # plain captions: the original's clean-up (lower case, no punctuation, at most 50 words)
 
 

@@ -14,6 +14,7 @@ import torch
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
+from . import photo_texts
 from .samples import BrokenSample, DroppedSamples, clean_caption, content, decode, is_conversation
 from .scenes import DETAIL_INSTRUCTIONS, scenes
 from .sources import open_source
@@ -96,7 +97,9 @@ def training_data(section, stage):
         pictures = scenes(section.scenes, section.scene_seed)
         texts = _scene_texts(pictures, stage)
     if not texts:
-        raise ValueError("data: detailed_answers, short_answers and plain_captions are all 0, so stage 2 has no texts")
+        raise ValueError(
+            "data: detailed_answers, short_answers, plain_captions and questions are all 0, so stage 2 has no texts"
+        )
     if section.held_out >= len(pictures):
         raise ValueError(f"data.held_out is {section.held_out} of {len(pictures)} pictures: none is left to train on")
     held_out = random.Random(0).sample(range(len(pictures)), section.held_out)
@@ -223,27 +226,43 @@ def _scene_texts(pictures, stage):
     return texts
 
 
-def texts_about(found, section, stage, rng):
+def texts_about(found, section, stage, rng, statistics=None):
     """What is learned about one picture in a stage: [{"text", "instruction" in stage 2}, ...].
 
     Args:
         found: `Content` with captions. section: a `DataSection`. rng: a `random.Random`.
-
+        statistics: `photo_texts.Statistics`, where the section wants texts made of what is known of a picture.
     """
     if found.messages:
         return [{"messages": found.messages}]
-    captions = found.captions
     if stage == 2 and found.instruction:
-        return [{"instruction": found.instruction, "text": caption} for caption in captions]
+        return [{"instruction": found.instruction, "text": caption} for caption in found.captions]
+    made = photo_texts.texts(found.row, rng, statistics, section.varied_captions) if statistics else {}
+    captions = made["captions"] if section.varied_captions else found.captions
     clean = clean_caption if section.clean_captions else str.strip
     plain = captions if stage == 1 else rng.sample(captions, min(section.plain_captions, len(captions)))
     texts = [{"text": clean(caption)} for caption in plain]
-    if stage == 2:
-        for instruction in rng.choices(DETAIL_INSTRUCTIONS, k=section.detailed_answers):
-            texts.append({"instruction": instruction, "text": joined_answer(captions, rng, section.joined_captions)})
-        for instruction in rng.choices(SHORT_INSTRUCTIONS, k=section.short_answers):
-            texts.append({"instruction": instruction, "text": joined_answer(captions, rng, 1)})
+    if stage == 1:
+        return texts
+    for instruction in rng.choices(DETAIL_INSTRUCTIONS, k=section.detailed_answers):
+        if answer := _detailed_answer(found.row, section, rng):
+            texts.append({"instruction": instruction, "text": answer})
+    for instruction in rng.choices(SHORT_INSTRUCTIONS, k=section.short_answers):
+        texts.append({"instruction": instruction, "text": joined_answer(captions, rng, 1)})
+    if statistics:
+        asked = rng.sample(made["questions"], min(section.questions, len(made["questions"])))
+        texts += [{"instruction": instruction, "text": answer} for instruction, answer in asked]
+        if made["conversation"] and rng.random() < section.conversations:
+            texts.append({"messages": made["conversation"]})
     return texts
+
+
+def _detailed_answer(row, section, rng):
+    """A picture's description, where one came with it, or the captions that people wrote joined to one; "" of neither."""
+    if row.get("detail"):
+        return "".join(photo_texts.details(row))
+    by_people = photo_texts.written(row)
+    return joined_answer(by_people, rng, section.joined_captions) if by_people and section.joined_captions else ""
 
 
 def check_stage(section, source, stage):
@@ -254,12 +273,14 @@ def check_stage(section, source, stage):
 
 
 def _texts(pictures, section, stage):
-    rng = random.Random(0)
+    rng, statistics = random.Random(0), None
+    if section.varied_captions or section.questions or section.conversations:
+        statistics = photo_texts.Statistics([found.row for contents in pictures.contents for found in contents])
     return [
         {"picture": i, **text}
         for i, contents in enumerate(pictures.contents)
         for found in contents
-        for text in texts_about(found, section, stage, rng)
+        for text in texts_about(found, section, stage, rng, statistics)
     ]
 
 

@@ -44,6 +44,10 @@ def training_stream(section, stage, seed=0, rank=0, world_size=1):
         raise ValueError("data.path and data.sources are both set; expected one of them")
     if section.held_out:
         raise ValueError("data.held_out keeps pictures of data that are not streamed; set it to 0, or data.streaming=false")
+    if section.varied_captions or section.questions or section.conversations:
+        raise ValueError(
+            "data.varied_captions, questions and conversations need data that are looked at first; set data.streaming=false"
+        )
     parts = section.sources or [section]
     if any(not part.path or part.weight <= 0 for part in parts):
         raise ValueError("data.sources: each needs a path and a weight above 0")

@@ -7,6 +7,7 @@ import tarfile
 
 import pytest
 import torch
+from tars import jpeg, write_tar
 
 from minigpt4 import MiniGPT4ImageProcessor
 from minigpt4.processing.datasets import (
@@ -19,6 +20,7 @@ from minigpt4.processing.datasets import (
 )
 from minigpt4.processing.image_processing_minigpt4 import load_image
 from minigpt4.processing.scenes import DETAIL_INSTRUCTIONS
+from minigpt4.processing.streams import training_stream
 from minigpt4.recipes import DataSection
 
 
@@ -139,6 +141,45 @@ def test_single_captions_of_stage_2_stay_as_they_are(tmp_path, picture):
     data = training_data(DataSection(path=str(tmp_path), detailed_answers=3), stage=2)
     assert [text["text"] for text in data.texts] == [caption] * 3
     assert {text["instruction"] for text in data.texts} <= set(DETAIL_INSTRUCTIONS)
+
+
+def test_what_is_known_of_a_picture_becomes_captions_questions_and_conversations(tmp_path):
+    """Shards whose .json has lists, labels and descriptions; a class number is no label."""
+    rows = {
+        "a": {
+            "captions": ["A photo of a cat and a bench."],
+            "objects": ["cat", "bench"],
+            "made": "from a list",
+            "source": "x",
+        },
+        "b": {"captions": ["A photo of a fox."], "label": "red fox", "source": "y"},
+        "c": {"captions": ["A photo of an owl."], "label": "owl", "source": "y"},
+        "d": {"captions": ["The image shows a tree."], "detail": "The image shows a tree. It is green."},
+        "e": {"captions": ["A dog runs .", "a dog"], "label": 3, "objects": [7]},
+    }
+    samples = {k: {"jpg": jpeg(10 * i), "json": json.dumps(row).encode()} for i, (k, row) in enumerate(rows.items())}
+    write_tar(tmp_path / "0.tar", samples)
+
+    def texts(stage=2, **options):
+        data = training_data(DataSection(path=str(tmp_path), **options), stage)
+        of = [[text for text in data.texts if text["picture"] == i] for i in range(len(rows))]
+        return dict(zip(rows, of, strict=True))
+
+    plain = texts(stage=1, varied_captions=3)
+    assert [len(plain[key]) for key in rows] == [3, 3, 3, 2, 2] and plain["e"][0]["text"] == "a dog runs"
+    assert {"a fox", "an image of a fox"} < {text["text"] for text in texts(stage=1, varied_captions=9)["b"]}
+    detailed = texts(detailed_answers=2)
+    assert [len(detailed[key]) for key in rows] == [0, 0, 0, 2, 2]  # not of a label or a list
+    assert {text["text"] for text in detailed["d"]} == {"The image shows a tree. It is green."}
+    assert not texts(detailed_answers=2, joined_captions=0, plain_captions=1)["e"][1:]
+    asked = texts(detailed_answers=0, questions=9, conversations=1.0)
+    answers = [[text["text"] for text in asked[key] if "text" in text] for key in rows]
+    assert sum(text.startswith("Yes") for of in answers for text in of) == sum(
+        text.startswith("No") for of in answers for text in of
+    )
+    assert "messages" in asked["a"][-1] and sum("messages" in text for of in asked.values() for text in of) >= 3
+    with pytest.raises(ValueError, match=r"set data.streaming=false"):
+        training_stream(DataSection(path=str(tmp_path), questions=1), stage=2)
 
 
 def test_data_without_a_text_or_a_stream_that_is_none(tmp_path, shards):
