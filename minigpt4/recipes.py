@@ -66,13 +66,14 @@ class SourceSection:
 class DataSection(SourceSection):
     """What is learned from. An empty path: composed scenes; the texts follow from the stage."""
 
-    sources: list[SourceSection] = field(default_factory=list)  # in place of path: a mixture, drawn per sample by weight
+    sources: list[SourceSection] = field(default_factory=list)  # in place of path: a mixture, by weight
     streaming: bool = False  # read without end as it comes, for data that are large or remote; without: looked at first
     shuffle_buffer: int = 1000  # streaming: encoded samples that each loader worker holds and shuffles
     random_crop: bool = False  # 50 to 100% of a picture's area, 3:4 to 4:3, as the published training; cached: see views
     image_size: int = 224  # the model's; a larger JPEG is scaled down while it is decoded, a crop keeps that many pixels
     max_dropped_share: float = 0.01  # broken samples are skipped and counted; more than this share stops the run
     held_out: int = 0  # not streamed: pictures kept out of the training, to be shown before and after
+    holdout_share: float = 0.0  # tar shards: share kept out of training, by key; `minigpt4 evaluate --holdout-share` asks it
     scenes: int = 8000  # scenes: how many pictures are composed
     scene_seed: int = 0  # scenes: which
     views: int = 1  # cached looks at a picture: as it is, mirrored, then random crops, every other mirrored

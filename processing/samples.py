@@ -5,6 +5,7 @@ sources.py reads -> Sample(fields) -> content(sample, section) -> Content(pictur
 
 import os
 import re
+import zlib
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -95,6 +96,11 @@ def content(sample, section, root=None):
     if not captions or (section.instruction_column and not (instruction or "").strip()):
         raise BrokenSample("empty text")
     return Content(pictures, captions, instruction=instruction, facts=_facts(fields))
+
+
+def held_out(key, share):
+    """Whether a sample is kept out of training, to be measured on: a fixed property of its key, true of about that share."""
+    return zlib.crc32(key.encode()) % 1000 < share * 1000
 
 
 def is_conversation(fields, section):
