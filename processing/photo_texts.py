@@ -99,20 +99,20 @@ class Statistics:
             if row.get("label"):
                 self.labels.setdefault(row.get("source"), Counter())[row["label"], _thing(row)] += 1
 
-    def absent(self, row, rng):
+    def absent(self, row, rng, together=None):
         """A thing that is not there, as one says it ("dog", "red fox"), or None where there is none to ask about.
 
-        A row with a list: one of COCO's kinds, every other time by how often it occurs with those that are there, else by
-        how often it occurs at all. A label: another of its source, by how often that occurs. Texts only: any of the kinds
-        that they do not name, for what occurs together may be there unsaid.
+        A row with a list: one of COCO's kinds, by how often it occurs with those that are there (`together`; POPE's
+        adversarial) or at all (its popular); None: every other time. A label: another of its source, by how often that
+        occurs. Texts only: any of the kinds that they do not name, for what occurs together may be there unsaid.
         """
         listed, there = _listed(row), present(row)
         if row.get("label") and not listed:
             return _drawn(self._other_labels(row), rng)
         if not listed:
             return _drawn({said(kind): 1 for kind in KINDS if kind not in there}, rng)
-        by = Counter()
-        for counted in [self.together[kind] for kind in listed] if rng.random() < 0.5 else [self.often]:
+        together, by = rng.random() < 0.5 if together is None else together, Counter()
+        for counted in [self.together[kind] for kind in listed] if together else [self.often]:
             by.update(counted)
         absent = {said(kind): by[kind] for kind in KINDS if kind not in there}
         return _drawn(absent if any(absent.values()) else dict.fromkeys(absent, 1), rng)
@@ -196,6 +196,16 @@ def present(row):
     return kinds | (label_kinds(row["label"]) if row.get("label") else set())
 
 
+def things(row):
+    """What is surely there, as one says it, sorted: a labelled image's label, a row's list, or what its texts name."""
+    return [_thing(row)] if row.get("label") else sorted(map(said, _listed(row) or present(row)))
+
+
+def is_there(thing):
+    """POPE's question: "Is there a dog in the image?"."""
+    return _worded(_ASKED[0], a(thing))
+
+
 def said(kind):
     """What people call a COCO kind."""
     return _SAID.get(kind, kind)
@@ -221,7 +231,7 @@ def _what(row, rng):
 
 def _yes_and_no(row, rng, statistics):
     """A question about a thing that is there and one about a thing that is not, or none where either is not known."""
-    there = [_thing(row)] if row.get("label") else sorted(map(said, _listed(row) or present(row)))
+    there = things(row)
     absent = statistics.absent(row, rng) if there else None
     if absent is None:
         return []

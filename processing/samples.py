@@ -95,7 +95,7 @@ def content(sample, section, root=None):
     captions = [caption for caption in captions if clean_caption(caption)]
     if not captions or (section.instruction_column and not (instruction or "").strip()):
         raise BrokenSample("empty text")
-    return Content(pictures, captions, instruction=instruction, facts=_facts(fields))
+    return Content(pictures, captions, instruction=instruction, facts=facts(fields))
 
 
 def held_out(key, share):
@@ -210,12 +210,12 @@ def _first(fields, column, usual):
     return next((fields[name] for name in names if fields.get(name) is not None), None)
 
 
-def _facts(fields):
+def facts(fields):
     """Those of `FACTS` that a sample has; a class number, say, is no label that could be said."""
-    facts = {name: fields[name] for name, kind in FACTS.items() if isinstance(fields.get(name), kind) and fields[name]}
-    if not all(isinstance(name, str) for name in facts.get("objects", [])):
-        del facts["objects"]
-    return facts
+    found = {name: fields[name] for name, kind in FACTS.items() if isinstance(fields.get(name), kind) and fields[name]}
+    if not all(isinstance(name, str) for name in found.get("objects", [])):
+        del found["objects"]
+    return found
 
 
 def _encoded(value, root):
