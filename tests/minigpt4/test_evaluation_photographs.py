@@ -54,6 +54,7 @@ def test_objects_counts_things_but_people_and_shuffles_within_a_source(shards):
     assert suite.pictures.open("coco-1").size == (30, 20) and suite.pictures.open("text-1").size == (30, 20)
     found = _scores(suite, lambda r: suite.labels.get(r.id, RIGHT[r.image]))
     assert found["coco"]["named"] == 1 and found["shop"]["named"] == 1 and found["all"]["named"] == 1
+    assert found["with a list"] == found["coco"] and found["with a label"] == found["shop"]
     assert found["shop"]["named, shuffled"] == 0 and found["coco"]["named, shuffled"] == 0
     assert found["coco"]["invented"] == pytest.approx(1 / 5)  # dog, cat | person, kite | person
     assert "invented" not in found["shop"]  # of a label alone nothing is known to be absent

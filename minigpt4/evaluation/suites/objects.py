@@ -56,18 +56,20 @@ class Objects(Suite):
             self.ask(name, is_there(thing), LONGEST, f"{way}/{label}/{name}")
 
     def figures(self, said, verdicts=None):
-        sources = {}
+        sources, kinds = {}, {"all": self.requests}
         for request in self.requests:
-            sources.setdefault(self.rows[request.image].get("source", "images"), []).append(request)
-        ways = {source: self._of_source(asked, said) for source, asked in sorted(sources.items())}
-        if len(ways) > 1:
-            ways = {"all": self._of_source(self.requests, said), **ways}
+            row = self.rows[request.image]
+            sources.setdefault(row.get("source", "images"), []).append(request)
+            kinds.setdefault("with a list" if row.get("objects") else "with a label", []).append(request)
+        if len(sources) > 1:
+            sources = {**kinds, **dict(sorted(sources.items()))}
+        ways = {source: self._of_images(asked, said) for source, asked in sources.items()}
         for way in ("popular", "adversarial"):
             if asked := [request for request in self.requests if request.id.startswith(f"{way}/")]:
                 ways[f"yes or no, {way}"] = self._yes_or_no(asked, said)
         return ways
 
-    def _of_source(self, requests, said):
+    def _of_images(self, requests, said):
         what = [request for request in requests if request.id.startswith("what/")]
         figures = named_figures([self.rows[r.image] for r in what], [said[r.id] for r in what], [r.image for r in what])
         shuffled = self._shuffled(what)
