@@ -27,8 +27,10 @@ SMALL = {"image_size": 56, "patch_size": 14, "hidden_size": 32, "num_hidden_laye
 def output(tmp_path_factory):
     """Two rows, trained and measured: the default, and the one that begins in the middle of the default's stage 1."""
     folder = tmp_path_factory.mktemp("ablations")
-    ablate(folder, FEW, ["share-50", "default"])
-    return folder
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("minigpt4.ablations.ANSWER_TOKENS", 6)
+        ablate(folder, FEW, ["share-50", "default"])
+        yield folder
 
 
 def test_each_row_is_measured_with_n_and_interval(output):

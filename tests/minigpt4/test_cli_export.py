@@ -16,7 +16,6 @@ from local_hub import TOKEN, local_hub
 from safetensors.torch import load_file, save_file
 
 from minigpt4.cli import main
-from minigpt4.modeling_minigpt4.embedded import load_embedded
 from minigpt4.modeling_minigpt4.export import export
 from minigpt4.models import load
 
@@ -148,9 +147,9 @@ def test_results_are_of_the_model_that_is_exported(source, original, processor, 
 
 
 @pytest.mark.parametrize("projection", ["shipped", "another"])
-def test_export_embedded_light(projection, tmp_path, monkeypatch, capsys):
+def test_export_embedded_light(projection, embedded, tmp_path, monkeypatch, capsys):
     if projection == "another":
-        monkeypatch.setattr("minigpt4.modeling_minigpt4.embedded.load_embedded", lambda: load_embedded(None))
+        monkeypatch.setattr("minigpt4.modeling_minigpt4.embedded.load_embedded", lambda: embedded)
     output = tmp_path / "out"
     assert main(["export", "--model", "embedded", "--output", str(output), "--light"]) == 0
     assert "trained weights only" in capsys.readouterr().out
@@ -367,8 +366,8 @@ def test_load_runs_no_code_of_the_folder(source):
     load(str(source))
 
 
-def test_light_weights_of_other_dimensions(tmp_path):
-    folder = export(*load_embedded(projection=None), tmp_path / "light", light=True)
+def test_light_weights_of_other_dimensions(embedded, tmp_path):
+    folder = export(*embedded, tmp_path / "light", light=True)
     name = "model.projection.weight"
     change_weights(folder, lambda weights: weights.update({name: weights[name][:, :768].contiguous()}))
     with pytest.raises(ValueError, match=r"shape \(576, 768\), expected \(576, 1280\)"):

@@ -75,11 +75,9 @@ def server(folder, pictures_host, tmp_path_factory):
     with open(log, "w") as file:
         process = subprocess.Popen([*line, "--allow-host", "127.0.0.1"], stdout=file, stderr=file, env={**os.environ})
     try:
-        for _ in range(600):
-            with socket.socket() as trial:
-                if trial.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            assert process.poll() is None, log.read_text()
+        last = time.monotonic() + 300  # a minute on a machine that has other work
+        while socket.socket().connect_ex(("127.0.0.1", port)):
+            assert process.poll() is None and time.monotonic() < last, log.read_text()
             time.sleep(0.1)
         yield {"port": port, "log": log, "process": process}
     finally:

@@ -19,7 +19,6 @@ from transformers import GenerationConfig, LlamaConfig
 from minigpt4 import EfficientNetLiteConfig, MiniGPT4Config, MiniGPT4ForConditionalGeneration, MiniGPT4Processor
 from minigpt4.modeling_minigpt4 import export as export_module
 from minigpt4.modeling_minigpt4.card import EXAMPLE_QUESTION, Example, model_card
-from minigpt4.modeling_minigpt4.embedded import load_embedded
 from minigpt4.modeling_minigpt4.export import export
 from minigpt4.modeling_minigpt4.parts import BASE_PARTS, cache_dir
 from minigpt4.models import load
@@ -64,13 +63,6 @@ def small_tower(tokenizer, processor):
     )
     model = MiniGPT4ForConditionalGeneration(config).eval()
     return model, MiniGPT4Processor(processor.image_processor, tokenizer, num_image_tokens=config.num_image_tokens)
-
-
-@pytest.fixture
-def embedded():
-    """(model, processor): the embedded default with an untrained projection."""
-    torch.manual_seed(0)
-    return load_embedded(projection=None)
 
 
 def read_json(path):
