@@ -1,4 +1,4 @@
-"""How long a run of both stages takes on the machine at hand, from a few of its real steps, and how many steps fit a budget."""
+"""How long both stages take on the machine at hand, from a few of their real steps, and how many steps fit a budget."""
 
 import dataclasses
 import json
