@@ -149,7 +149,7 @@ def test_results_are_of_the_model_that_is_exported(source, original, processor, 
 @pytest.mark.parametrize("projection", ["shipped", "another"])
 def test_export_embedded_light(projection, embedded, tmp_path, monkeypatch, capsys):
     if projection == "another":
-        monkeypatch.setattr("minigpt4.modeling_minigpt4.embedded.load_embedded", lambda: embedded)
+        monkeypatch.setattr("minigpt4.modeling_minigpt4.embedded.load_embedded", lambda **_: embedded)
     output = tmp_path / "out"
     assert main(["export", "--model", "embedded", "--output", str(output), "--light"]) == 0
     assert "trained weights only" in capsys.readouterr().out

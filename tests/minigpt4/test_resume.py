@@ -62,6 +62,7 @@ def _train(settings, environment):
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     os.dup2(1, 2)
     os.environ.update(environment)
+    multiprocessing.set_start_method("fork", force=True)  # of its workers, as in a process that was not forked from a server
     import torch
 
     from minigpt4.training import train
