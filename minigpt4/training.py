@@ -25,6 +25,7 @@ import minigpt4
 
 from .callbacks import KeepModel, LiveLoss, SampleAnswers, StopOnSignal
 from .checkpoints import last_checkpoint, load_trained, remove_checkpoints
+from .devices import loading
 from .files import write_json
 from .modeling_minigpt4.embedded import load_embedded
 from .modeling_minigpt4.from_parts import load_tokenizer
@@ -172,14 +173,15 @@ def _load_parts(section):
     parts = {} if section.qformer else {"qformer": None}
     fields = {"projection_layers": section.projection_layers}
     model = MiniGPT4ForConditionalGeneration.from_parts(
-        vision=section.vision, text=section.text, config=fields, dtype=section.dtype, **parts
+        vision=section.vision, text=section.text, config=fields, **loading(None, section.dtype), **parts
     )
     return model, MiniGPT4Processor.for_model(model.config, load_tokenizer(section.text))
 
 
 def _load_base(section):
     if section.base == "embedded" and section.projection != "base":
-        return load_embedded(projection=None, projection_layers=section.projection_layers)
+        arguments = loading(None, section.dtype)
+        return load_embedded(projection=None, loading=arguments, projection_layers=section.projection_layers)
     return load(section.base, dtype=section.dtype)
 
 
@@ -222,7 +224,7 @@ def _arguments(recipe):
         learning_rate=train.learning_rate,
         weight_decay=train.weight_decay,
         adam_beta1=0.9,
-        adam_beta2=0.999,
+        adam_beta2=train.adam_beta2,
         adam_epsilon=1e-8,
         max_grad_norm=0.0,  # the original does not clip
         save_steps=train.save_steps,

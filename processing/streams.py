@@ -44,10 +44,14 @@ def training_stream(section, stage, seed=0, rank=0, world_size=1):
         raise ValueError("data.path and data.sources are both set; expected one of them")
     if section.held_out:
         raise ValueError("data.held_out keeps pictures of data that are not streamed; set it to 0, or data.streaming=false")
+    if section.varied_captions or section.questions or section.conversations:
+        raise ValueError(
+            "data.varied_captions, questions and conversations need data that are looked at first; set data.streaming=false"
+        )
     parts = section.sources or [section]
     if any(not part.path or part.weight <= 0 for part in parts):
         raise ValueError("data.sources: each needs a path and a weight above 0")
-    sources = [open_source(part, streaming=True) for part in parts]
+    sources = [open_source(part, streaming=True, holdout_share=section.holdout_share) for part in parts]
     for part, source in zip(parts, sources, strict=True):
         check_stage(part, source, stage)
     if stage == 2 and not (section.detailed_answers or section.short_answers or section.plain_captions):
