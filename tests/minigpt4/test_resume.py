@@ -20,6 +20,8 @@ from minigpt4.checkpoints import ASIDE
 from minigpt4.modeling_minigpt4.export import export
 from minigpt4.recipes import load_recipe
 
+pytestmark = pytest.mark.slow
+
 SAMPLES, BROKEN_EVERY = 2400, 300
 
 
