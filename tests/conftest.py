@@ -4,6 +4,7 @@ import copy
 import gc
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +34,6 @@ from minigpt4.modeling_minigpt4.convert import (
     qformer_weights,
     read_checkpoint,
 )
-from minigpt4.modeling_minigpt4.embedded import load_embedded
 from minigpt4.processing.chat_templates import CHATML, with_image_token
 
 PARITY = Path(__file__).parent / "fixtures" / "parity"
@@ -56,6 +56,12 @@ def pytest_collection_modifyitems(items):
     """Files with slow tests come first, so that with several workers the last ones to end are quick."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
+
+
+def pytest_runtest_setup(item):
+    """Browsers do not come with pip."""
+    if item.get_closest_marker("browser") and not (shutil.which("chromium") and shutil.which("chromedriver")):
+        pytest.skip("needs Debian's chromium and chromium-driver")
 
 
 def pytest_collection_finish():
@@ -129,6 +135,8 @@ def original(_original):
 
 @pytest.fixture(scope="session")
 def _embedded():
+    from minigpt4.modeling_minigpt4.embedded import load_embedded
+
     torch.manual_seed(0)
     return load_embedded(projection=None)
 

@@ -64,6 +64,7 @@ def test_a_picture_takes_what_the_profiler_measures(config):
     assert picture_bytes(empty_model(config), "fp32") == pytest.approx(peak, rel=0.15)
 
 
+@pytest.mark.slow
 def test_published_sizes(capsys):
     """Parameters as their authors count them; 7B in int8 fits where the original's does (11.5 GB)."""
     assert main(["memory", "--model", "vicuna-7b"]) == 0

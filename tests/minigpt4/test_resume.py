@@ -20,6 +20,8 @@ from minigpt4.checkpoints import ASIDE
 from minigpt4.modeling_minigpt4.export import export
 from minigpt4.recipes import load_recipe
 
+pytestmark = pytest.mark.slow
+
 SAMPLES, BROKEN_EVERY = 2400, 300
 
 
@@ -62,6 +64,7 @@ def _train(settings, environment):
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     os.dup2(1, 2)
     os.environ.update(environment)
+    multiprocessing.set_start_method("fork", force=True)  # of its workers, as in a process that was not forked from a server
     import torch
 
     from minigpt4.training import train

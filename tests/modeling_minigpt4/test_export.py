@@ -69,6 +69,7 @@ def read_json(path):
     return json.loads(path.read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tower", ["blip2", "efficientnet_lite"])
 def test_loads_without_this_package_and_saves_again(tower, original, processor, small_tower, picture, tmp_path, monkeypatch):
     model, processor = (original, processor) if tower == "blip2" else small_tower
@@ -90,6 +91,8 @@ def test_loads_without_this_package_and_saves_again(tower, original, processor, 
     assert consume(again.name, tmp_path / "third", picture())["answers"] == report["answers"]
 
 
+@pytest.mark.slow
+@pytest.mark.embedded
 @pytest.mark.parametrize("light", [False, True])
 def test_embedded_loads_without_this_package(light, embedded, picture, tmp_path, monkeypatch):
     model, processor = embedded
