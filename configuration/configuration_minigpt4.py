@@ -76,7 +76,7 @@ class MiniGPT4Config(PreTrainedConfig):
         vision_config: `Blip2VisionConfig` (EVA ViT-g, the default), `EfficientNetLiteConfig`, or the config of any
             `AutoModel` vision tower; also as a dict with its `model_type`.
         qformer_config: `Blip2QFormerConfig`, or None for the variant without Q-Former.
-        text_config: the config of any `AutoModelForCausalLM`; LLaMA by default.
+        text_config: the config of any `AutoModelForCausalLM`; LLaMA by default. Of a vision-language LLM, its text model's.
         num_query_tokens: learned queries of the Q-Former, and so visual tokens for a picture.
         patch_merge: without Q-Former, how many neighbouring patches are concatenated into one visual token.
         projection_layers: linear layers between vision and LLM; the paper has one. With more, GELU stands between them
@@ -114,7 +114,7 @@ class MiniGPT4Config(PreTrainedConfig):
         self.vision_config = _as_config(self.vision_config, default="blip_2_vision_model")
         if isinstance(self.qformer_config, dict):
             self.qformer_config = Blip2QFormerConfig(**self.qformer_config)
-        self.text_config = _as_config(self.text_config, default="llama")
+        self.text_config = _as_config(self.text_config, default="llama").get_text_config(decoder=True)
         if self.qformer_config is not None:
             self.qformer_config.encoder_hidden_size = self.vision_config.hidden_size
         self.tie_word_embeddings = bool(self.text_config.tie_word_embeddings)
