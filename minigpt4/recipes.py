@@ -40,6 +40,7 @@ class ModelSection:
     vision: str = ""  # from parts: a BLIP-2 or any vision tower, as ID or ID@REVISION or a folder
     text: str = ""  # from parts: any causal LLM
     qformer: bool = True  # from parts: take the Q-Former of the vision repository; false: the variant without one
+    template: str = ""  # from parts: "vicuna", "llama-2", "chatml" or a file with a Jinja template; "": the LLM's own
     projection: str = "fresh"  # "fresh": drawn at random; "base": the base's own; or the folder of an earlier stage
     projection_layers: int = 1  # of parts or "embedded": the paper's ablation has three (GELU between, widths of the LLM)
     trained_parts: list[str] = field(default_factory=lambda: ["projection"])  # and "qformer" in an ablation

@@ -31,6 +31,7 @@ from .modeling_minigpt4.from_parts import load_tokenizer
 from .modeling_minigpt4.lora import add_lora
 from .modeling_minigpt4.modeling_minigpt4 import MiniGPT4ForConditionalGeneration
 from .models import load
+from .processing.chat_templates import TEMPLATES
 from .processing.collator import MiniGPT4DataCollator
 from .processing.datasets import PictureTexts, random_view, training_data
 from .processing.processing_minigpt4 import MiniGPT4Processor
@@ -171,10 +172,23 @@ def _load_parts(section):
         )
     parts = {} if section.qformer else {"qformer": None}
     fields = {"projection_layers": section.projection_layers}
+    template = _template(section.template)
     model = MiniGPT4ForConditionalGeneration.from_parts(
-        vision=section.vision, text=section.text, config=fields, dtype=section.dtype, **parts
+        vision=section.vision, text=section.text, template=template, config=fields, dtype=section.dtype, **parts
     )
-    return model, MiniGPT4Processor.for_model(model.config, load_tokenizer(section.text))
+    return model, MiniGPT4Processor.for_model(model.config, load_tokenizer(section.text), template)
+
+
+def _template(named):
+    """A chat template as a recipe names it: by one of our names, or a file's text; None for the LLM's own."""
+    if not named or named in TEMPLATES:
+        return named or None
+    try:
+        return Path(named).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"model.template is {named!r}: no such file; expected {', '.join(TEMPLATES)} or a file with a Jinja template"
+        ) from error
 
 
 def _load_base(section):
