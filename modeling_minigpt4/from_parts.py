@@ -14,6 +14,7 @@ from transformers.utils import GENERATION_CONFIG_NAME, cached_file
 from ..configuration.configuration_minigpt4 import MiniGPT4Config
 from ..processing.chat_templates import template_text
 from ..processing.processing_minigpt4 import MiniGPT4Processor
+from ..processing.turns import written
 from .convert import mend_llama_config, mend_llama_tokenizer, projection_weights, read_checkpoint
 from .light import assemble
 from .own_head import check_logits, is_causal_llm
@@ -159,6 +160,7 @@ def image_token_id(tokenizer, image_token, source, ends=(), template="", rows=No
     Raises:
         ValueError: the tokenizer has none, or not the one that is named.
     """
+    template = written(template, tokenizer)
     used = {*ends, tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
     if image_token is not None:
         if image_token not in tokenizer.get_vocab():

@@ -114,7 +114,7 @@ class MiniGPT4Processor(ProcessorMixin):
         )
         processor._check_template()
         end = processor.turn_end.strip()
-        if end and end not in tokenizer.all_special_tokens and not processor.turn_markers:
+        if not named and any(token not in tokenizer.all_special_ids for token in processor.encode(end)):
             processor.turn_markers = [end]
         return processor
 
@@ -272,9 +272,9 @@ class MiniGPT4Processor(ProcessorMixin):
 
     @property
     def turn_end_ids(self):
-        """[its id] where the model writes it as one token of the vocabulary; else []: see `turn_ends`."""
-        added = {str(token): index for index, token in self.tokenizer.added_tokens_decoder.items()}
-        return [added[end] for end in [self.turn_end.strip()] if end in added]
+        """[the id] that the model writes last in a turn, if that is a token of its own; else [], see `turn_ends`."""
+        ids = self.encode(self.turn_end.strip())
+        return ids[-1:] if all(token in self.tokenizer.added_tokens_decoder for token in ids) else []
 
     def _check_template(self):
         """Raises ValueError unless the chat template shows a question, its picture and the answer."""

@@ -3,13 +3,15 @@
     messages -> [(text, is_answer), ...]    all texts joined are the conversation; an answer has its turn's end with it
 
 A template with `generation` blocks says itself what the model writes. Any other is rendered with marks for answers: what
-stands around the marks is the template's, and of that the turn's end is what the template puts behind an answer, up to the
-first special token.
+stands around the marks is the template's, and of that the turn's end is what the template puts behind an answer, with the
+first special tokens in it.
 """
 
+import contextlib
 import re
 import uuid
 
+from jinja2.exceptions import TemplateError
 from transformers.utils.chat_template_utils import render_jinja_template
 
 # As transformers looks for them.
@@ -48,6 +50,18 @@ def turn_end(template, tokenizer):
     return answer.partition(mark)[2]
 
 
+def written(template, tokenizer):
+    """All that a template may write: its own text, and what it makes of conversations with roles as they are usual."""
+    texts = [template]
+    for roles in (("system", "user", "assistant"), ("user", "assistant"), ("user", "assistant", "tool")):
+        messages = [{"role": role, "content": ""} for role in roles]
+        with contextlib.suppress(TemplateError, TypeError):  # not every template knows every role
+            texts += render_jinja_template(
+                conversations=[messages], chat_template=template, add_generation_prompt=True, **tokenizer.special_tokens_map
+            )[0]
+    return "".join(texts)
+
+
 def _cut(text, spans):
     """A text as segments, of which those from start to end of a span are answers."""
     found, last = [], 0
@@ -63,7 +77,8 @@ def _by_marks(template, messages, tokenizer, arguments):
     pieces = _around_answers(template, messages, arguments)
     [_, tail] = _around_answers(template, _one_turn(""), arguments)
     tail = tail.removeprefix(_EDGE)
-    special = re.compile("|".join(re.escape(str(token)) for token in tokenizer.added_tokens_decoder.values()) or r"(?!)")
+    names = "|".join(re.escape(str(token)) for token in tokenizer.added_tokens_decoder.values())
+    special = re.compile(f"(?:{names or '(?!)'})")
     found = [(pieces[0], False)]
     for answer, piece in zip(answers, pieces[1:], strict=True):
         text = answer if found[-1][0].endswith(_EDGE) else answer.lstrip()
@@ -78,7 +93,7 @@ def _by_marks(template, messages, tokenizer, arguments):
 
 def _end(behind, tail, special):
     """What ends the turn, of what the template puts behind an answer; `tail`: of that behind a conversation's last one."""
-    first = special.search(tail)
+    first = re.search(f"{special.pattern}+", tail)
     end = tail[: first.end()] if first else tail.rstrip()
     if behind.startswith(end):
         return end
