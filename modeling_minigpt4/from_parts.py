@@ -13,7 +13,7 @@ from transformers.utils import GENERATION_CONFIG_NAME, cached_file
 
 from ..configuration.configuration_minigpt4 import MiniGPT4Config
 from ..processing.chat_templates import template_text
-from ..processing.processing_minigpt4 import MiniGPT4Processor
+from ..processing.processing_minigpt4 import IMAGE_TOKEN, MiniGPT4Processor
 from ..processing.turns import written
 from .convert import mend_llama_config, mend_llama_tokenizer, projection_weights, read_checkpoint
 from .light import assemble
@@ -170,7 +170,7 @@ def image_token_id(tokenizer, image_token, source, ends=(), template="", rows=No
     for token in [*_never_given(tokenizer), *(token for token in reserved if token != tokenizer.unk_token)]:
         if token not in template and tokenizer.convert_tokens_to_ids(token) not in used:
             return tokenizer.convert_tokens_to_ids(token)
-    if rows is not None and len(tokenizer) < rows:
+    if rows is not None and len(tokenizer) < rows and IMAGE_TOKEN not in tokenizer.get_vocab():
         return len(tokenizer)
     raise ValueError(f"{source}: its tokenizer reserves no token that could stand for a picture; name one with image_token")
 

@@ -53,6 +53,7 @@ def load_light(cls, repo, config=None, **arguments):
     token = {name: hub[name] for name in ("token", "cache_dir", "local_files_only") if name in hub}
     loaded = assemble(cls, config, trained, source=str(repo), hub=token, **arguments)
     model = loaded[0] if isinstance(loaded, tuple) else loaded
+    model.stored = frozenset(trained)
     with contextlib.suppress(OSError):  # there may be none
         model.generation_config = GenerationConfig.from_pretrained(repo, **hub)
     return loaded
@@ -99,7 +100,6 @@ def assemble(cls, config, given, source="the trained tensors", hub=None, **argum
     if unused := sorted(name for name in info["unexpected_keys"] if name.startswith(_OF_THE_LLM)):
         llm = type(model.model.language_model).__name__
         raise ValueError(f"{llm}: does not use the tensor {unused[0]!r} of its repository, the first of {len(unused)}")
-    model.given = frozenset(given)
     return (model, info) if with_info else model
 
 
@@ -127,7 +127,7 @@ def own_parameters(model):
     Raises:
         ValueError: one of them is quantized.
     """
-    stored = getattr(model, "given", frozenset())  # a layer that was unfrozen by hand, when it was saved
+    stored = getattr(model, "stored", frozenset())  # a layer that was unfrozen by hand, when it was saved
     own = {
         plain_name(name): parameter
         for name, parameter in model.named_parameters()

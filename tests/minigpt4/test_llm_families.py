@@ -26,7 +26,7 @@ from transformers import (
 )
 
 from minigpt4 import MiniGPT4ForConditionalGeneration, MiniGPT4Processor
-from minigpt4.generation import answers, chat_prompt
+from minigpt4.generation import answer_text, answers, candidate_losses, chat_prompt
 from minigpt4.modeling_minigpt4.from_parts import load_tokenizer
 from minigpt4.models import load
 from minigpt4.processing.datasets import PictureTexts
@@ -41,7 +41,7 @@ TEMPLATE = (
 )
 # Weights of this size spread the logits, so that a soft cap, a scale or a bias that is left out shows.
 SIZES = {
-    "vocab_size": len(SPECIAL) + 256,
+    "vocab_size": len(SPECIAL) + 258,  # Qwen2's tokenizer class brings a token along
     "hidden_size": 32,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
@@ -137,6 +137,24 @@ def test_from_parts_to_a_chat(llm, tower, tmp_path, picture):
     said = loaded.chat_session(processor).ask("What is it?", images=image)
     features = loaded.model.get_vision_features(processor.image_processor(image, return_tensors="pt")["pixel_values"])
     assert answers(loaded, processor, [chat_prompt(processor, "What is it?")], features, max_new_tokens=8) == [said]
+
+
+@pytest.mark.parametrize("llm", ["Gemma-2"], indirect=True)
+def test_answers_end_at_each_of_several_ids_and_are_ranked(llm, tower, picture):
+    """What `caption` and `evaluate` ask for, with an LLM's own template: it has no generation block."""
+    model = MiniGPT4ForConditionalGeneration.from_parts(tower, llm[0])
+    processor = MiniGPT4Processor.for_model(model.config, load_tokenizer(llm[0]))
+    features = model.model.get_vision_features(processor.image_processor(picture(), return_tensors="pt")["pixel_values"])
+    prompt = chat_prompt(processor, "What is it?")
+    ids = torch.tensor([processor.encode(prompt)])
+    greedy = {"do_sample": False, "repetition_penalty": 1.0, "eos_token_id": None, "max_new_tokens": 12}
+    free = model.generate(ids, vision_features=features, **greedy)[0, ids.shape[1] :].tolist()
+    last = next(token for token in free[3:] if token not in SPECIAL)
+    model.generation_config.update(eos_token_id=[2, 4, last], repetition_penalty=1.0)
+    [said] = answers(model, processor, [prompt], features, max_new_tokens=12)
+    assert said == answer_text(processor, free[: free.index(last) + 1])
+    [losses] = candidate_losses(model, processor, ["What is it?"], [["a cat", "a dog"]], features)
+    assert len(set(losses)) == 2 and all(0 < loss < 100 for loss in losses)
 
 
 def _check_own_logits_and_text(model, own):
