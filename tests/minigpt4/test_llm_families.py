@@ -1,5 +1,7 @@
 """Every family of LLMs: the logits and texts of its own class, and the whole way from parts to a chat. One line each."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -72,6 +74,12 @@ FAMILIES = {
     "GPT-2": GPT2Config(**SIZES, embd_pdrop=0, attn_pdrop=0, resid_pdrop=0),
     "GPT-NeoX": GPTNeoXConfig(**SIZES, **MLP),
 }
+
+
+def test_the_page_for_readers_names_each_family():
+    page = Path(__file__).parents[2] / "docs" / "your-own-llm-and-tower.md"
+    rows = [line.split("|")[1] for line in page.read_text("utf-8").splitlines() if line.startswith("| ")]
+    assert {name.strip() for row in rows[1:] for name in row.split(",")} == {*FAMILIES}
 
 
 @pytest.fixture(scope="module")
