@@ -52,9 +52,8 @@ def cache_bytes(config, tokens, precision):
 
 def picture_bytes(model, precision):
     """Peak bytes of the activations while one picture becomes visual tokens, as operation after operation frees them."""
-    side = model.config.vision_config.image_size
     with _LiveBytes(model.parameters()) as live, torch.no_grad():
-        model.get_image_features(torch.empty(1, 3, side, side, device="meta"))
+        model.get_image_features(torch.empty(1, 3, *model.config.image_size, device="meta"))
     return live.peak * PRECISIONS[precision][0] // 4
 
 

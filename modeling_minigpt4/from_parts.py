@@ -15,6 +15,7 @@ from ..processing.processing_minigpt4 import MiniGPT4Processor
 from .convert import mend_llama_config, mend_llama_tokenizer, projection_weights, read_checkpoint
 from .light import assemble
 from .repositories import split_revision
+from .vision_tower import measure, sees_images
 
 FROM_VISION_REPO = "from vision repo"
 
@@ -62,11 +63,15 @@ def vision_fields(source, config):
     """What the config of a repository says of its vision tower, as fields of `MiniGPT4Config`.
 
     Raises:
-        ValueError: it has no vision tower.
+        ValueError: it has no vision tower, or one that does not take images of one size alone.
     """
     tower = getattr(config, "vision_config", None) or config
-    if not hasattr(tower, "image_size"):
+    if not sees_images(tower):
         raise ValueError(f"{source}: a {config.model_type}, which has no vision tower; expected a BLIP-2 or a vision model")
+    try:
+        measure(tower)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
     return {"vision_config": tower}
 
 

@@ -82,7 +82,7 @@ def assemble(cls, config, given, source="the trained tensors", hub=None, **argum
         for name, tensor in tensors.items():
             if name in expected and name not in given:
                 _check_shape(name, tensor, expected[name], origin["repo"])
-        weights.update(tensors)
+        weights.update({name: tensor for name, tensor in tensors.items() if name in expected})  # no pooling layer, say
     weights.update(_norm_without_qformer(config))
     arguments["dtype"] = _dtype(arguments.get("dtype"), config)
     with_info = arguments.pop("output_loading_info", False)
