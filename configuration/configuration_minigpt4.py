@@ -130,6 +130,8 @@ class MiniGPT4Config(PreTrainedConfig):
         if isinstance(self.qformer_config, dict):
             self.qformer_config = Blip2QFormerConfig(**self.qformer_config)
         self.text_config = _as_config(self.text_config, default="llama")
+        if hasattr(self.vision_config, "vision_use_head"):
+            self.vision_config.vision_use_head = False  # SigLIP's pooling head, which nothing here looks at
         if self.patch_merge is None:
             self.patch_merge = 4 if isinstance(self.vision_config, Blip2VisionConfig) else "2x2"
         if self.vision_grid is None and _grid_of_vit(self.vision_config) is None:

@@ -10,13 +10,14 @@ SAMPLED = 4096  # values of a tensor, about, that `fingerprint` reads
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
-def load(name, dtype="auto"):
+def load(name, dtype="auto", load_in=""):
     """(model, processor), ready to answer, in eval mode.
 
     Args:
         name: "embedded" for the default that ships; a folder that holds a full or a light model, as `export`, training
             and quickstart write it; or an id on the Hub. No code from there runs, only this package's own.
         dtype: "bfloat16", "float16", "float32", or "auto" for the precision that was stored.
+        load_in: "4bit" or "8bit" for small weights of the frozen parts, see `small_weights`.
 
     Raises:
         ValueError: one line that names the model and says what is wrong: no such folder, not a model, another kind of
@@ -28,10 +29,12 @@ def load(name, dtype="auto"):
     from .modeling_minigpt4.embedded import load_embedded
 
     if name == "embedded":
+        if load_in:
+            raise ValueError(f"embedded: is small as it is; load_in={load_in!r} is for a folder or an id on the Hub")
         return load_embedded()
     _check_config(str(name))
     try:
-        model = _load_weights(str(name), dtype)
+        model = _load_weights(str(name), dtype, **small_weights(load_in, dtype))
     except SafetensorError as error:
         raise ValueError(f"{name}: its weights are damaged ({error}); copy or export it again") from error
     processor = _load_processor(str(name))
@@ -41,6 +44,34 @@ def load(name, dtype="auto"):
             f"{model.config.num_image_tokens}; they are of different models"
         )
     return model, processor
+
+
+def small_weights(load_in, dtype="auto"):
+    """Arguments of `from_pretrained` that pack the frozen linear layers by bitsandbytes; none for "".
+
+    Args:
+        load_in: "4bit" (NF4, as QLoRA has it), "8bit" or "".
+        dtype: that 4-bit weights are unpacked to when they are used; "auto" is bfloat16.
+
+    Raises:
+        ValueError: something else.
+        ImportError: bitsandbytes is not installed.
+    """
+    import importlib.util
+
+    if load_in not in ("", "4bit", "8bit"):
+        raise ValueError(f"load_in is {load_in!r}; expected '4bit' or '8bit'")
+    if not load_in:
+        return {}
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ImportError("small weights need bitsandbytes; run `pip install bitsandbytes`")
+    from transformers import BitsAndBytesConfig
+
+    if load_in == "8bit":
+        return {"quantization_config": BitsAndBytesConfig(load_in_8bit=True)}
+    used = "bfloat16" if dtype == "auto" else dtype
+    four = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": used}
+    return {"quantization_config": BitsAndBytesConfig(**four)}
 
 
 def load_config(name):
@@ -119,7 +150,7 @@ def _check_config(name):
         raise ValueError(f"{name}: its config.json says model_type {config.get('model_type')!r}, expected 'minigpt4'")
 
 
-def _load_weights(name, dtype):
+def _load_weights(name, dtype, **arguments):
     from huggingface_hub.errors import HTTPError
     from transformers.utils import logging
 
@@ -130,7 +161,7 @@ def _load_weights(name, dtype):
     try:
         with _naming(name):
             model, info = MiniGPT4ForConditionalGeneration.from_pretrained(
-                name, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
+                name, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **arguments
             )
     except (OSError, HTTPError) as error:  # also a download that breaks off
         raise OSError(f"{name}: its weights cannot be read ({_first_line(error)})") from error

@@ -20,7 +20,17 @@ from .vision_tower import measure, sees_images
 FROM_VISION_REPO = "from vision repo"
 
 
-def from_parts(cls, vision, text, qformer=FROM_VISION_REPO, projection=None, image_token=None, config=None, **arguments):
+def from_parts(
+    cls,
+    vision,
+    text,
+    qformer=FROM_VISION_REPO,
+    projection=None,
+    image_token=None,
+    template=None,
+    config=None,
+    **arguments,
+):
     """See `MiniGPT4ForConditionalGeneration.from_parts`."""
     given = {} if projection is None else read_projection(projection)
     hub = {name: arguments.pop(name) for name in ("token", "cache_dir", "local_files_only") if name in arguments}
@@ -30,7 +40,7 @@ def from_parts(cls, vision, text, qformer=FROM_VISION_REPO, projection=None, ima
     model = assemble(cls, config, given, source=str(projection), hub=hub, **arguments)
     if projection is None:
         model.draw_projection()
-    processor = MiniGPT4Processor.for_model(model.config, tokenizer)
+    processor = MiniGPT4Processor.for_model(model.config, tokenizer, template)
     model.generation_config = generation_defaults(model.config, processor)
     return model
 
