@@ -10,31 +10,33 @@ SAMPLED = 4096  # values of a tensor, about, that `fingerprint` reads
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
-def load(name, dtype="auto", load_in=""):
+def load(name, dtype="auto", device=None, load_in=None):
     """(model, processor), ready to answer, in eval mode.
 
     Args:
         name: "embedded" for the default that ships; a folder that holds a full or a light model, as `export`, training
             and quickstart write it; or an id on the Hub. No code from there runs, only this package's own.
-        dtype: "bfloat16", "float16", "float32", or "auto" for the precision that was stored.
-        load_in: "4bit" or "8bit" for small weights of the frozen parts, see `small_weights`.
+        dtype: "bfloat16", "float16", "float32", or "auto": as it is stored or, where the device is slow in that, in what it
+            is fast in (modeling_minigpt4/precision.py).
+        device: "cpu", "cuda", "mps", or "auto": the GPU if there is one. None: in memory, for a Trainer to move it.
+        load_in: "8bit" or "4bit": frozen linear layers by bitsandbytes.
 
     Raises:
         ValueError: one line that names the model and says what is wrong: no such folder, not a model, another kind of
-            model, weights that are missing, damaged or of other dimensions.
+            model, weights that are missing, damaged or of other dimensions; no such device, or it cannot do what is asked.
         OSError: the Hub, or a part of the embedded default, cannot be reached.
     """
     from safetensors import SafetensorError
 
+    from .devices import loading
     from .modeling_minigpt4.embedded import load_embedded
 
+    arguments = loading(device, dtype, load_in)
     if name == "embedded":
-        if load_in:
-            raise ValueError(f"embedded: is small as it is; load_in={load_in!r} is for a folder or an id on the Hub")
-        return load_embedded()
+        return load_embedded(loading=arguments)
     _check_config(str(name))
     try:
-        model = _load_weights(str(name), dtype, **small_weights(load_in, dtype))
+        model = _load_weights(str(name), arguments)
     except SafetensorError as error:
         raise ValueError(f"{name}: its weights are damaged ({error}); copy or export it again") from error
     processor = _load_processor(str(name))
@@ -44,34 +46,6 @@ def load(name, dtype="auto", load_in=""):
             f"{model.config.num_image_tokens}; they are of different models"
         )
     return model, processor
-
-
-def small_weights(load_in, dtype="auto"):
-    """Arguments of `from_pretrained` that pack the frozen linear layers by bitsandbytes; none for "".
-
-    Args:
-        load_in: "4bit" (NF4, as QLoRA has it), "8bit" or "".
-        dtype: that 4-bit weights are unpacked to when they are used; "auto" is bfloat16.
-
-    Raises:
-        ValueError: something else.
-        ImportError: bitsandbytes is not installed.
-    """
-    import importlib.util
-
-    if load_in not in ("", "4bit", "8bit"):
-        raise ValueError(f"load_in is {load_in!r}; expected '4bit' or '8bit'")
-    if not load_in:
-        return {}
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise ImportError("small weights need bitsandbytes; run `pip install bitsandbytes`")
-    from transformers import BitsAndBytesConfig
-
-    if load_in == "8bit":
-        return {"quantization_config": BitsAndBytesConfig(load_in_8bit=True)}
-    used = "bfloat16" if dtype == "auto" else dtype
-    four = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": used}
-    return {"quantization_config": BitsAndBytesConfig(**four)}
 
 
 def load_config(name):
@@ -89,16 +63,16 @@ def load_config(name):
 def fingerprint(model):
     """What tells a model's weights from others, wherever they lie and however they are split into files: "sha256:...".
 
-    Of the name, the type, the shape and the values of every tensor; of a large one some 4,096 values, evenly spread, for
-    training and merged adapters change them all. It takes 0.1 s for the embedded default.
+    Of the name, the type, the shape and the values of every tensor, as it is stored; of a large one some 4,096 values,
+    evenly spread, for training and merged adapters change them all. It takes 0.1 s for the embedded default.
     """
     import torch
 
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         values = tensor.flatten()
-        values = values[:: max(1, len(values) // SAMPLED)].cpu().contiguous()
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        values = values[:: max(1, len(values) // SAMPLED)].to("cpu", model.stored_dtype(name, tensor)).contiguous()
+        digest.update(f"{name} {tuple(tensor.shape)} {values.dtype}".encode())
         digest.update(values.view(torch.uint8).numpy())
     return f"sha256:{digest.hexdigest()[:16]}"
 
@@ -150,7 +124,7 @@ def _check_config(name):
         raise ValueError(f"{name}: its config.json says model_type {config.get('model_type')!r}, expected 'minigpt4'")
 
 
-def _load_weights(name, dtype, **arguments):
+def _load_weights(name, arguments):
     from huggingface_hub.errors import HTTPError
     from transformers.utils import logging
 
@@ -161,7 +135,7 @@ def _load_weights(name, dtype, **arguments):
     try:
         with _naming(name):
             model, info = MiniGPT4ForConditionalGeneration.from_pretrained(
-                name, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **arguments
+                name, **arguments, output_loading_info=True, ignore_mismatched_sizes=True
             )
     except (OSError, HTTPError) as error:  # also a download that breaks off
         raise OSError(f"{name}: its weights cannot be read ({_first_line(error)})") from error

@@ -26,12 +26,13 @@ import minigpt4
 
 from .callbacks import KeepModel, LiveLoss, SampleAnswers, StopOnSignal
 from .checkpoints import last_checkpoint, load_trained, remove_checkpoints
+from .devices import loading
 from .files import write_json
 from .modeling_minigpt4.embedded import load_embedded
 from .modeling_minigpt4.from_parts import load_tokenizer
 from .modeling_minigpt4.lora import add_lora
 from .modeling_minigpt4.modeling_minigpt4 import MiniGPT4ForConditionalGeneration
-from .models import load, small_weights
+from .models import load
 from .processing.chat_templates import TEMPLATES
 from .processing.collator import MiniGPT4DataCollator
 from .processing.datasets import PictureTexts, random_view, training_data
@@ -203,9 +204,8 @@ def load_parts(section, **parts):
         image_token=section.image_token or None,
         template=template,
         config=part_fields(section),
-        dtype=section.dtype,
         **parts,
-        **small_weights(section.load_in, section.dtype),
+        **loading(None, section.dtype, section.load_in or None),
     )
     return model, MiniGPT4Processor.for_model(model.config, load_tokenizer(section.text), template)
 
@@ -238,7 +238,7 @@ def _load_base(section):
             )
     if section.base == "embedded" and section.projection != "base" and not section.load_in:
         return load_embedded(projection=None, projection_layers=section.projection_layers)
-    return load(section.base, dtype=section.dtype, load_in=section.load_in)
+    return load(section.base, dtype=section.dtype, load_in=section.load_in or None)
 
 
 @torch.inference_mode()

@@ -295,10 +295,10 @@ def _in_words(error, files):
 
 
 def load(repo):
-    """(model, processor) of a repository or folder, on the GPU if there is one."""
+    """(model, processor) of a repository or folder, on the GPU if there is one, in a precision that is fast there."""
     processor = AutoProcessor.from_pretrained(repo, trust_remote_code=True)
     model = AutoModelForImageTextToText.from_pretrained(repo, trust_remote_code=True).eval()
-    return model.to("cuda" if torch.cuda.is_available() else "cpu"), processor
+    return model.to(torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"), processor
 
 
 if __name__ == "__main__":

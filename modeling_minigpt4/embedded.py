@@ -24,18 +24,20 @@ from .modeling_minigpt4 import MiniGPT4ForConditionalGeneration
 SHIPPED_PROJECTION = Path(__file__).parent / "embedded" / "projection.safetensors"
 
 
-def load_embedded(projection=SHIPPED_PROJECTION, **config_overrides):
-    """(model, processor) of the embedded default, frozen parts in bf16, in eval mode.
+def load_embedded(projection=SHIPPED_PROJECTION, loading=None, **config_overrides):
+    """(model, processor) of the embedded default, stored in bf16, in eval mode.
 
     Args:
         projection: safetensors file with `model.projection.*`; None draws a fresh one, to be trained.
+        loading: arguments of `from_pretrained`: dtype, device_map, quantization_config.
         config_overrides: fields of `MiniGPT4Config` other than the preset's. A part that its `base_parts` do not name is
             drawn at random with the projection: a Q-Former, another vision tower.
     """
-    config = MiniGPT4Config.preset("embedded", **{"base_parts": parts.BASE_PARTS, **config_overrides})
+    fields = {"base_parts": parts.BASE_PARTS, "dtype": torch.bfloat16, **config_overrides}
+    config = MiniGPT4Config.preset("embedded", **fields)
     trained = fresh_tensors(config) if projection is None else load_file(projection)
     source = "a fresh projection" if projection is None else str(projection)
-    model = assemble(MiniGPT4ForConditionalGeneration, config, trained, source=source, dtype=torch.bfloat16)
+    model = assemble(MiniGPT4ForConditionalGeneration, config, trained, source=source, **(loading or {}))
     processor = embedded_processor(config)
     model.generation_config = generation_defaults(processor.tokenizer)
     return model.eval(), processor

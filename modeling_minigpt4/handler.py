@@ -33,10 +33,10 @@ PARAMETERS = {
 
 
 class EndpointHandler:
-    """Loads the model in a folder once, and answers requests one by one."""
+    """Loads the model in a folder once, on the GPU if there is one, and answers requests one by one."""
 
     def __init__(self, path=""):
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
         self.processor = AutoProcessor.from_pretrained(path, trust_remote_code=True)
         self.model = AutoModelForImageTextToText.from_pretrained(path, trust_remote_code=True).to(device).eval()
 

@@ -84,7 +84,7 @@ def assemble(cls, config, given, source="the trained tensors", hub=None, **argum
                 _check_shape(name, tensor, expected[name], origin["repo"])
         weights.update({name: tensor for name, tensor in tensors.items() if name in expected})  # no pooling layer, say
     weights.update(_norm_without_qformer(config))
-    arguments["dtype"] = _dtype(arguments.get("dtype"), config)
+    config.dtype = config.dtype or config.text_config.dtype or torch.float32  # what "auto" starts from
     with_info = arguments.pop("output_loading_info", False)
     model, info = cls.from_pretrained(
         None, config=config, state_dict={**weights, **given}, output_loading_info=True, **arguments
@@ -93,7 +93,17 @@ def assemble(cls, config, given, source="the trained tensors", hub=None, **argum
     missing = sorted(name for name in info["missing_keys"] if drawn is None or not name.startswith(drawn))
     if missing:
         raise ValueError(f"{source}: not complete with its base parts; missing: {missing[0]}, the first of {len(missing)}")
+    _round(model)
     return (model, info) if with_info else model
+
+
+@torch.no_grad()
+def _round(model):
+    """Rounds weights to what is stored of them: a base part may be more precise, and the model is one on every device."""
+    for name, parameter in model.named_parameters():
+        stored = model.stored_dtype(name, parameter)
+        if stored.itemsize < parameter.dtype.itemsize:
+            parameter.copy_(parameter.to(stored))
 
 
 def _norm_of_qformer(config):
@@ -183,13 +193,6 @@ def _our_names(part, theirs, config, expected):
         elif part == "language_model" and name.startswith("lm_head."):
             names[name] = name
     return names
-
-
-def _dtype(dtype, config):
-    """The dtype that is asked for, or that the model, or else its LLM, was stored in."""
-    if dtype not in (None, "auto"):
-        return dtype
-    return config.dtype or config.text_config.dtype or torch.float32
 
 
 def _is_given(name, config):

@@ -34,6 +34,7 @@ import torch
 from torch import nn
 from transformers import AutoModel, Blip2QFormerModel
 from transformers.cache_utils import Cache
+from transformers.configuration_utils import PreTrainedConfig
 from transformers.generation import (
     GenerationMixin,
     RepetitionPenaltyLogitsProcessor,
@@ -49,6 +50,7 @@ from .frozen_linear import frozen_linears
 from .grouped_loss import loss_by_groups, may_group, unpack
 from .light import hub_arguments, is_light, load_light, own_tensors
 from .lora import LORA, has_lora, is_adapter, load_lora, plain_state_dict, save_lora
+from .precision import compute_dtype, device_of
 from .vision_tower import build_vision_tower, look, merge_patches
 
 # Tokens that go through the vision tower, and through the LLM in training, at once: what fills the device's matrix units.
@@ -88,6 +90,8 @@ class MiniGPT4PreTrainedModel(PreTrainedModel):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
+    _stored_as = {}  # {dtype it computes in: dtype it is stored in}, if the device was slow in that
+    _saving_as = None  # while it is saved
 
     def __init__(self, config):
         super().__init__(config)
@@ -97,13 +101,23 @@ class MiniGPT4PreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
-        """Loads a full or a light repository, as `PreTrainedModel.from_pretrained` does, and freezes it for training."""
+        """Loads a full or a light repository, as `PreTrainedModel.from_pretrained` does, and freezes it for training.
+
+        Without `dtype`, or with "auto", it computes in the dtype that it is stored in or, where that is slow on the device,
+        in one that is fast (see `compute_dtype`), and is stored as before. The device is that of `device_map`; without one
+        it is the machine's accelerator, to which the model is then moved, or its CPU.
+        """
         if kwargs.get("quantization_config") is not None:
             kwargs["quantization_config"] = _sparing_the_projection(kwargs["quantization_config"])
         if is_light(pretrained_model_name_or_path, kwargs):
             loaded = load_light(cls, pretrained_model_name_or_path, **kwargs)
         else:
+            stored = _stored_dtype(pretrained_model_name_or_path, kwargs)
+            if stored is not None:
+                kwargs["dtype"] = compute_dtype(stored, device_of(kwargs.get("device_map")))
             loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+            if stored is not None and kwargs.get("quantization_config") is None:
+                (loaded[0] if isinstance(loaded, tuple) else loaded)._stored_as = {kwargs["dtype"]: stored}
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         model.freeze()
         if pretrained_model_name_or_path is not None and LORA in model.config.trained_parts:
@@ -117,8 +131,9 @@ class MiniGPT4PreTrainedModel(PreTrainedModel):
         own = own_tensors(self) if state_dict is None and self.config.base_parts is not None else None
         if state_dict is None and not own and has_lora(self):
             state_dict = plain_state_dict(self)
+        state_dict = self._as_stored(own or state_dict)
         with _as_saved(self, light=bool(own)):
-            super().save_pretrained(save_directory, is_main_process, own or state_dict, **kwargs)
+            super().save_pretrained(save_directory, is_main_process, state_dict, **kwargs)
 
     def push_to_hub(self, repo_id, **arguments):
         """Uploads the model in one commit with its code, card and `auto_map`; see `export.push_model`.
@@ -135,7 +150,26 @@ class MiniGPT4PreTrainedModel(PreTrainedModel):
     @property
     def dtype(self):
         """That of the frozen parts, and so of the LLM's embeddings; what is trained has its own precision."""
-        return self.get_input_embeddings().weight.dtype
+        return self._saving_as or self.get_input_embeddings().weight.dtype
+
+    def stored_dtype(self, name, tensor):
+        """The dtype in which a tensor of the state is saved: that of the repository, where it computes in another."""
+        part = name.removeprefix("model.").split(".")[0]
+        trained = {"projection", *self.config.trained_parts}
+        precise = part in trained or is_adapter(name) or (part == "query_tokens" and "qformer" in trained)
+        return tensor.dtype if precise or tensor.dtype != self.dtype else self._stored_as.get(tensor.dtype, tensor.dtype)
+
+    def _as_stored(self, tensors):
+        """{name: tensor} of the whole state, or of `tensors`, in the dtypes in which it is saved; None for as it is."""
+        if self.dtype not in self._stored_as:
+            return tensors
+        saved, done = {}, {}
+        for name, tensor in (self.state_dict() if tensors is None else tensors).items():
+            place = tensor.data_ptr(), tensor.shape  # weights that are tied stay so
+            if place not in done:
+                done[place] = tensor.to(self.stored_dtype(name, tensor))
+            saved[name] = done[place]
+        return saved
 
     def freeze(self):
         """Lets gradients reach only the parts named in `config.trained_parts`; returns the model."""
@@ -543,15 +577,35 @@ class MiniGPT4ForConditionalGeneration(MiniGPT4PreTrainedModel, GenerationMixin)
         return self.loss_function(logits, shift_labels=targets[predicts], vocab_size=logits.shape[-1], **loss_arguments)
 
 
+def _stored_dtype(repo, arguments):
+    """The dtype that the config says the weights are stored in, if `from_pretrained` is to choose one; else None."""
+    if not all(arguments.get(name) in (None, "auto") for name in ("dtype", "torch_dtype")):
+        return None
+    config = arguments.get("config")
+    if isinstance(config, PreTrainedConfig):
+        dtype = config.dtype
+    else:
+        fields, _ = PreTrainedConfig.get_config_dict(config or repo, **hub_arguments(arguments))
+        dtype = fields.get("dtype", fields.get("torch_dtype"))
+    return getattr(torch, dtype) if isinstance(dtype, str) else dtype
+
+
 @contextlib.contextmanager
 def _as_saved(model, light):
     """What the library should not see of a model: with adapters it would save them alone, with quantized weights all of
-    these; a light repository has neither the frozen weights nor their quantization."""
+    these; a light repository has neither the frozen weights nor their quantization; and the config that is written names
+    the dtype that is stored."""
     hidden = {"_hf_peft_config_loaded": False}
     if light and getattr(model, "hf_quantizer", None) is not None:
         config = copy.copy(model.config)
         del config.quantization_config
         hidden |= {"hf_quantizer": None, "config": config}
+    elif stored := model._stored_as.get(model.dtype):
+        config = copy.deepcopy(model.config)
+        for part in (config, *(getattr(config, name) for name in config.sub_configs)):
+            if part is not None:
+                part.dtype = stored
+        hidden |= {"_saving_as": stored, "config": config}
     before = {name: getattr(model, name) for name in hidden}
     try:
         for name, value in hidden.items():

@@ -1,5 +1,7 @@
 """Describes every picture in a folder, and goes on where a stopped run left off."""
 
+from . import loading
+
 
 def add_arguments(parser):
     """Adds the arguments of `minigpt4 caption`."""
@@ -9,6 +11,7 @@ def add_arguments(parser):
     parser.add_argument("--prompt", default="Describe this image in detail.", metavar="TEXT", help="default: %(default)s")
     parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="pictures at once (default: 16)")
     parser.add_argument("--max-new-tokens", type=int, default=120, metavar="N", help="longest description (default: 120)")
+    loading.add_arguments(parser)
 
 
 def run(arguments):
@@ -21,7 +24,6 @@ def run(arguments):
     from transformers.utils import logging
 
     from ..captioning import caption_folder, find_pictures, finished_lines
-    from ..models import load
 
     labels = {"model": arguments.model, "prompt": arguments.prompt}
     names = find_pictures(arguments.folder)
@@ -29,7 +31,7 @@ def run(arguments):
     missing = [name for name in names if name not in before]
     if missing:
         logging.disable_progress_bar()
-        model, processor = load(arguments.model)
+        model, processor = loading.load_model(arguments)
         sizes = (arguments.batch_size, arguments.max_new_tokens)
         caption_folder(model, processor, arguments.folder, missing, arguments.output, labels, *sizes, len(before))
     lines = finished_lines(arguments.output, labels)

@@ -5,6 +5,8 @@ import sys
 import warnings
 from pathlib import Path
 
+from . import loading
+
 _HELP = """\
 /image FILE   show a picture with the next question; again for several
 /reset        forget everything said
@@ -20,6 +22,7 @@ def add_arguments(parser):
     parser.add_argument("--image", action="append", default=[], metavar="FILE", help="a picture; may be repeated")
     parser.add_argument("--ask", metavar="TEXT", help="one question; the answer alone goes to stdout")
     parser.add_argument("--max-new-tokens", type=int, default=200, metavar="N", help="longest answer (default: 200)")
+    loading.add_arguments(parser)
 
 
 def run(arguments):
@@ -33,10 +36,8 @@ def run(arguments):
         raise ValueError(f"--max-new-tokens is {arguments.max_new_tokens}; expected 1 or more")
     from transformers.utils import logging
 
-    from ..models import load
-
     logging.disable_progress_bar()
-    model, processor = load(arguments.model)
+    model, processor = loading.load_model(arguments)
 
     def start():
         return model.chat_session(processor, max_new_tokens=arguments.max_new_tokens)

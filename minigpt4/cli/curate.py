@@ -7,6 +7,8 @@ so that the same command goes on after a stop. Without a step the store's counts
 import contextlib
 import os
 
+from . import loading
+
 STEPS = ("sample", "generate", "fix", "filter", "verify", "publish")
 
 
@@ -34,6 +36,8 @@ def add_arguments(parser):
     group.add_argument(
         "--temperature", type=float, metavar="X", help="0: greedy (default: what the model's own settings say)"
     )
+
+    loading.add_arguments(parser)
 
     group = parser.add_argument_group("fix")
     group.add_argument("--fixer", metavar="NAME", help="the LLM, as its server calls it")
@@ -156,18 +160,20 @@ def _generate(store, arguments):
     if arguments.model_url:
         endpoint = _endpoint(arguments, arguments.model, arguments.model_url, arguments.model_key_env)
         return generate_by_server(store, endpoint, arguments.max_new_tokens, arguments.temperature, arguments.seed)
-    import torch
     from accelerate import PartialState
 
+    from ..devices import find_device
     from ..models import load
 
     decoding = {"max_new_tokens": arguments.max_new_tokens}
     if arguments.temperature is not None:
         decoding |= {"do_sample": arguments.temperature > 0}
         decoding |= {"temperature": arguments.temperature} if arguments.temperature > 0 else {}
-    state = PartialState(cpu=not torch.accelerator.is_available())  # without a device the processes meet over gloo
-    model, processor = load(arguments.model)
-    describer = Describer(model.to(state.device), processor, arguments.model, arguments.form, **decoding)
+    place = find_device(arguments.device)
+    state = PartialState(cpu=place.type == "cpu")  # without a device the processes meet over gloo
+    place = place if state.num_processes == 1 else state.device
+    model, processor = load(arguments.model, **{**loading.given(arguments), "device": place})
+    describer = Describer(model, processor, arguments.model, arguments.form, **decoding)
     state.wait_for_everyone()  # till the first process has sampled, and till all have described
     report = generate(store, describer, arguments.batch_size, arguments.seed)
     state.wait_for_everyone()

@@ -33,20 +33,23 @@ def versions():
 
 
 def devices():
-    """The same of each device: its memory, and the precisions in which it multiplies matrices."""
+    """The same of each device: its memory, the precisions in which it computes, and which of them is used."""
     import psutil
     import torch
 
     memory = psutil.virtual_memory()
     gb = f"{memory.available / 1e9:.1f} of {memory.total / 1e9:.1f} GB free"
     yield "cpu", f"{psutil.cpu_count()} cores, {torch.get_num_threads()} threads, {gb}; {_precisions('cpu')}", True
+    yield "  precision", _measured("cpu"), True
     for number in range(torch.cuda.device_count()):
         free, total = torch.cuda.mem_get_info(number)
         name = f"cuda:{number}"
         gb = f"{free / 1e9:.1f} of {total / 1e9:.1f} GB free"
         yield name, f"{torch.cuda.get_device_name(number)}, {gb}; {_precisions(name)}", True
+        yield "  precision", _measured(name), True
     if torch.backends.mps.is_available():
         yield "mps", _precisions("mps"), True
+        yield "  precision", _measured("mps"), True
 
 
 def extras():
@@ -96,18 +99,74 @@ def _answer():
 
 
 def _precisions(device):
-    """Those in which a device multiplies matrices."""
+    """Those in which a device computes, be it slowly."""
     import torch
 
-    works = []
-    for dtype in (torch.float32, torch.bfloat16, torch.float16):
-        try:
-            square = torch.ones(8, 8, dtype=dtype, device=device)
-            fine = (square @ square == 8).all().item()
-        except RuntimeError:
-            fine = False
-        works += [str(dtype).removeprefix("torch.")] if fine else []
-    return " ".join(works)
+    from ..devices import DTYPES, computes
+
+    return " ".join(name for name in DTYPES[1:] if computes(device, getattr(torch, name)))
+
+
+def _measured(device):
+    """Which precision is used where none is asked for, why, and how fast it and the other one are there."""
+    import torch
+
+    from ..devices import computes
+    from ..modeling_minigpt4.precision import fast_dtype
+
+    used = fast_dtype(device)
+    half = used if used != torch.float32 else torch.bfloat16
+    names = {dtype: str(dtype).removeprefix("torch.") for dtype in (torch.float32, half) if computes(device, dtype)}
+    products = ", ".join(f"{_product(device, dtype) / 1e9:,.0f} in {name}" for dtype, name in names.items())
+    towers = ", ".join(f"{_tower(device, dtype):,.1f} in {name}" for dtype, name in names.items())
+    reasons = {
+        "cpu": {torch.bfloat16: "has AVX512-BF16, AMX or Arm BF16", torch.float32: "without AVX512-BF16, AMX or Arm BF16"},
+        "cuda": {torch.bfloat16: "has bfloat16 units", torch.float16: "would emulate bfloat16"},
+        "mps": {torch.bfloat16: "macOS 14 or newer", torch.float16: "macOS older than 14 has no bfloat16"},
+    }
+    why = reasons[torch.device(device).type][used]
+    return f"{str(used).removeprefix('torch.')} ({why}); matrix product: {products} GFLOP/s; vision tower: {towers} images/s"
+
+
+def _product(device, dtype):
+    """FLOP/s of a matrix product."""
+    import torch
+
+    size = 512
+    square = torch.randn(size, size, device=device).to(dtype)
+    return 2 * size**3 / _seconds(lambda: square @ square, device)
+
+
+def _tower(device, dtype):
+    """Images a second through the embedded default's vision tower, whose weights do not matter for it."""
+    import torch
+
+    from ..configuration.configuration_minigpt4 import EfficientNetLiteConfig
+    from ..modeling_minigpt4.efficientnet_lite import EfficientNetLiteModel
+
+    config = EfficientNetLiteConfig()
+    tower = EfficientNetLiteModel(config).eval().to(device, dtype)
+    pixels = torch.randn(4, 3, config.image_size, config.image_size, device=device)
+    with torch.inference_mode():
+        return len(pixels) / _seconds(lambda: tower(pixels), device)
+
+
+def _seconds(run, device, enough=0.3):
+    """Of a call: the mean of as many as fit in `enough` seconds, the first not counted."""
+    import torch
+
+    def wait():
+        if torch.device(device).type != "cpu":
+            torch.accelerator.synchronize()
+
+    run()
+    wait()
+    started, calls = time.perf_counter(), 0
+    while time.perf_counter() - started < enough:
+        run()
+        wait()
+        calls += 1
+    return (time.perf_counter() - started) / calls
 
 
 def _requirements(extra):

@@ -1,5 +1,7 @@
 """Measure a model: predictions, figures with 95% intervals and a report, for one suite of questions."""
 
+from . import loading
+
 # What minigpt4/evaluation/suites has; named here so that --help needs no torch.
 SUITES = ("failures", "coverage", "captions", "chair", "pope", "vqa", "advanced", "composed")
 
@@ -34,6 +36,7 @@ def add_arguments(parser):
         "for advanced, the judgements of a person, as judge.html saves them",
     )
     parser.add_argument("--judge-model", metavar="NAME", help="the judge's name at the endpoint")
+    loading.add_arguments(parser)
 
 
 def run(arguments):
@@ -54,7 +57,9 @@ def run(arguments):
         )
     judge = judge_of(arguments.judge, arguments.judge_model) if arguments.judge else None
     output = arguments.output or f"outputs/evaluation/{suite.name}"
-    results = evaluate(arguments.model, suite, output, judge, arguments.against, arguments.batch_size)
+    results = evaluate(
+        arguments.model, suite, output, judge, arguments.against, arguments.batch_size, **loading.given(arguments)
+    )
     if results is not None:
         print_results(results, output)
 

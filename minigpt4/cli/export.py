@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from . import loading
+
 # What the card shows unless it is told otherwise; photographs without people.
 _EXAMPLES = ("rocket", "coffee", "chelsea")
 
@@ -26,6 +28,7 @@ def add_arguments(parser):
     )
     parser.add_argument("--push", metavar="REPO", help="upload it to this Hub repository in one commit")
     parser.add_argument("--private", action="store_true", help="with --push: the repository is a private one")
+    loading.add_arguments(parser, quantized=False)
 
 
 def run(arguments):
@@ -33,14 +36,14 @@ def run(arguments):
     if arguments.private and not arguments.push:
         raise ValueError("--private is about the repository that --push uploads to; add --push REPO")
     from ..modeling_minigpt4 import export as hub_folder
-    from ..models import fingerprint, load
+    from ..models import fingerprint
     from ..records import evaluation_results, training_runs
 
     hub_folder.check_target(arguments.output)
     for file in arguments.results or []:
         evaluation_results(file)  # before the model is loaded, which takes its time: whether it is such a file
     training, examples = training_runs(arguments.model), _examples(arguments.examples)
-    model, processor = load(arguments.model)
+    model, processor = loading.load_model(arguments)
     card_data = _card_data(arguments.model, arguments.results, fingerprint(model))
     if arguments.light:
         hub_folder.check_light(model)

@@ -5,6 +5,8 @@ Further flags go to the engine as they are: those of `transformers serve`, or of
 
 import importlib
 
+from . import loading
+
 
 def add_arguments(parser):
     """Adds the arguments of `minigpt4 serve`."""
@@ -19,6 +21,7 @@ def add_arguments(parser):
         metavar="H",
         help="fetch pictures from this host; may be repeated (default: from none, clients send data URLs)",
     )
+    loading.add_arguments(parser)
 
 
 def run(arguments):
@@ -27,7 +30,11 @@ def run(arguments):
         raise ValueError(f"--port is {arguments.port}; expected 1 to 65535")
     engine = importlib.import_module(f"..serving.{arguments.engine}_engine", __package__)
     engine.check()
+    from ..devices import loading as checked
     from ..serving.folder import servable
 
+    how = loading.given(arguments)
+    checked(**how)
     folder = servable(arguments.model, full=arguments.engine == "vllm")
-    engine.serve(folder, arguments.model, arguments.host, arguments.port, arguments.allow_host, arguments.passed_on)
+    flags = [*engine.loading_flags(folder, **how), *arguments.passed_on]
+    engine.serve(folder, arguments.model, arguments.host, arguments.port, arguments.allow_host, flags)

@@ -2,25 +2,23 @@
 
 from pathlib import Path
 
+from . import loading
+
 
 def add_arguments(parser):
     """Adds the arguments of `minigpt4 web`."""
     parser.add_argument("--model", default="embedded", help='"embedded" (the default), a folder, or a Hub id')
     parser.add_argument("--host", default="127.0.0.1", help="address to serve at; 0.0.0.0 lets other machines in")
     parser.add_argument("--port", type=int, default=7860, help="default: 7860")
+    loading.add_arguments(parser)
 
 
 def run(arguments):
     """Loads the model and serves the page until Ctrl-C."""
     if not 0 < arguments.port < 65536:
         raise ValueError(f"--port is {arguments.port}; expected 1 to 65535")
-    import torch
-
     from ..modeling_minigpt4.app import build, serve
-    from ..models import load
 
-    model, processor = load(arguments.model)
-    if torch.cuda.is_available():
-        model.to("cuda")
+    model, processor = loading.load_model(arguments)
     page = build(model, processor, Path(arguments.model).name if Path(arguments.model).is_dir() else arguments.model)
     serve(page, server_name=arguments.host, server_port=arguments.port)

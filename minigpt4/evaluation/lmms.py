@@ -31,8 +31,7 @@ class MiniGPT4(lmms):
         super().__init__()
         state = PartialState(cpu=not torch.accelerator.is_available())
         self._rank, self._world_size, self.batch_size = state.process_index, state.num_processes, int(batch_size)
-        model, self.processor = load(pretrained)
-        self.model = model.to(device or state.device)
+        self.model, self.processor = load(pretrained, device=torch.device(device or state.device))
 
     def generate_until(self, requests):
         """A text for each request, in their order; cut at the first of the request's `until` strings."""

@@ -55,8 +55,8 @@ def request_lines(suite, name, model, processor, weights):
 
 
 def model_revision(name, model, weights):
-    """Which weights answered: the Hub's commit, or for any other model its fingerprint."""
-    on_the_hub = name != "embedded" and not Path(name).exists()
+    """Which weights answered: the Hub's commit, or for any other model, and where they are quantized, its fingerprint."""
+    on_the_hub = name != "embedded" and not Path(name).exists() and getattr(model, "hf_quantizer", None) is None
     return str(model.config._commit_hash) if on_the_hub else weights
 
 

@@ -12,9 +12,9 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 from accelerate import PartialState
 
+from ..devices import find_device
 from ..files import write_json
 from ..metrics.statistics import difference, measured
 from ..models import fingerprint, load, public_name
@@ -28,7 +28,7 @@ JUDGEMENTS, RESULTS = "judgements.jsonl", "results.json"
 class Run(NamedTuple):
     """A model's answers.
 
-    about: which model it is: {"model": name, "revision", "fingerprint", "decoding": [settings, ...]}.
+    about: which model it is, and how it computes: {"model": name, "revision", "fingerprint", "dtype", "decoding": [...]}.
     said: {request id: answer}. measured: {way: {figure: `Figure`}} of figures that are not of answers. seconds: it took.
     """
 
@@ -38,7 +38,7 @@ class Run(NamedTuple):
     seconds: float
 
 
-def evaluate(model, suite, output, judge=None, against=None, batch_size=64):
+def evaluate(model, suite, output, judge=None, against=None, batch_size=64, device="auto", **precision):
     """Runs a suite on a model and writes what the module says; returns the results, None on other processes than the main.
 
     Args:
@@ -46,20 +46,23 @@ def evaluate(model, suite, output, judge=None, against=None, batch_size=64):
         suite: a `Suite`. judge: a `Judge` or `Person`, where the suite is judged.
         against: the output folder of an earlier evaluation of another model, or a model, to put beside this one.
         batch_size: answers generated at once on each device.
+        device, precision: as `models.load` takes them; with several processes each has its own device.
 
     Raises:
         ValueError: answers in the output folder are of another suite, model or setting; `against` is of other questions.
     """
     output = Path(output)
-    state = PartialState(cpu=not torch.accelerator.is_available())  # else several processes on a CPU would not meet
+    place = find_device(device)
+    state = PartialState(cpu=place.type == "cpu")  # else several processes on a CPU would not meet
     if state.num_processes == 1:
         use_every_core()
+    loading = {**precision, "device": place if state.num_processes == 1 else state.device}
     if against is not None and (Path(against) / PREDICTIONS).is_file():
         other_folder, other = Path(against), _earlier(against, suite)
     elif against is not None:
         other_folder = output / "against"
-        other = run_suite(against, suite, other_folder, state, batch_size)
-    run = run_suite(model, suite, output, state, batch_size)
+        other = run_suite(against, suite, other_folder, state, batch_size, loading)
+    run = run_suite(model, suite, output, state, batch_size, loading)
     if not state.is_main_process:
         return None
     if suite.judged and judge is None:
@@ -77,7 +80,7 @@ def evaluate(model, suite, output, judge=None, against=None, batch_size=64):
         "seed": suite.options.seed,
         **run.about,
         "seconds": round(run.seconds, 1),
-        "device": f"{state.num_processes} x {state.device.type}",
+        "device": f"{state.num_processes} x {place.type}",
         "date": datetime.date.today().isoformat(),
         "versions": versions(),
         "scores": _scores(figures),
@@ -98,11 +101,10 @@ def evaluate(model, suite, output, judge=None, against=None, batch_size=64):
     return results
 
 
-def run_suite(name, suite, output, state, batch_size):
-    """The `Run` of a model: what earlier runs answered is kept, the rest is answered now."""
-    model, processor = load(name)
+def run_suite(name, suite, output, state, batch_size, loading):
+    """The `Run` of a model: what earlier runs answered is kept, the rest is answered now. `loading`: of `models.load`."""
+    model, processor = load(name, **loading)
     weights = fingerprint(model)
-    model.to(state.device)
     lines = request_lines(suite, name, model, processor, weights)
     started = time.monotonic()
     said = predict(model, processor, suite, lines, output, state, batch_size)
@@ -112,6 +114,7 @@ def run_suite(name, suite, output, state, batch_size):
         "model": public_name(name),
         "revision": next(iter(lines.values()))["revision"],
         "fingerprint": weights,
+        "dtype": str(model.dtype).removeprefix("torch."),
         "decoding": list({json.dumps(line["decoding"]): line["decoding"] for line in lines.values()}.values()),
     }
     return Run(about, said, figures, seconds)

@@ -60,6 +60,11 @@ def check():
     from fastapi import FastAPI  # noqa: F401
 
 
+def loading_flags(folder, device, dtype, load_in):
+    """The engine's names for --device, --dtype and --load-in."""
+    return ["--device", device, "--dtype", dtype, *(["--quantization", f"bnb-{load_in[0]}bit"] if load_in else [])]
+
+
 def serve(folder, name, host, port, hosts, flags):
     """Runs `transformers serve` until it is stopped.
 

@@ -25,6 +25,26 @@ def check():
         raise ValueError("--engine vllm needs vLLM, which is not installed here; run `pip install vllm` (see README)")
 
 
+def loading_flags(folder, device, dtype, load_in):
+    """The engine's name for --dtype: "auto" means to it as stored, which may be slow on this machine.
+
+    Raises:
+        ValueError: a device or a quantization is asked for, which vLLM does not take in this way.
+    """
+    if device != "auto":
+        raise ValueError(f"--device {device}: vLLM runs on the device that it was built for; leave --device out")
+    if load_in is not None:
+        raise ValueError(f"--load-in {load_in}: vLLM has flags of its own for it, which are passed on: --quantization, ...")
+    if dtype == "auto":
+        from ..modeling_minigpt4.precision import compute_dtype, default_device
+        from ..models import load_config
+
+        stored = load_config(folder).dtype
+        fast = compute_dtype(stored, default_device())
+        dtype = dtype if fast == stored else str(fast).removeprefix("torch.")
+    return ["--dtype", dtype]
+
+
 def command(folder, name, host, port, flags):
     """The command line as a list; `flags` come last, and so have the last word."""
     return [

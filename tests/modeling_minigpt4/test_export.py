@@ -36,6 +36,7 @@ CODE = {
     "lora.py",
     "chat.py",
     "parts.py",
+    "precision.py",
     "repositories.py",
     "image_processing_minigpt4.py",
     "processing_minigpt4.py",

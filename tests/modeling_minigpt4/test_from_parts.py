@@ -166,7 +166,7 @@ def test_a_trained_qformer_is_stored(dtype, parts, tokenizer, tmp_path, picture)
     torch.optim.SGD(trained.values(), lr=1e-4).step()
     folder = export(model.eval(), processor, tmp_path / "light", light=True)
     assert set(StoredTensors(str(folder))) == set(trained)
-    again, _ = load(str(folder))
+    again, _ = load(str(folder), dtype)
     assert same_weights(again, model)
     assert {parameter.dtype for name, parameter in again.named_parameters() if name in trained} == {torch.float32}
     assert torch.equal(again(**inputs).logits, model(**inputs).logits)

@@ -105,7 +105,7 @@ def test_every_weight_and_the_adapters_in_one_folder(adapted, inputs, tmp_path):
 def test_precision_of_a_half_precision_llm(parts, processor, inputs, tmp_path):
     model = add_lora(MiniGPT4ForConditionalGeneration.from_parts(**parts, dtype=torch.bfloat16))
     folder = export(model, processor, tmp_path / "light", light=True)
-    again, _ = load(str(folder))
+    again, _ = load(str(folder), "bfloat16")
     for name, parameter in again.named_parameters():
         assert parameter.dtype == (torch.float32 if "lora" in name or ".projection" in name[:17] else torch.bfloat16), name
     assert torch.equal(logits(again, inputs), logits(model, inputs))

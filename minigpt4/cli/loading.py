@@ -1,0 +1,29 @@
+"""The arguments of every command that loads a model to run it: on which device, in which precision."""
+
+
+def add_arguments(parser, quantized=True):
+    """Adds --device, --dtype and, where `quantized`, --load-in; `minigpt4.devices`, which needs torch, checks them."""
+    group = parser.add_argument_group("where and how the model computes")
+    group.add_argument(
+        "--device", default="auto", metavar="auto|cpu|cuda|mps", help="default: auto, the GPU if there is one"
+    )
+    group.add_argument(
+        "--dtype",
+        default="auto",
+        metavar="auto|float32|bfloat16|float16",
+        help="default: auto, as it is stored, or as the device computes fast (`minigpt4 doctor` measures it)",
+    )
+    if quantized:
+        group.add_argument("--load-in", metavar="8bit|4bit", help="frozen linear layers in so many bits, by bitsandbytes")
+
+
+def load_model(arguments):
+    """(model, processor) of --model, ready to answer; raises ValueError or OSError with one line."""
+    from ..models import load
+
+    return load(arguments.model, **given(arguments))
+
+
+def given(arguments):
+    """The keyword arguments of `models.load` that the command line gives."""
+    return {name: getattr(arguments, name) for name in ("device", "dtype", "load_in") if hasattr(arguments, name)}
