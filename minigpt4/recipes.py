@@ -44,11 +44,11 @@ class ModelSection:
     vision: str = ""  # from parts: a BLIP-2 or any vision tower, as ID or ID@REVISION or a folder
     text: str = ""  # from parts: any causal LLM
     qformer: bool = True  # from parts: take the Q-Former of the vision repository; false: the variant without one
+    template: str = ""  # from parts: "vicuna", "llama-2", "chatml" or a file with a Jinja template; "": the LLM's own
     patch_merge: str | int = ""  # from parts, no Q-Former: "2x2" or "4x4" patches a token, or 4 in a row; "": by the tower
     patch_fit: str = "pad"  # from parts: a grid that does not divide gets empty patches, or is averaged down: "pool"
     vision_feature_layer: int = -1  # from parts, no Q-Former: -1 is the tower's output, -2 what goes into its last layer
     image_token: str = ""  # from parts: the LLM's token that stands for a picture; "": its <unk> or a reserved one
-    template: str = ""  # from parts: "vicuna", "llama-2", "chatml" or a Jinja file; "": the LLM's own
     projection: str = "fresh"  # "fresh": drawn at random; "base": the base's own; or the folder of an earlier stage
     projection_layers: int = 1  # of parts or "embedded": the paper's ablation has three (GELU between, widths of the LLM)
     trained_parts: list[str] = field(default_factory=lambda: ["projection"])  # and "qformer" in an ablation

@@ -197,7 +197,7 @@ def load_parts(section, **parts):
         )
     if not section.qformer:
         parts["qformer"] = None
-    template = _read_template(section.template) if section.template else None
+    template = _template(section.template)
     model = MiniGPT4ForConditionalGeneration.from_parts(
         vision=section.vision,
         text=section.text,
@@ -216,15 +216,15 @@ def part_fields(section):
     return fields | ({"patch_merge": section.patch_merge} if section.patch_merge else {})
 
 
-def _read_template(name):
-    """The Jinja text of a template that has a name here, or of a file."""
-    if name in TEMPLATES:
-        return TEMPLATES[name]
+def _template(named):
+    """A chat template as a recipe names it: by one of our names, or a file's text; None for the LLM's own."""
+    if not named or named in TEMPLATES:
+        return named or None
     try:
-        return Path(name).read_text(encoding="utf-8")
+        return Path(named).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(
-            f"model.template is {name!r}: expected {', '.join(TEMPLATES)}, or a file with a Jinja template"
+            f"model.template is {named!r}: no such file; expected {', '.join(TEMPLATES)} or a file with a Jinja template"
         ) from error
 
 

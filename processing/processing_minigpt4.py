@@ -21,7 +21,7 @@ from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_utils import make_flat_list_of_images
 from transformers.processing_utils import MultiModalData, ProcessorMixin
 
-from .chat_templates import VICUNA_V0, template_for, turn_markers, with_image_token
+from .chat_templates import TEMPLATES, VICUNA_V0, template_for, turn_markers, with_image_token
 from .image_processing_minigpt4 import MiniGPT4ImageProcessor
 
 # Stands between the letters of a marker that user text spells; the tokenizer splits there and drops it. A Unicode
@@ -93,7 +93,7 @@ class MiniGPT4Processor(ProcessorMixin):
                 LLM was tuned on, or the paper's if its tokenizer brings none.
             image_processor: by default that of the vision tower, see `MiniGPT4ImageProcessor.for_tower`.
         """
-        template = chat_template or template_for(tokenizer.chat_template)
+        template = TEMPLATES.get(chat_template, chat_template) or template_for(tokenizer.chat_template)
         origin = (config.base_parts or {}).get("vision_tower") or {}
         if image_processor is None:
             tower, revision = config.vision_config, origin.get("revision")

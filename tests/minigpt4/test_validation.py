@@ -17,23 +17,21 @@ from minigpt4.training import train
 
 @pytest.fixture
 def recipe(original, processor, tmp_path):
-    """Eight steps on the tiny model that overshoot, and a look at the validation data after every second."""
+    """Eight steps on the tiny model, and a look at the validation data after every second."""
     recipe = Recipe(output=str(tmp_path / "run"))
     recipe.model.base, recipe.model.projection = str(export(original, processor, tmp_path / "base")), "base"
-    rates = {"learning_rate": 0.3, "warmup_steps": 0}
-    recipe.train = TrainSection(steps=8, batch_size=2, **rates, save_steps=3, eval_steps=2, keep_steps=[2, 4, 6, 8])
+    looks = {"save_steps": 3, "eval_steps": 2, "keep_steps": [2, 4, 6, 8]}
+    recipe.train = TrainSection(steps=8, batch_size=2, learning_rate=0.3, warmup_steps=0, **looks)
     return recipe
 
 
 @pytest.fixture
 def dataset(picture):
-    """Six captions of three pictures to train on, and four of two others."""
+    """Three pictures that are all to be called a cat, and two others that are not: the more is learned, the worse."""
     pictures = [{"image": picture(i)} for i in range(5)]
-    captions = ["a cat", "a dog on a red mat", "two people", "the beach", "a man with a hat", "it is red"]
-    validation = PictureTexts(pictures, [{"picture": 3 + i % 2, "text": text} for i, text in enumerate(captions[:4])])
-    return PictureTexts(
-        pictures, [{"picture": i % 3, "text": text} for i, text in enumerate(captions)], validation=validation
-    )
+    captions = ["a dog on a red mat", "two people", "the beach", "it is red"]
+    validation = PictureTexts(pictures, [{"picture": 3 + i % 2, "text": text} for i, text in enumerate(captions)])
+    return PictureTexts(pictures, [{"picture": i % 3, "text": "a cat"} for i in range(6)], validation=validation)
 
 
 def trained(folder):
@@ -62,10 +60,12 @@ def test_the_result_is_the_best_and_its_loss_is_that_of_the_mean_token(recipe, d
 def test_a_stopped_run_goes_on_to_the_same_best(recipe, dataset, tmp_path, monkeypatch):
     _, _, whole = train(recipe, dataset=dataset)
     interrupted = replace(recipe, output=str(tmp_path / "interrupted"))
-    monkeypatch.setattr(
-        "minigpt4.callbacks.LiveLoss.on_step_end",
-        lambda self, args, state, control, **_: state.global_step == 5 and signal.raise_signal(signal.SIGTERM),
-    )
+
+    def stop(self, args, state, control, **kwargs):
+        if state.global_step == 5:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr("minigpt4.callbacks.LiveLoss.on_step_end", stop)
     with pytest.raises(SystemExit):
         train(interrupted, dataset=dataset)
     best_so_far = min(whole["validation"][:2], key=lambda look: look["loss"])["step"]
@@ -79,7 +79,7 @@ def test_a_stopped_run_goes_on_to_the_same_best(recipe, dataset, tmp_path, monke
 
 
 def test_early_stopping_counts_looks_without_a_better_one(recipe, dataset, tmp_path):
-    recipe.train = replace(recipe.train, learning_rate=1.0, steps=40, keep_steps=[], early_stopping=2)
+    recipe.train = replace(recipe.train, steps=40, keep_steps=[], early_stopping=2)
     _, _, summary = train(recipe, dataset=dataset)
     assert summary["steps"] == summary["best_step"] + 2 * 2 < 40
     dataset.validation = None
