@@ -24,10 +24,10 @@ SHORT, DETAIL = "Describe this image in one short sentence.", "Describe this ima
 SHIFT = 7  # the control judges each picture by what was said of the one that many places on
 
 
-def measure(model_name, data):
+def measure(model_name, data, holdout_share=0.0):
     """{"caption", "short", "detail"}: scores of each way to ask, with the number of pictures."""
     model, processor = load(model_name)
-    pictures = read_pictures(DataSection(path=data))
+    pictures = read_pictures(DataSection(path=data, holdout_share=holdout_share), only_held_out=True)
     references = [found.captions for [found] in pictures.contents]
     if len(references) <= SHIFT:
         raise ValueError(f"{data}: {len(references)} pictures; the shuffled control needs more than {SHIFT}")
@@ -61,10 +61,11 @@ def main():
     """Parses the command line, measures, prints and writes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="a shard, a folder or a glob of shards")
+    parser.add_argument("--holdout-share", type=float, default=0.0, help="only pictures that data.holdout_share kept out")
     parser.add_argument("--model", default="embedded", help='"embedded" (the default), a folder, or a Hub id')
     parser.add_argument("--output", help="JSON file for the results")
     arguments = parser.parse_args()
-    results = measure(arguments.model, arguments.data)
+    results = measure(arguments.model, arguments.data, arguments.holdout_share)
     for way in ("caption", "short", "detail"):
         print(way, {name: round(value, 3) for name, value in results[way].items() if name != "examples"})
     if arguments.output:

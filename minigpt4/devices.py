@@ -78,10 +78,10 @@ def loading(device="auto", dtype="auto", load_in=None):
     """
     place = default_device() if device is None else find_device(device)
     arguments = {"dtype": find_dtype(str(dtype).removeprefix("torch."), place)}
+    if device is not None:
+        arguments["device_map"] = {"": place}
     if load_in is not None:
         arguments["quantization_config"] = _quantization(load_in, place)
-    if device is not None and (place.type != "cpu" or load_in):  # a map to the CPU makes saving warn of offloaded modules
-        arguments["device_map"] = {"": place}
     return arguments
 
 

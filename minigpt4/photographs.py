@@ -1,18 +1,41 @@
-"""Photographs that scikit-image carries, all of them free to show: the shipped model describes them."""
+"""Photographs that the wheel of scikit-image contains: the quickstart shows the first six, the model card some at random."""
+
+import random
 
 from PIL import Image
 
-# {name in skimage.data: whose it is}
+# {name in skimage.data: whose it is}, as scikit-image says. It states no licence for "motorcycle", one of a stereo pair.
+MIDDLEBURY = {"motorcycle": "Middlebury Stereo 2014 (Scharstein et al.)"}
 CREDITS = {
-    "rocket": "SpaceX, public domain",
     "coffee": "Rachel Michetti, CC0",
-    "chelsea": "Stefan van der Walt, CC0",
+    "cat": "Stefan van der Walt, CC0",
+    "rocket": "SpaceX, public domain",
     "astronaut": "NASA, public domain",
+    "camera": "Lav Varshney, CC0",
+    **MIDDLEBURY,
 }
+# All those that may be shown anywhere.
+FREE = {name: credit for name, credit in CREDITS.items() if name not in MIDDLEBURY} | {
+    "brick": "CC0Textures, CC0",
+    "clock": "Stefan van der Walt, public domain",
+    "grass": "linolafett, CC0",
+    "gravel": "CC0Textures, CC0",
+    "hubble_deep_field": "NASA, public domain",
+    "retina": "Mikael Häggström, CC0",
+}
+SHOWN = 4  # on a model card
 
 
 def photograph(name):
-    """One of `CREDITS` as a PIL picture; raises ModuleNotFoundError without scikit-image."""
+    """A photograph of `CREDITS` or `FREE` as a PIL image; raises ModuleNotFoundError without scikit-image."""
     from skimage import data
 
+    if name in MIDDLEBURY:
+        left, _, _ = data.stereo_motorcycle()
+        return Image.fromarray(left)
     return Image.fromarray(getattr(data, name)()).convert("RGB")
+
+
+def drawn(n=SHOWN, seed=0):
+    """Names of n photographs of `FREE`, drawn at random, so that nobody chooses what a model is seen to say."""
+    return random.Random(seed).sample(sorted(FREE), n)

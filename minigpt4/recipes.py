@@ -21,11 +21,13 @@ _AT_LEAST = {
     **dict.fromkeys(("data.scenes", "data.views", "data.joined_captions", "data.shuffle_buffer"), 1),
     **dict.fromkeys(("data.held_out", "data.max_dropped_share", "data.image_size", "data.validation_share"), 0),
     **dict.fromkeys(("data.detailed_answers", "data.short_answers", "data.plain_captions", "train.warmup_steps"), 0),
+    **dict.fromkeys(("data.joined_captions", "data.varied_captions", "data.questions", "data.conversations"), 0),
     **dict.fromkeys(("train.steps", "train.batch_size", "train.accumulation", "train.max_answer_tokens"), 1),
     **dict.fromkeys(("train.weight_decay", "train.feature_dropout", "train.min_learning_rate", "train.seed"), 0),
     **dict.fromkeys(("train.save_steps", "train.eval_steps", "data.validation_limit", "model.projection_layers"), 1),
     **dict.fromkeys(("train.global_batch", "train.sample_steps", "train.workers", "train.tokens_at_once"), 0),
     **dict.fromkeys(("model.lora_rank", "model.lora_alpha", "train.early_stopping"), 0),
+    "train.adam_beta2": 0,
     "train.learning_rate": 1e-12,
 }
 _AT_MOST = {"data.validation_share": 0.5}
@@ -56,7 +58,7 @@ class ModelSection:
     lora_alpha: int = 16  # its updates are scaled by alpha / rank
     lora_targets: list[str] = field(default_factory=lambda: ["q_proj", "v_proj"])  # linear layers of the LLM by name
     load_in: str = ""  # "4bit" or "8bit": the frozen parts packed by bitsandbytes, with LoRA this is QLoRA
-    dtype: str = "auto"  # of the frozen parts: "bfloat16", "float16", "float32", or "auto", as they are stored
+    dtype: str = "auto"  # of the frozen parts: "bfloat16", ...; "auto": as stored, or as is fast here
     attn_implementation: str = "sdpa"  # "eager" is faster for short sequences on a CPU
 
 
@@ -77,7 +79,7 @@ class SourceSection:
 class DataSection(SourceSection):
     """What is learned from. An empty path: composed scenes; the texts follow from the stage."""
 
-    sources: list[SourceSection] = field(default_factory=list)  # in place of path: a mixture, drawn per sample by weight
+    sources: list[SourceSection] = field(default_factory=list)  # in place of path: a mixture, by weight
     streaming: bool = False  # read without end as it comes, for data that are large or remote; without: looked at first
     shuffle_buffer: int = 1000  # streaming: encoded samples that each loader worker holds and shuffles
     random_crop: bool = False  # 50 to 100% of a picture's area, 3:4 to 4:3, as the published training; cached: see views
@@ -87,13 +89,17 @@ class DataSection(SourceSection):
     validation: str | list = ""  # pictures with texts as in `path`, with its columns: the loss on them is logged
     validation_share: float = 0.0  # or a share of the training's pictures, kept out of it
     validation_limit: int = 200  # at most so many pictures of either
+    holdout_share: float = 0.0  # tar shards: share kept out of training, by key; `minigpt4 evaluate --holdout-share` asks it
     scenes: int = 8000  # scenes: how many pictures are composed
     scene_seed: int = 0  # scenes: which
     views: int = 1  # cached looks at a picture: as it is, mirrored, then random crops, every other mirrored
     detailed_answers: int = 4  # stage 2: how often a picture is asked about with one of the four instructions
     short_answers: int = 0  # stage 2: how often a short caption is asked for besides
     plain_captions: int = 0  # stage 2: captions in the form of stage 1, without a prompt, not to forget it
-    joined_captions: int = 3  # stage 2: an answer is that many of the picture's captions, one sentence each
+    joined_captions: int = 3  # stage 2: where no `detail` came, an answer is that many captions, a sentence each; 0: none
+    varied_captions: int = 0  # where captions were made of a label, a list or a detail: so many wordings in their place
+    questions: int = 0  # stage 2: so many short questions a picture: what is there, is there a ..., how many, what color
+    conversations: float = 0.0  # stage 2: share of the pictures about which a conversation of several turns is learned
     clean_captions: bool = True  # plain captions: the original's clean-up (lower case, no punctuation, at most 50 words)
 
 
@@ -110,6 +116,8 @@ class TrainSection:
     warmup_learning_rate: float = 0.0  # at the start
     warmup_steps: int = 20
     weight_decay: float = 0.0  # on weights, never on biases
+    adam_beta2: float = 0.999  # of AdamW: how slowly it forgets the size of gradients; 0.95 for short runs
+    standardize: bool = False  # train the projection as if its cached inputs had mean 0 and spread 1: see standardized.py
     feature_dropout: float = 0.0  # share of cached vision features set to zero, while training
     max_answer_tokens: int = 32  # answers are cut there, the original: 32 in stage 1, 160 in stage 2
     cache_features: bool = True  # compute the frozen vision part once for each picture, not once for each step

@@ -22,6 +22,7 @@ from .modeling_minigpt4.light import own_tensors
 from .modeling_minigpt4.lora import has_lora
 from .processing.collator import IGNORE
 from .processing.samples import DroppedSamples
+from .standardized import StandardizedAdamW
 from .throughput import Throughput
 from .validation import greedy_answers
 
@@ -65,7 +66,24 @@ class MiniGPT4Trainer(Trainer):
         self.add_callback(EpochBegins(self._begin_epoch))
         self._finite = torch.tensor(True, device=self.args.device)
 
-    # The schedule and the data
+    # The optimizer, the schedule and the data
+
+    def create_optimizer(self, model=None):
+        """The library's AdamW; with `train.standardize` its updates are those of a projection with standardized inputs."""
+        if self.optimizer is None and self.recipe.train.standardize:
+            groups = super().create_optimizer(model).param_groups
+            projection = self.accelerator.unwrap_model(self.model).base_model.projection
+            self.optimizer = StandardizedAdamW(groups, projection, self._features_to_standardize())
+        return super().create_optimizer(model)
+
+    def _features_to_standardize(self):
+        train, features = self.recipe.train, getattr(self.train_dataset, "features", None)
+        if features is None or self.recipe.model.projection_layers > 1 or train.weight_decay > 0:
+            raise ValueError(
+                "train.standardize is for one linear projection over cached features, without weight decay; set "
+                "train.cache_features=true, model.projection_layers=1 and train.weight_decay=0, or train.standardize=false"
+            )
+        return features
 
     def create_scheduler(self, num_training_steps, optimizer=None):
         """LambdaLR over `learning_rate`: no schedule that transformers has equals the original's."""

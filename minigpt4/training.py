@@ -280,7 +280,7 @@ def _arguments(recipe):
         learning_rate=train.learning_rate,
         weight_decay=train.weight_decay,
         adam_beta1=0.9,
-        adam_beta2=0.999,
+        adam_beta2=train.adam_beta2,
         adam_epsilon=1e-8,
         max_grad_norm=0.0,  # the original does not clip
         save_steps=train.save_steps,

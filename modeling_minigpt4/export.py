@@ -70,8 +70,8 @@ _STALE = ["model*.safetensors", "model.safetensors.index.json", "training.json",
 
 _DISTRIBUTION = "minigpt4-hf"
 _OTHER_NAMES = {"PIL": "pillow"}  # {imported: distribution}, where the two differ
-# What transformers itself imports to read the embedded default's language model, a GGUF file.
-_GGUF_REQUIREMENTS = {"accelerate", "gguf"}
+# What transformers itself imports: for the `device_map` of the card, and for a GGUF file, the embedded default's LLM.
+_DEVICE_MAP, _GGUF = {"accelerate"}, {"gguf"}
 
 
 def export(model, processor, directory, light=False, card_data=None, repo_id=None, examples=(), training=(), trained=None):
@@ -275,9 +275,10 @@ def _requirements(model, light):
     What is imported and not declared comes with what is (tokenizers with transformers). Only a light repository needs what
     reads the embedded default's language model, and peft for adapters.
     """
-    wanted = {_OTHER_NAMES.get(name, name).replace("_", "-") for name in _imported_packages()} - {"peft"}
+    imported = {_OTHER_NAMES.get(name, name).replace("_", "-") for name in _imported_packages()} - {"peft"}
+    wanted = imported | _DEVICE_MAP
     if light and model.config.base_parts == BASE_PARTS:
-        wanted |= _GGUF_REQUIREMENTS
+        wanted |= _GGUF
     if light and has_lora(model):
         wanted.add("peft")
     declared = [Requirement(line) for line in importlib.metadata.requires(_DISTRIBUTION)]

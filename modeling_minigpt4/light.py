@@ -163,9 +163,10 @@ def _check_shape(name, tensor, expected, source):
 def _part_tensors(part, origin, config, expected, hub):
     """{name in the model: tensor or slice} of a base part."""
     repo, revision = origin["repo"], origin.get("revision")
+    if origin == BASE_PARTS.get(part) and part == "vision_tower":
+        return {f"model.{part}.{name}": tensor for name, tensor in vision_tower_weights().items()}
     if origin == BASE_PARTS.get(part):
-        weights = vision_tower_weights() if part == "vision_tower" else language_model()[0].model.state_dict()
-        return {f"model.{part}.{name}": tensor for name, tensor in weights.items()}
+        repo, revision = str(language_model()), None
     if repo.startswith("pypi:"):
         raise ValueError(f"{repo} {revision} is not known as a {part}; known are {BASE_PARTS}")
     stored = StoredTensors(repo, revision=revision, **hub)

@@ -116,18 +116,16 @@ def vision_tower_weights():
 
 
 def language_model():
-    """(model, tokenizer): SmolLM2-135M-Instruct in bf16, unpacked from its GGUF file once and then kept in the cache."""
+    """The folder of SmolLM2-135M-Instruct and its tokenizer in bf16, unpacked from its GGUF file once and then kept."""
     folder = unpacked_language_model()
     if not (folder / "config.json").is_file():
         _write_aside(folder, _unpack_language_model)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
-    return model, AutoTokenizer.from_pretrained(folder)
+    return folder
 
 
 def tokenizer():
-    """SmolLM2's tokenizer alone."""
-    folder = unpacked_language_model()
-    return AutoTokenizer.from_pretrained(folder) if folder.is_dir() else language_model()[1]
+    """SmolLM2's tokenizer."""
+    return AutoTokenizer.from_pretrained(language_model())
 
 
 def unpacked_language_model():

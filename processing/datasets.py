@@ -12,9 +12,10 @@ import random
 from dataclasses import replace
 
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import ConcatDataset, Dataset
 from tqdm.auto import tqdm
 
+from . import photo_texts
 from .samples import BrokenSample, DroppedSamples, clean_caption, content, decode, is_conversation
 from .scenes import DETAIL_INSTRUCTIONS, scenes
 from .sources import open_source
@@ -95,21 +96,25 @@ def training_data(section, stage):
     Raises:
         ValueError: a path or column that does not exist, or more broken samples than section.max_dropped_share.
     """
-    if section.sources:
-        raise ValueError("data.sources are mixed as streams; set data.streaming=true, or data.path in their place")
-    dropped = None
-    if section.path:
-        pictures = read_pictures(section)
-        check_stage(section, pictures.source, stage)
-        texts = _texts(pictures, section, stage)
-        dropped = pictures.dropped
+    if section.path and section.sources:
+        raise ValueError("data.path and data.sources are both set; expected one of them")
+    dropped = DroppedSamples(section.max_dropped_share, at_least=1)
+    if section.path or section.sources:
+        parts = [replace(section, sources=[], **vars(source)) for source in section.sources] or [section]
+        of_parts = [read_pictures(part, dropped) for part in parts]
+        for part, read in zip(parts, of_parts, strict=True):
+            check_stage(part, read.source, stage)
+        pictures = ConcatDataset(of_parts)
+        texts = _mixed(_texts(of_parts, section, stage), [part.weight for part in parts])
     else:
         if section.views > 1 or section.random_crop:
             raise ValueError("data.views and data.random_crop: a scene seen otherwise is not what its text says")
         pictures = scenes(section.scenes, section.scene_seed)
         texts = _scene_texts(pictures, stage)
     if not texts:
-        raise ValueError("data: detailed_answers, short_answers and plain_captions are all 0, so stage 2 has no texts")
+        raise ValueError(
+            "data: detailed_answers, short_answers, plain_captions and questions are all 0, so stage 2 has no texts"
+        )
     check_validation(section)
     kept_out = section.held_out + validation_pictures(section, len(pictures))
     if kept_out >= len(pictures):
@@ -150,16 +155,17 @@ def validation_data(section, stage):
     """
     if not section.validation:
         return None
-    section = replace(section, path=section.validation, validation="", validation_share=0.0, sources=[], streaming=False)
+    plain = {"validation": "", "validation_share": 0.0, "holdout_share": 0.0, "sources": [], "streaming": False}
+    section = replace(section, path=section.validation, **plain)
+    dropped = DroppedSamples(section.max_dropped_share, at_least=1)
     try:
-        pictures = read_pictures(section)
+        pictures = read_pictures(section, dropped)
         check_stage(section, pictures.source, stage)
     except ValueError as error:
         raise ValueError(f"data.validation: {error}") from error
-    limit = min(section.validation_limit, len(pictures))
-    chosen = random.Random(0).sample(range(len(pictures)), limit)
-    texts = [text for text in _texts(pictures, section, stage) if text["picture"] in chosen]
-    return PictureTexts(pictures, texts, dropped=pictures.dropped)
+    chosen = random.Random(0).sample(range(len(pictures)), min(section.validation_limit, len(pictures)))
+    texts = [text for text in _texts([pictures], section, stage)[0] if text["picture"] in chosen]
+    return PictureTexts(pictures, texts, dropped=dropped)
 
 
 class Pictures:
@@ -188,14 +194,17 @@ class Pictures:
         return {"image": decode(found.pictures[0], self.section.image_size)}
 
 
-def read_pictures(section):
-    """A data section's pictures, each decoded once to see whether it can be; rows of one file are one picture.
+def read_pictures(section, dropped=None, only_held_out=False):
+    """The pictures of a data section's path, each decoded once to see whether it can be; rows of one file are one picture.
+
+    Args:
+        dropped: `DroppedSamples` that counts on. only_held_out: see `open_source`.
 
     Raises:
         ValueError: as `training_data`.
     """
-    source = open_source(section)
-    dropped = DroppedSamples(section.max_dropped_share, at_least=1)
+    source = open_source(section, holdout_share=section.holdout_share, only_held_out=only_held_out)
+    dropped = dropped or DroppedSamples(section.max_dropped_share, at_least=1)
     places, contents, of_file = [], [], {}
     for shard in range(len(source.shards)):
         place = (shard, 0, 0)
@@ -280,27 +289,43 @@ def _scene_texts(pictures, stage):
     return texts
 
 
-def texts_about(found, section, stage, rng):
+def texts_about(found, section, stage, rng, statistics=None):
     """What is learned about one picture in a stage: [{"text", "instruction" in stage 2}, ...].
 
     Args:
         found: `Content` with captions. section: a `DataSection`. rng: a `random.Random`.
-
+        statistics: `photo_texts.Statistics`, where the section wants texts made of what is known of a picture.
     """
     if found.messages:
         return [{"messages": found.messages}]
-    captions = found.captions
     if stage == 2 and found.instruction:
-        return [{"instruction": found.instruction, "text": caption} for caption in captions]
+        return [{"instruction": found.instruction, "text": caption} for caption in found.captions]
+    made = photo_texts.texts(found.row, rng, statistics, section.varied_captions) if statistics else {}
+    captions = made["captions"] if section.varied_captions else found.captions
     clean = clean_caption if section.clean_captions else str.strip
     plain = captions if stage == 1 else rng.sample(captions, min(section.plain_captions, len(captions)))
     texts = [{"text": clean(caption)} for caption in plain]
-    if stage == 2:
-        for instruction in rng.choices(DETAIL_INSTRUCTIONS, k=section.detailed_answers):
-            texts.append({"instruction": instruction, "text": joined_answer(captions, rng, section.joined_captions)})
-        for instruction in rng.choices(SHORT_INSTRUCTIONS, k=section.short_answers):
-            texts.append({"instruction": instruction, "text": joined_answer(captions, rng, 1)})
+    if stage == 1:
+        return texts
+    for instruction in rng.choices(DETAIL_INSTRUCTIONS, k=section.detailed_answers):
+        if answer := _detailed_answer(found.row, section, rng):
+            texts.append({"instruction": instruction, "text": answer})
+    for instruction in rng.choices(SHORT_INSTRUCTIONS, k=section.short_answers):
+        texts.append({"instruction": instruction, "text": joined_answer(captions, rng, 1)})
+    if statistics:
+        asked = rng.sample(made["questions"], min(section.questions, len(made["questions"])))
+        texts += [{"instruction": instruction, "text": answer} for instruction, answer in asked]
+        if made["conversation"] and rng.random() < section.conversations:
+            texts.append({"messages": made["conversation"]})
     return texts
+
+
+def _detailed_answer(row, section, rng):
+    """A picture's description, where one came with it, or the captions that people wrote joined to one; "" of neither."""
+    if row.get("detail"):
+        return "".join(photo_texts.details(row))
+    by_people = photo_texts.written(row)
+    return joined_answer(by_people, rng, section.joined_captions) if by_people and section.joined_captions else ""
 
 
 def check_stage(section, source, stage):
@@ -310,14 +335,33 @@ def check_stage(section, source, stage):
         raise ValueError(f"{section.path}: holds conversations, which are learned in stage 2; stage 1 needs captions")
 
 
-def _texts(pictures, section, stage):
-    rng = random.Random(0)
-    return [
-        {"picture": i, **text}
-        for i, contents in enumerate(pictures.contents)
-        for found in contents
-        for text in texts_about(found, section, stage, rng)
-    ]
+def _texts(of_parts, section, stage):
+    """The texts about each of several `Pictures`; pictures are numbered through."""
+    rng, statistics, texts, first = random.Random(0), None, [], 0
+    if section.varied_captions or section.questions or section.conversations:
+        rows = (found.row for pictures in of_parts for contents in pictures.contents for found in contents)
+        statistics = photo_texts.Statistics(rows)
+    for pictures in of_parts:
+        of_part = []
+        for i, contents in enumerate(pictures.contents, first):
+            about = (text for found in contents for text in texts_about(found, section, stage, rng, statistics))
+            of_part += [{"picture": i, **text} for text in about]
+        texts.append(of_part)
+        first += len(pictures)
+    return texts
+
+
+def _mixed(texts, weights):
+    """As many texts as there are, those of each part as often as its weight says; of a single part all of them."""
+    if len(texts) == 1:
+        return texts[0]
+    if not all(texts) or min(weights) <= 0:
+        raise ValueError("data.sources: each needs a weight above 0, and texts to learn in this stage")
+    rng, total, mixed = random.Random(0), sum(map(len, texts)), []
+    for of_part, weight in zip(texts, weights, strict=True):
+        times, rest = divmod(round(total * weight / sum(weights)), len(of_part))
+        mixed += of_part * times + rng.sample(of_part, rest)
+    return mixed
 
 
 def _sentence(caption):

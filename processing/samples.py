@@ -5,6 +5,7 @@ sources.py reads -> Sample(fields) -> content(sample, section) -> Content(pictur
 
 import os
 import re
+import zlib
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -20,6 +21,8 @@ IMAGE_COLUMNS = (
 TEXT_COLUMNS = ("captions", "text", "caption", "txt", "description", "sentences", "sentence", "alt_text")
 CONVERSATION_COLUMNS = ("messages", "conversations")
 _LLAVA_ROLES = {"human": "user", "gpt": "assistant", "system": "system", "user": "user", "assistant": "assistant"}
+# What else may be known of a picture, and of which type it must be to be taken; see photo_texts.py.
+FACTS = {"objects": list, "label": str, "detail": str, "made": str, "source": str}
 MAX_BYTES = 64_000_000  # of one file or tar member; a larger one is not read
 MAX_CAPTION_WORDS = 50
 
@@ -52,12 +55,18 @@ class Sample:
 
 @dataclass
 class Content:
-    """Encoded pictures, and what is said of them: captions, or the messages of a conversation."""
+    """Encoded pictures, and what is said of them: captions and `FACTS`, or the messages of a conversation."""
 
     pictures: list
     captions: list = field(default_factory=list)
     messages: list | None = None
     instruction: str | None = None
+    facts: dict = field(default_factory=dict)
+
+    @property
+    def row(self):
+        """What photo_texts.py writes from."""
+        return {"captions": self.captions, **self.facts}
 
 
 def content(sample, section, root=None):
@@ -89,7 +98,12 @@ def content(sample, section, root=None):
     captions = [caption for caption in captions if clean_caption(caption)]
     if not captions or (section.instruction_column and not (instruction or "").strip()):
         raise BrokenSample("empty text")
-    return Content(pictures, captions, instruction=instruction)
+    return Content(pictures, captions, instruction=instruction, facts=facts(fields))
+
+
+def held_out(key, share):
+    """Whether a sample is kept out of training, to be measured on: a fixed property of its key, true of about that share."""
+    return zlib.crc32(key.encode()) % 1000 < share * 1000
 
 
 def is_conversation(fields, section):
@@ -198,6 +212,14 @@ def sample_name(entry):
 def _first(fields, column, usual):
     names = (column,) if column else usual
     return next((fields[name] for name in names if fields.get(name) is not None), None)
+
+
+def facts(fields):
+    """Those of `FACTS` that a sample has; a class number, say, is no label that could be said."""
+    found = {name: fields[name] for name, kind in FACTS.items() if isinstance(fields.get(name), kind) and fields[name]}
+    if not all(isinstance(name, str) for name in found.get("objects", [])):
+        del found["objects"]
+    return found
 
 
 def _encoded(value, root):

@@ -14,7 +14,7 @@ import tarfile
 from itertools import islice
 from pathlib import Path
 
-from .samples import IMAGE_COLUMNS, MAX_BYTES, BrokenSample, Sample, check_columns
+from .samples import IMAGE_COLUMNS, MAX_BYTES, BrokenSample, Sample, check_columns, held_out
 
 BLOCK = 512  # tar's unit
 MAX_NAME = 65_536  # bytes of a tar header extension
@@ -36,6 +36,7 @@ class TarShards:
     Args:
         names: of the shards. files: where they lie, local or remote; by default the names.
 
+    Samples whose key is `held_out` by `holdout_share` are left out, or with `only_held_out` are the only ones that are read.
     A sample has "image", "text" and the entries of its .json. Positions are offsets in bytes: a resumed stream jumps there.
     """
 
@@ -44,6 +45,7 @@ class TarShards:
     def __init__(self, names, files=None):
         self.shards = names
         self.files = files or names
+        self.holdout_share, self.only_held_out = 0.0, False
 
     def read(self, shard, position=0, index=0, every=1, offset=0):
         """Samples of a shard (a number) from byte `position` on, the first being number `index`.
@@ -56,6 +58,10 @@ class TarShards:
         if position is None:  # after the damage of a damaged file
             return
         key, fields, broken = None, {}, None
+
+        def wanted():
+            mine = index % every == offset
+            return mine and (not self.holdout_share or held_out(key, self.holdout_share) == self.only_held_out)
 
         def sample(after):
             return Sample(self.shards[shard], key, index, fields, (after, index + 1), broken)
@@ -70,11 +76,11 @@ class TarShards:
                     if not stem:
                         continue  # hidden files
                     if key not in (None, f"{folder}/{stem}".lstrip("/")):
-                        if index % every == offset:
+                        if wanted():
                             yield sample(start)
                         index, fields, broken = index + 1, {}, None
                     key, suffix = f"{folder}/{stem}".lstrip("/"), suffix.lower()
-                    if index % every != offset or suffix not in (*IMAGE_SUFFIXES, "txt", "json"):
+                    if not wanted() or suffix not in (*IMAGE_SUFFIXES, "txt", "json"):
                         continue
                     if size > MAX_BYTES:
                         broken = f"file over {MAX_BYTES // 1_000_000} MB"
@@ -84,7 +90,7 @@ class TarShards:
                         raise BrokenSample("tar file cut short")
             except BrokenSample as error:
                 key, broken, after = key or "start", str(error), None
-            if key is not None and index % every == offset:
+            if key is not None and wanted():
                 yield sample(after)
 
     def parse(self, sample):
@@ -146,20 +152,25 @@ class Tables:
         return sample
 
 
-def open_source(section, streaming=False):
+def open_source(section, streaming=False, holdout_share=0.0, only_held_out=False):
     """The source that a section's `path` names (`SourceSection` in recipes.py).
 
     Args:
         streaming: read as it comes; without, tables are memory-mapped from the cache of `datasets`, and any sample is
             reached at once.
+        holdout_share: of the samples, by their keys, that are left out; with only_held_out all others are.
 
     Raises:
         ValueError: nothing there, nothing that is known, or no such column; one line.
     """
     paths = [os.path.expanduser(str(path)) for path in (section.path if isinstance(section.path, list) else [section.path])]
     where = f"data.path {', '.join(map(str, paths))}"
+    if not 0 <= holdout_share < 1:
+        raise ValueError(f"data.holdout_share is {holdout_share}; expected a share from 0 to below 1, such as 0.1")
     try:
         source = _open(section, paths, where, streaming)
+        if holdout_share:
+            _hold_out(source, holdout_share, only_held_out, where)
         samples = (source.parse(sample) for shard in range(len(source.shards)) for sample in source.read(shard))
         looked_at = list(islice(samples, LOOKED_AT))
     except ValueError as error:
@@ -172,6 +183,12 @@ def open_source(section, streaming=False):
         raise ValueError(f"{where}: no sample can be read ({kinds}); {EXPECTED}")
     check_columns(source.columns, section, where)
     return source
+
+
+def _hold_out(source, share, only_held_out, where):
+    if not isinstance(source, TarShards):
+        raise ValueError(f"{where}: data.holdout_share goes by the keys of tar shards, and these are none; set it to 0")
+    source.holdout_share, source.only_held_out = share, only_held_out
 
 
 def _open(section, paths, where, streaming):

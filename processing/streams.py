@@ -9,14 +9,13 @@ samples of the window are gone, are the whole state of the stream. After a resum
 
 import os
 import random
-import zlib
 from itertools import islice
 
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from .datasets import PictureTexts, check_stage, check_validation, crop_size, random_view, texts_about, validation_data
-from .samples import BrokenSample, DroppedSamples, content, decode, sample_name
+from .samples import BrokenSample, DroppedSamples, content, decode, held_out, sample_name
 from .sources import open_source
 
 MAX_BROKEN_IN_A_ROW = 1000
@@ -45,29 +44,30 @@ def training_stream(section, stage, seed=0, rank=0, world_size=1):
         raise ValueError("data.path and data.sources are both set; expected one of them")
     if section.held_out:
         raise ValueError("data.held_out keeps pictures of data that are not streamed; set it to 0, or data.streaming=false")
+    if section.varied_captions or section.questions or section.conversations:
+        raise ValueError(
+            "data.varied_captions, questions and conversations need data that are looked at first; set data.streaming=false"
+        )
     parts = section.sources or [section]
     if any(not part.path or part.weight <= 0 for part in parts):
         raise ValueError("data.sources: each needs a path and a weight above 0")
-    sources = [open_source(part, streaming=True) for part in parts]
+    sources = [open_source(part, streaming=True, holdout_share=section.holdout_share) for part in parts]
     for part, source in zip(parts, sources, strict=True):
         check_stage(part, source, stage)
     if stage == 2 and not (section.detailed_answers or section.short_answers or section.plain_captions):
         raise ValueError("data: detailed_answers, short_answers and plain_captions are all 0, so stage 2 has no texts")
     check_validation(section)
     stream = TrainingStream(sources, section, stage, seed, rank, world_size)
-    stream.validation = _held_out(stream) if section.validation_share else validation_data(section, stage)
+    stream.validation = _validation_of(stream) if section.validation_share else validation_data(section, stage)
     return stream
 
 
-def is_held_out(sample, share):
-    """Whether a parsed `Sample` is kept out of the training: by the name of its picture, so that all its rows are."""
-    if not share:
-        return False
-    name = sample.key.partition(" ")[2] or f"{os.path.basename(sample.shard)}/{sample.key}"
-    return zlib.crc32(name.encode()) < share * 2**32
+def is_validated(sample, share):
+    """Whether a parsed `Sample` is kept for validation: by the name of its picture, so that all of its rows are."""
+    return held_out(sample.key.partition(" ")[2] or f"{os.path.basename(sample.shard)}/{sample.key}", share)
 
 
-def _held_out(stream):
+def _validation_of(stream):
     """The first samples of a stream's sources that are kept out of it, as a `PictureTexts`; others of the share are unused.
 
     Raises:
@@ -79,7 +79,7 @@ def _held_out(stream):
         for sample in samples:
             if len(pictures) == section.validation_limit:
                 break
-            if sample.broken or not is_held_out(sample, section.validation_share):
+            if sample.broken or not is_validated(sample, section.validation_share):
                 continue
             try:
                 found = content(sample, part, source.root)
@@ -177,7 +177,7 @@ class TrainingStream(IterableDataset):
                 raise StreamError(f"data.path {self.parts[i].path} cannot be read any more: {line}") from error
             entry = {"shard": sample.shard, "key": sample.key}
             sample = self.sources[i].parse(sample)
-            if is_held_out(sample, self.section.validation_share):
+            if is_validated(sample, self.section.validation_share):
                 continue
             try:
                 item = self._item(i, sample)

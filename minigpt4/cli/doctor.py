@@ -117,8 +117,8 @@ def _measured(device):
     used = fast_dtype(device)
     half = used if used != torch.float32 else torch.bfloat16
     names = {dtype: str(dtype).removeprefix("torch.") for dtype in (torch.float32, half) if computes(device, dtype)}
-    products = ", ".join(f"{_product(device, dtype) / 1e9:,.0f} in {name}" for dtype, name in names.items())
-    towers = ", ".join(f"{_tower(device, dtype):,.1f} in {name}" for dtype, name in names.items())
+    products = ", ".join(f"{_product(device, dtype) / 1e9:.3g} in {name}" for dtype, name in names.items())
+    towers = ", ".join(f"{_tower(device, dtype):.3g} in {name}" for dtype, name in names.items())
     reasons = {
         "cpu": {torch.bfloat16: "has AVX512-BF16, AMX or Arm BF16", torch.float32: "without AVX512-BF16, AMX or Arm BF16"},
         "cuda": {torch.bfloat16: "has bfloat16 units", torch.float16: "would emulate bfloat16"},

@@ -3,7 +3,7 @@
 from . import loading
 
 # What minigpt4/evaluation/suites has; named here so that --help needs no torch.
-SUITES = ("failures", "coverage", "captions", "chair", "pope", "vqa", "advanced", "composed")
+SUITES = ("failures", "coverage", "captions", "chair", "pope", "vqa", "advanced", "composed", "objects")
 
 
 def add_arguments(parser):
@@ -15,8 +15,9 @@ def add_arguments(parser):
         nargs="+",
         default=[],
         metavar="FILE|DIR|ID",
-        help="the benchmark's own files, a folder of them, or a data set on the Hub (failures, advanced: a folder of "
-        "pictures; failures and composed take composed scenes without it)",
+        help="the benchmark's own files, a folder of them, or a data set on the Hub (advanced: a folder of pictures; "
+        "failures: a folder of pictures or tar shards; objects: COCO's instances or tar shards; failures and composed take "
+        "composed scenes without it)",
     )
     parser.add_argument(
         "--images", metavar="DIR", help="where the pictures are (default: images/ beside the data, or there)"
@@ -26,6 +27,13 @@ def add_arguments(parser):
     )
     parser.add_argument("--against", metavar="DIR|MODEL", help="an earlier evaluation, or a model, to put beside this one")
     parser.add_argument("--limit", type=int, metavar="N", help="ask about that many pictures, drawn at random")
+    parser.add_argument(
+        "--holdout-share",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="of tar shards only the images that a training with this data.holdout_share kept out",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of that draw, and of composed scenes (default: 0)")
     parser.add_argument("--max-new-tokens", type=int, metavar="N", help="longest answer (default: the suite's)")
     parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="answers at once on a device (default: 64)")
@@ -47,7 +55,14 @@ def run(arguments):
     from ..evaluation.runner import evaluate
     from ..evaluation.suites import Options, load_suite
 
-    options = Options(tuple(arguments.data), arguments.images, arguments.limit, arguments.seed, arguments.max_new_tokens)
+    options = Options(
+        tuple(arguments.data),
+        arguments.images,
+        arguments.limit,
+        arguments.seed,
+        arguments.max_new_tokens,
+        arguments.holdout_share,
+    )
     suite = load_suite(arguments.suite, options)
     if arguments.judge and not suite.judged:
         raise ValueError(f"--judge: suite {suite.name} needs none; leave it out")

@@ -4,9 +4,6 @@ from pathlib import Path
 
 from . import loading
 
-# What the card shows unless it is told otherwise; photographs without people.
-_EXAMPLES = ("rocket", "coffee", "chelsea")
-
 
 def add_arguments(parser):
     """Adds what `minigpt4 export` and trainer_scripts/push_to_hub.py take."""
@@ -18,7 +15,7 @@ def add_arguments(parser):
         nargs="*",
         metavar="FILE",
         help="pictures to show in the model card, with what the model says about them; no FILE: none "
-        "(default: photographs of scikit-image, where that is installed)",
+        "(default: photographs of scikit-image drawn at random, where that is installed)",
     )
     parser.add_argument(
         "--results",
@@ -73,15 +70,15 @@ def _card_data(name, results, weights):
 
 
 def _examples(files):
-    """The `Example`s to show: those named on the command line, or by default scikit-image's, where it is installed."""
+    """The `Example`s to show: those named on the command line, or by default some of scikit-image's at random."""
     from ..modeling_minigpt4.card import Example
     from ..processing.image_processing_minigpt4 import load_image
 
     if files is not None:
         return [Example(Path(file).stem, load_image(file)) for file in files]
-    from ..photographs import CREDITS, photograph
+    from ..photographs import FREE, drawn, photograph
 
     try:
-        return [Example(name, photograph(name), CREDITS[name]) for name in _EXAMPLES]
+        return [Example(name, photograph(name), FREE[name]) for name in drawn()]
     except ModuleNotFoundError:
         return []

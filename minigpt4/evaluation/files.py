@@ -1,4 +1,4 @@
-"""The benchmarks' own files, as their authors publish them, and folders of pictures.
+"""The benchmarks' own files, as their authors publish them, folders of pictures, and tar shards of photographs.
 
     COCO captions, COCO instances     one JSON each: {"images": [...], "annotations": [...]}
     POPE                              a JSON object a line: {"question_id", "image", "text", "label"}
@@ -13,6 +13,8 @@ import re
 from pathlib import Path
 
 from ..processing.image_processing_minigpt4 import load_image
+from ..processing.samples import facts
+from ..processing.sources import TarShards
 
 KINDS = {
     "captions": "COCO captions (images and annotations with a caption)",
@@ -54,6 +56,56 @@ class Folder:
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise ValueError(f"{name!r}: a picture's name leads out of {self.path}; expected one inside it")
         return self.path / name
+
+
+class Shards:
+    """Images of tar shards (KEY.jpg with KEY.json or KEY.txt, see processing/sources.py) by their keys.
+
+    Args:
+        paths: tar files. holdout_share: only the keys that `data.holdout_share` keeps out of training; 0 is all of them.
+
+    `rows` is {key: what is known of the image}, as processing/photo_texts.py takes it.
+
+    Raises:
+        ValueError: a sample is broken, or a key comes twice.
+    """
+
+    def __init__(self, paths, holdout_share=0.0):
+        self.source = TarShards([str(path) for path in paths])
+        self.source.holdout_share, self.source.only_held_out = holdout_share, True
+        self.rows, self.places = {}, {}
+        for shard, path in enumerate(paths):
+            after = (0, 0)
+            for sample in self.source.read(shard):
+                place, after = (shard, *after), sample.after
+                fields = self.source.parse(sample).fields
+                if sample.broken or "image" not in fields:
+                    raise ValueError(f"{path}: {sample.key} cannot be used ({sample.broken or 'no picture'})")
+                if sample.key in self.rows:
+                    raise ValueError(f"{path}: key {sample.key!r} comes twice; expected each once")
+                self.rows[sample.key], self.places[sample.key] = {"captions": _captions(fields), **facts(fields)}, place
+
+    def check(self, names):
+        """Every image was seen when the shards were read."""
+
+    def open(self, name):
+        """The image as RGB; ValueError of one that cannot be decoded."""
+        sample = self.source.parse(next(self.source.read(*self.places[name])))
+        try:
+            return load_image(sample.fields["image"])
+        except ValueError as error:
+            raise ValueError(f"{sample.shard}: {name}: {error}") from error
+
+    def names(self):
+        """All keys, sorted."""
+        return sorted(self.rows)
+
+
+def tar_files(paths):
+    """The tar shards among files and in folders, if there are any, or []."""
+    return [
+        file for path in paths for file in (sorted(path.glob("*.tar")) if path.is_dir() else [path]) if file.suffix == ".tar"
+    ]
 
 
 def local(name):
@@ -142,6 +194,12 @@ def field(entry, name, kind, where):
         kinds = " or ".join(k.__name__ for k in kind) if isinstance(kind, tuple) else kind.__name__
         raise ValueError(f"{where}: an entry has {name} {value!r:.60}, expected {kinds}")
     return value
+
+
+def _captions(fields):
+    """What a shard's sample says of its image: the .json's captions, else the .txt; whatever is no text is none."""
+    found = fields.get("captions", fields.get("text", []))
+    return [text for text in (found if isinstance(found, list) else [found]) if isinstance(text, str)]
 
 
 def _of(pictures, annotation, path):

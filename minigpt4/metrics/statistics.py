@@ -1,4 +1,7 @@
-"""A figure with how many examples it is of and how sure it is: a 95% bootstrap interval.
+"""A figure with how many examples it is of and how sure it is: a 95% interval.
+
+Of a share of pictures that each have one hit or miss it is Wilson's, which is right for few pictures, and for none or all
+of them, too; of everything else a bootstrap.
 
 Every metric gives a row of sums for an example (hits and tries, say) and says what figure the summed rows make. Examples
 about one picture depend on each other, so that whole pictures are drawn, and not examples (a cluster bootstrap).
@@ -35,7 +38,21 @@ def measured(rows, pictures, value=ratio, seed=0):
     found = float(value(rows.sum(0)))
     if not np.isfinite(found):
         return {"value": None, "n": len(rows), "interval": None}
+    if value is ratio and len(set(pictures)) == len(rows) and np.isin(rows[:, 0], (0, 1)).all() and (rows[:, 1] == 1).all():
+        return {"value": found, "n": len(rows), "interval": _wilson(int(rows[:, 0].sum()), len(rows))}
     return {"value": found, "n": len(rows), "interval": _interval(_by_picture(rows, pictures), value, seed)}
+
+
+def median(sums):
+    """[..., k] counts of the values 0 to k - 1 -> [...] their median; rows of `one_hot` make them."""
+    seen = np.cumsum(sums, -1)
+    half = seen[..., -1:] / 2
+    return (np.argmax(seen >= half, -1) + np.argmax(seen > half, -1)) / 2
+
+
+def one_hot(numbers):
+    """[n] whole numbers from 0 on -> [n, highest + 1] rows, each with a 1 at its number."""
+    return np.eye(max(numbers) + 1)[numbers]
 
 
 def difference(rows, other_rows, pictures, value=ratio, seed=0):
@@ -43,6 +60,13 @@ def difference(rows, other_rows, pictures, value=ratio, seed=0):
     width = np.asarray(rows).shape[1]
     both = np.hstack([np.asarray(rows, dtype=float), np.asarray(other_rows, dtype=float)])
     return measured(both, pictures, lambda sums: value(sums[..., :width]) - value(sums[..., width:]), seed)
+
+
+def _wilson(hits, n):
+    from scipy.stats import binomtest  # here: whoever only loads a metric needs no scipy
+
+    low, high = binomtest(hits, n).proportion_ci(method="wilson")
+    return [float(low), float(high)]
 
 
 def _by_picture(rows, pictures):

@@ -122,7 +122,7 @@ def _fix(store, folder):
     if not store.pending_count("fix"):
         return "fix: nothing left to do"
     folder.unlink(missing_ok=True)
-    folder.symlink_to(Path(language_model()[0].name_or_path).absolute())
+    folder.symlink_to(language_model().absolute())
     with served(folder.absolute()) as url:
         return fix(store, Endpoint(str(folder.absolute()), url, key_variable="", concurrency=2, timeout=600), temperature=0)
 

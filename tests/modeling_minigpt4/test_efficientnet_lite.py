@@ -63,9 +63,11 @@ class PassThrough(nn.Module):
 
 
 def test_shapes_precision_and_independence_of_the_batch(tower):
-    pictures = torch.randn(3, 3, 64, 64)
+    pictures = torch.randn(6, 3, 64, 64)  # more than go through at once
     tokens = tower(pictures).last_hidden_state
-    assert tokens.shape == (3, tower.config.num_patches, 1280) == (3, 4, 1280)
+    assert tokens.shape == (6, tower.config.num_patches, 1280) == (6, 4, 1280)
+    assert tower(pictures[:0]).last_hidden_state.shape == (0, 4, 1280)
+    torch.testing.assert_close(tower(pictures[5:]).last_hidden_state, tokens[5:], rtol=0, atol=1e-4)
     torch.testing.assert_close(tower(pictures[1:2]).last_hidden_state, tokens[1:2], rtol=0, atol=1e-4)
     half = EfficientNetLiteModel(tower.config).eval().to(torch.bfloat16)
     assert half(pictures).last_hidden_state.dtype == torch.bfloat16

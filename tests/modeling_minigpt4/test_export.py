@@ -204,7 +204,7 @@ def test_requirements_are_what_the_code_imports(embedded, original, processor, t
     light = (export(*embedded, tmp_path / "light", light=True) / "requirements.txt").read_text().splitlines()
     names = [re.split("[>=]", line)[0] for line in full]
     assert names == ["huggingface_hub", "numpy", "pillow", "safetensors", "torch", "transformers"]
-    assert {re.split("[>=]", line)[0] for line in {*light} - {*full}} == {"accelerate", "gguf"}
+    assert {re.split("[>=]", line)[0] for line in {*light} - {*full}} == {"gguf"}
     assert all(f'"{line}"' in declared for line in light)
     assert all(f'"{line}"' in (tmp_path / "light" / "README.md").read_text() for line in light)
 

@@ -4,9 +4,12 @@ import io
 import json
 import random
 import tarfile
+from collections import Counter
+from itertools import islice
 
 import pytest
 import torch
+from tars import jpeg, write_tar
 
 from minigpt4 import MiniGPT4ImageProcessor
 from minigpt4.processing.datasets import (
@@ -15,11 +18,14 @@ from minigpt4.processing.datasets import (
     crop_size,
     joined_answer,
     random_view,
+    read_pictures,
     training_data,
 )
 from minigpt4.processing.image_processing_minigpt4 import load_image
+from minigpt4.processing.samples import held_out
 from minigpt4.processing.scenes import DETAIL_INSTRUCTIONS
-from minigpt4.recipes import DataSection
+from minigpt4.processing.streams import training_stream
+from minigpt4.recipes import DataSection, SourceSection
 
 
 @pytest.fixture
@@ -141,11 +147,92 @@ def test_single_captions_of_stage_2_stay_as_they_are(tmp_path, picture):
     assert {text["instruction"] for text in data.texts} <= set(DETAIL_INSTRUCTIONS)
 
 
+def test_several_sources_are_mixed_by_weight(tmp_path):
+    for name, n in (("many", 8), ("few", 2)):
+        samples = {f"{name}{i}": {"jpg": jpeg(10 * i + n), "txt": f"{name} {i}".encode()} for i in range(n)}
+        write_tar(tmp_path / name / "0.tar", samples)
+    sources = [SourceSection(path=str(tmp_path / name), weight=weight) for name, weight in (("many", 1), ("few", 3))]
+    data = training_data(DataSection(sources=sources), stage=1)
+    counts = Counter(text["text"].split()[0] for text in data.texts)
+    assert len(data) == 10 and counts == {"many": 2, "few": 8} and data.dropped.used == 10
+    for i, text in enumerate(data.texts):  # pictures are numbered through
+        name, number = text["text"].split()
+        assert data[i]["image"].getpixel((5, 5))[0] == pytest.approx(10 * int(number) + {"many": 8, "few": 2}[name], abs=2)
+    with pytest.raises(ValueError, match="weight above 0"):
+        training_data(DataSection(sources=[sources[0], SourceSection(path=sources[1].path, weight=0)]), stage=1)
+    with pytest.raises(ValueError, match="both set"):
+        training_data(DataSection(path="x", sources=sources), stage=1)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_share_of_the_keys_is_held_out_the_same_everywhere(tmp_path, streaming):
+    samples = {f"key{i:03}": {"jpg": jpeg(i), "txt": b"text %d" % i} for i in range(60)}
+    write_tar(tmp_path / "0.tar", {key: samples[key] for key in list(samples)[:30]})
+    write_tar(tmp_path / "1.tar", {key: samples[key] for key in list(samples)[30:]})
+    kept_out = {f"text {i}" for i in range(60) if held_out(f"key{i:03}", 0.2)}
+    assert 4 <= len(kept_out) <= 20
+    section = DataSection(path=str(tmp_path), holdout_share=0.2)
+    assert {found.captions[0] for [found] in read_pictures(section, only_held_out=True).contents} == kept_out
+    if streaming:
+        learned = Counter(item["text"] for item in islice(training_stream(section, 1), 2 * (60 - len(kept_out))))
+    else:
+        data = training_data(section, stage=1)
+        learned = Counter(data[i]["text"] for i in range(len(data)) for _ in range(2))
+        assert data[5]["image"].getpixel((5, 5))[0] == pytest.approx(int(data[5]["text"].split()[1]), abs=2)
+    assert learned == {f"text {i}": 2 for i in range(60) if f"text {i}" not in kept_out}
+
+
+def test_holding_out_needs_keys_and_a_share(tmp_path, picture):
+    picture().save(tmp_path / "a.png")
+    (tmp_path / "captions.csv").write_text("file_name,caption\na.png,a dog\n")
+    with pytest.raises(ValueError, match=r"goes by the keys of tar shards"):
+        training_data(DataSection(path=str(tmp_path), holdout_share=0.1), stage=1)
+    with pytest.raises(ValueError, match=r"holdout_share is 1; expected a share from 0 to below 1"):
+        training_data(DataSection(path=str(tmp_path), holdout_share=1), stage=1)
+
+
+def test_what_is_known_of_a_picture_becomes_captions_questions_and_conversations(tmp_path):
+    """Shards whose .json has lists, labels and descriptions; a class number is no label."""
+    rows = {
+        "a": {
+            "captions": ["A photo of a cat and a bench."],
+            "objects": ["cat", "bench"],
+            "made": "from a list",
+            "source": "x",
+        },
+        "b": {"captions": ["A photo of a fox."], "label": "red fox", "source": "y"},
+        "c": {"captions": ["A photo of an owl."], "label": "owl", "source": "y"},
+        "d": {"captions": ["The image shows a tree."], "detail": "The image shows a tree. It is green."},
+        "e": {"captions": ["A dog runs .", "a dog"], "label": 3, "objects": [7]},
+    }
+    samples = {k: {"jpg": jpeg(10 * i), "json": json.dumps(row).encode()} for i, (k, row) in enumerate(rows.items())}
+    write_tar(tmp_path / "0.tar", samples)
+
+    def texts(stage=2, **options):
+        data = training_data(DataSection(path=str(tmp_path), **options), stage)
+        of = [[text for text in data.texts if text["picture"] == i] for i in range(len(rows))]
+        return dict(zip(rows, of, strict=True))
+
+    plain = texts(stage=1, varied_captions=3)
+    assert [len(plain[key]) for key in rows] == [3, 3, 3, 2, 2] and plain["e"][0]["text"] == "a dog runs"
+    assert {"a fox", "an image of a fox"} < {text["text"] for text in texts(stage=1, varied_captions=9)["b"]}
+    detailed = texts(detailed_answers=2)
+    assert [len(detailed[key]) for key in rows] == [0, 0, 0, 2, 2]  # not of a label or a list
+    assert {text["text"] for text in detailed["d"]} == {"The image shows a tree. It is green."}
+    assert not texts(detailed_answers=2, joined_captions=0, plain_captions=1)["e"][1:]
+    asked = texts(detailed_answers=0, questions=9, conversations=1.0)
+    answers = [[text["text"] for text in asked[key] if "text" in text] for key in rows]
+    assert sum(text.startswith("Yes") for of in answers for text in of) == sum(
+        text.startswith("No") for of in answers for text in of
+    )
+    assert "messages" in asked["a"][-1] and sum("messages" in text for of in asked.values() for text in of) >= 3
+    with pytest.raises(ValueError, match=r"set data.streaming=false"):
+        training_stream(DataSection(path=str(tmp_path), questions=1), stage=2)
+
+
 def test_data_without_a_text_or_a_stream_that_is_none(tmp_path, shards):
     with pytest.raises(ValueError, match="are all 0"):
         training_data(DataSection(path=str(shards), detailed_answers=0), stage=2)
-    with pytest.raises(ValueError, match=r"set data.streaming=true"):
-        training_data(DataSection(sources=[{"path": "x"}]), stage=1)
 
 
 def test_a_crop_of_a_picture_that_was_scaled_down_keeps_the_models_size(picture):

@@ -2,7 +2,7 @@
 
 base.py       requests, figures, options     captions.py    captions, coverage, chair
 questions.py  pope, vqa                      writing.py     failures, advanced
-scenes.py     composed
+scenes.py     composed                   objects.py     objects
 
 A suite holds `requests` and `pictures`; `figures(said)` makes rows of sums of the answers, from which the runner takes
 values and intervals. `judged` suites also need verdicts: of an LLM, or of a person.
@@ -10,6 +10,7 @@ values and intervals. `judged` suites also need verdicts: of an LLM, or of a per
 
 from .base import Figure, Options, Request, Suite
 from .captions import Captions, Chair, Coverage
+from .objects import Objects
 from .questions import Pope, Vqa
 from .scenes import Composed, Scenes
 from .writing import POEM, Advanced, Failures
@@ -25,6 +26,7 @@ SUITES = {
     "vqa": Vqa,
     "advanced": Advanced,
     "composed": Composed,
+    "objects": Objects,
 }
 
 
@@ -41,6 +43,8 @@ def load_suite(name, options):
         value = getattr(options, option)
         if value is not None and value < 1:
             raise ValueError(f"--{option.replace('_', '-')} is {value}; expected 1 or more")
+    if not 0 <= options.holdout_share < 1:
+        raise ValueError(f"--holdout-share is {options.holdout_share}; expected a share from 0 to below 1, such as 0.1")
     suite = SUITES[name](options)
     suite.name = name
     return suite

@@ -30,13 +30,17 @@ class Figure(NamedTuple):
 
 
 class Options(NamedTuple):
-    """What a person may choose: data and images (paths or Hub ids), limit (pictures), seed, max_new_tokens (or None)."""
+    """What a person may choose: data and images (paths or Hub ids), limit (pictures), seed, max_new_tokens (or None).
+
+    holdout_share: of tar shards only the images that a training with this `data.holdout_share` kept out; 0: all of them.
+    """
 
     data: tuple = ()
     images: str | None = None
     limit: int | None = None
     seed: int = 0
     max_new_tokens: int | None = None
+    holdout_share: float = 0.0
 
 
 class Suite:
@@ -48,6 +52,8 @@ class Suite:
         self.options, self.requests = options, []
         self.paths = [files.local(name) for name in options.data]
         self.build()
+        if options.holdout_share and not isinstance(self.pictures, files.Shards):
+            raise ValueError(f"--holdout-share goes by the keys of tar shards, and {self.data} has none; leave it out")
         self._check()
 
     def build(self):
@@ -97,6 +103,19 @@ class Suite:
         self.pictures = files.Folder(files.local(self.options.images) if self.options.images else _images(folder))
         self.data = ", ".join(path.name for kind in found.values() for path, _ in kind)
         return found
+
+    def shards(self):
+        """Whether --data is tar shards; sets `pictures` and `data` then."""
+        tars = files.tar_files(self.paths)
+        if not tars:
+            return False
+        if others := [path for path in self.paths if path.is_file() and path not in tars]:
+            raise ValueError(f"{others[0]}: beside tar shards; expected either shards or other files")
+        self.pictures = files.Shards(tars, self.options.holdout_share)
+        self.data = ", ".join(tar.name for tar in tars)
+        if self.options.holdout_share:
+            self.data += f" ({self.options.holdout_share:g} held out by key)"
+        return True
 
     def limited(self, pictures):
         """The pictures to ask about: all, or `limit` of them drawn at random, sorted."""

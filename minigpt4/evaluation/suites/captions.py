@@ -3,8 +3,9 @@
 import re
 
 from ...metrics import captions as caption_metric
-from ...metrics.chair import KINDS as COCO_KINDS
-from ...metrics.chair import chair_rows, named_kinds
+from ...metrics.chair import chair_rows
+from ...processing.kinds import KINDS as COCO_KINDS
+from ...processing.kinds import named_kinds
 from .. import files
 from .base import Figure, Suite
 

@@ -1,0 +1,52 @@
+"""AdamW on a linear layer as if its inputs were standardized: the frozen vision features' mean and spread no longer matter.
+
+    y = W x + b   is trained as   y = W' (x - mean) / std + OFFSET b'   and stays ONE Linear: W = W' / std, b = OFFSET b' - W mean
+
+A frozen tower's channels have large means and very different spreads. A step of Adam moves every weight by about the same
+amount, so it mostly moves what all images share, by the sum of the channels' means, and hardly what tells them apart. In
+standardized coordinates (LeCun, Bottou, Orr, Mueller 1998, "Efficient BackProp") what all images share is moved only by the
+bias, as fast as OFFSET says. What is saved, and what a model computes, does not know of it.
+"""
+
+import torch
+from torch.optim import AdamW
+
+OFFSET = 150.0  # the bias learns that many times as fast as a weight: it puts the LLM in the mood for captions
+
+
+class StandardizedAdamW(AdamW):
+    """AdamW for groups of parameters, one of which may be the `layer`'s weight and bias.
+
+    Args:
+        params: as `AdamW` takes them.
+        layer: `nn.Linear`, whose updates are those of the standardized layer; without weight decay.
+        features: [..., in_features], the layer's inputs over the training data.
+        **arguments: of `AdamW`.
+    """
+
+    def __init__(self, params, layer, features, **arguments):
+        super().__init__(params, **arguments)
+        features = features.flatten(0, -2)
+        device, count = layer.weight.device, len(features)
+        # By parts: the features of all images in double precision would not fit beside themselves.
+        parts = features.split(65536)
+        mean = sum(part.double().sum(0) for part in parts) / count
+        variance = sum((part.double() - mean).square().sum(0) for part in parts) / count
+        self.layer = layer
+        self.mean = mean.float().to(device)
+        self.std = variance.sqrt().clamp(min=1e-3).float().to(device)
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        """One step; see `AdamW.step`. The gradients of the layer are left in standardized coordinates."""
+        weight, bias = self.layer.weight, self.layer.bias
+        if weight.grad is None:
+            return super().step(closure)
+        before = weight.clone(), bias.clone()
+        weight.grad.sub_(torch.outer(bias.grad, self.mean)).div_(self.std)
+        bias.grad.mul_(OFFSET)
+        loss = super().step(closure)
+        moved = (weight - before[0]) / self.std
+        bias.copy_(before[1] + OFFSET * (bias - before[1]) - moved @ self.mean)
+        weight.copy_(before[0] + moved)
+        return loss
