@@ -185,7 +185,10 @@ def load_model(section):
     for parameter in model.parameters():
         if parameter.requires_grad and parameter.dtype != torch.float32:
             parameter.data = parameter.data.float()
-    model.set_attn_implementation(section.attn_implementation)
+    attending = ["", "qformer_config", "text_config"]
+    if model.model.vision_tower._supports_sdpa:  # a tower of convolutions has no attention to choose
+        attending.append("vision_config")
+    model.set_attn_implementation(dict.fromkeys(attending, section.attn_implementation))
     return model, processor
 
 
