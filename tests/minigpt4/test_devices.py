@@ -34,6 +34,7 @@ def test_a_model_computes_in_what_is_asked_for(base, dtype):
     assert model.model.projection.weight.dtype == torch.float32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("load_in", "dtype"), [("8bit", torch.int8), ("4bit", torch.uint8)])
 def test_quantized(base, load_in, dtype, photo, capsys):
     model, _ = load(base, device="cpu", load_in=load_in)
@@ -83,6 +84,7 @@ def test_what_cannot_be_done_is_one_line(base, photo, tmp_path, capsys, command,
     assert said.startswith(f"minigpt4 {command[0]}: {message}")
 
 
+@pytest.mark.slow
 def test_without_bitsandbytes(base):
     code = "import sys; sys.modules['bitsandbytes'] = None; from minigpt4.cli import main; sys.exit(main(sys.argv[1:]))"
     line = [sys.executable, "-c", code, "chat", "--model", base, "--ask", "x", "--load-in", "4bit"]

@@ -210,14 +210,17 @@ def test_a_category_that_coco_has_not(tmp_path, picture):
 @pytest.mark.slow
 def test_data_sets_come_from_the_hub(tmp_path, picture):
     folder = write_pope(tmp_path / "pope", picture)
-    code = "import sys; from minigpt4.evaluation.suites import *; print(load_suite('pope', Options(data=(sys.argv[1],))).n)"
+    code = """
+import sys
+from minigpt4.evaluation.suites import *
+for name in sys.argv[1:]:
+    print(load_suite("pope", Options(data=(name,))).n)
+"""
     with local_hub() as hub:
         hub.private["tester/pope"] = False
         hub.files["tester/pope"] = {str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
         environment = {**os.environ, **hub.environment, "HF_HOME": str(tmp_path / "hf")}
-        there, absent = (
-            subprocess.run([sys.executable, "-c", code, name], env=environment, capture_output=True, text=True, check=False)
-            for name in ("tester/pope", "tester/nothing")
-        )
-    assert there.stdout.strip() == "3", there.stderr
-    assert "ValueError: tester/nothing: no such file or folder, and the Hub does not give it" in absent.stderr
+        line = [sys.executable, "-c", code, "tester/pope", "tester/nothing"]
+        done = subprocess.run(line, env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "3", done.stderr
+    assert "ValueError: tester/nothing: no such file or folder, and the Hub does not give it" in done.stderr
