@@ -39,17 +39,40 @@ from minigpt4.processing.chat_templates import CHATML, with_image_token
 PARITY = Path(__file__).parent / "fixtures" / "parity"
 
 
+CORES = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
+
+
 def pytest_configure():
     """Each worker of pytest-xdist keeps to one core, it and every process that it starts.
 
     PyTorch's threads wait for each other in busy loops. Two processes with two threads each on two cores take many times as
     long as with one thread each.
     """
-    worker = os.environ.get("PYTEST_XDIST_WORKER")  # gw0, gw1, ...
-    if worker and hasattr(os, "sched_setaffinity"):
-        cores = sorted(os.sched_getaffinity(0))
-        os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
+    _keep_to(_own_core())
+    if _own_core() != CORES:
         torch.set_num_threads(1)
+
+
+def _own_core():
+    """The cores of this process: one of a worker's own, all without workers."""
+    worker = os.environ.get("PYTEST_XDIST_WORKER")  # gw0, gw1, ...
+    return {sorted(CORES)[int(worker.removeprefix("gw")) % len(CORES)]} if worker and CORES else CORES
+
+
+def _keep_to(cores):
+    if cores:
+        os.sched_setaffinity(0, cores)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    """A browser, its page and the test run on every core: on a single one the page falls behind the test's clicks."""
+    browser = item.get_closest_marker("browser")
+    _keep_to(CORES if browser else _own_core())
+    try:
+        return (yield)
+    finally:
+        _keep_to(_own_core())
 
 
 def pytest_collection_modifyitems(items):

@@ -82,7 +82,7 @@ class Visitor:
     def set(self, label, value):
         """A decoding setting."""
         if not any(field.is_displayed() for field in self.all("#settings input")):
-            self.all("#settings button")[0].click()
+            self.until(lambda: self.all("#settings button"))[0].click()
         fields = "#settings input[type=number]"
         field = self.until(lambda: [f for f in self.all(fields) if label in f.accessible_name and f.is_displayed()])[0]
         field.send_keys(Keys.CONTROL, "a")
@@ -106,10 +106,10 @@ class Visitor:
 
     def ask(self, text, *files):
         """Sends a question and waits for the whole answer."""
-        before = len(self.answers)
+        before = len(self.all("#chat .bot.message"))  # their texts may be about to be drawn again
         self.send(text, *files)
         self.until(lambda: len(self.answers) > before and self.idle)
-        return self.answers[-1]
+        return self.until(lambda: self.answers)[-1]
 
     def press(self, name, where="#chat"):
         """The last button of a name."""
@@ -318,7 +318,7 @@ def test_what_a_model_writes_is_not_trusted(visit, free_port):
 @pytest.mark.browser
 def test_the_camera_and_the_clipboard_give_pictures(visit):
     ann = visit(lambda port: app.serve(app.build(Parrot(), None, "parrot"), server_port=port), width=390, height=844)
-    ann.all("#photograph")[0].click()
+    ann.until(lambda: ann.all("#photograph"))[0].click()
     ann.until(lambda: [button for button in ann.all("#camera button") if "Webcam" in button.text])[0].click()
     ann.until(lambda: ann.all("#camera video") and ann.all("#camera video")[0].get_property("videoWidth"))
     ann.shot("camera")
