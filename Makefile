@@ -13,10 +13,12 @@ PYTEST = $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist 
 quickstart: setup
 	$(BIN)/minigpt4 quickstart
 
+# The browser's tests come by themselves: beside others on two cores a page is slower than the person who clicks.
 test: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(PYTEST) --durations=20
+	$(PYTEST) -m "not browser" --durations=20
+	$(BIN)/python -m pytest -m browser
 	$(MAKE) test-avx2
 	$(MAKE) test-transformers
 
