@@ -32,15 +32,16 @@ test-avx2: setup
 		ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(PYTEST) -m embedded
 
 # transformers' own tests on our model: from its sdist, which is fetched into .cache once for each version.
+# Its marks are its own business, so ours are not strict there.
 test-transformers: setup
-	$(BIN)/python -m pytest -rs tests/transformers_suite/suite.py
+	$(BIN)/python -m pytest -o addopts=-q -rs tests/transformers_suite/suite.py
 
 # The tests on the oldest transformers that pyproject.toml allows, in an environment of its own.
 test-floor:
 	sed 's/^transformers==.*/transformers==5.18.0/; /^huggingface_hub==/d; /^tokenizers==/d' constraints.txt > .constraints-floor.txt
 	$(MAKE) setup VENV=.venv-floor CONSTRAINTS=.constraints-floor.txt
 	.venv-floor/bin/python -m pytest
-	.venv-floor/bin/python -m pytest -rs tests/transformers_suite/suite.py
+	.venv-floor/bin/python -m pytest -o addopts=-q -rs tests/transformers_suite/suite.py
 
 # Our model in vLLM beside `generate`, in an environment of its own, for vLLM pins torch and transformers. The packages in
 # overrides.txt have no CPU build on PyPI, and another one breaks vLLM's import. torch's CPU build is looked for where pip
