@@ -28,13 +28,11 @@ def find_device(name="auto"):
     if kind == "auto" and not index:
         return default_device()
     if kind not in DEVICES or (index and not index.isdigit()):
-        raise ValueError(f"--device {name}: no such device; expected {_either(DEVICES)} (this machine has {_both(here)})")
+        raise ValueError(f"device {name}: no such device; expected {_either(DEVICES)} (this machine has {_both(here)})")
     if kind not in here:
-        raise ValueError(
-            f"--device {name}: not on this machine, as PyTorch {torch.__version__} sees it; it has {_both(here)}"
-        )
+        raise ValueError(f"device {name}: not on this machine, as PyTorch {torch.__version__} sees it; it has {_both(here)}")
     if index and int(index) >= (torch.cuda.device_count() if kind == "cuda" else 1):
-        raise ValueError(f"--device {name}: no {kind} with this number; --device {kind} takes the first")
+        raise ValueError(f"device {name}: no {kind} with this number; {kind} is the first")
     return torch.device(name)
 
 
@@ -47,11 +45,11 @@ def find_dtype(name, device):
     if name == "auto":
         return name
     if name not in DTYPES:
-        raise ValueError(f"--dtype {name}: no such precision; expected {_either(DTYPES)}")
+        raise ValueError(f"dtype {name}: no such precision; expected {_either(DTYPES)}")
     dtype = getattr(torch, name)
     if not computes(device, dtype):
         works = [other for other in DTYPES[1:] if computes(device, getattr(torch, other))]
-        raise ValueError(f"--dtype {name}: {device} does not compute in it; expected {_either(['auto', *works])}")
+        raise ValueError(f"dtype {name}: {device} does not compute in it; expected {_either(['auto', *works])}")
     return dtype
 
 
@@ -89,16 +87,16 @@ def _quantization(load_in, device):
     from transformers import BitsAndBytesConfig
 
     if load_in not in LOAD_IN:
-        raise ValueError(f"--load-in {load_in}: no such size; expected {_either(LOAD_IN)}")
+        raise ValueError(f"load-in {load_in}: no such size; expected {_either(LOAD_IN)}")
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise ValueError(f"--load-in {load_in} needs bitsandbytes, which is not installed; run `pip install bitsandbytes`")
+        raise ValueError(f"load-in {load_in} needs bitsandbytes, which is not installed; run `pip install bitsandbytes`")
     import bitsandbytes
 
     if device.type not in bitsandbytes.supported_torch_devices:
         known = sorted(bitsandbytes.supported_torch_devices)
         raise ValueError(
-            f"--load-in {load_in}: bitsandbytes {bitsandbytes.__version__} does not run on {device.type}, only on "
-            f"{', '.join(known)}; take --device cpu, or leave --load-in out"
+            f"load-in {load_in}: bitsandbytes {bitsandbytes.__version__} does not run on {device.type}, only on "
+            f"{', '.join(known)}; take the cpu, or all bits"
         )
     # It says in every layer of every token that it rounds to fp16, which is how its 8-bit layers work.
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)

@@ -3,7 +3,8 @@
     shipped model on photographs -> stage 1 on composed scenes -> stage 2 -> measured on held-out scenes -> report
 
 It runs the same two recipes as the trainer scripts do bare, in one process, with the frozen vision part's features
-computed once for both.
+computed once for both. How long that takes is measured on a few real steps first; with a budget in minutes, as many steps
+are taken as fit (budget.py).
 """
 
 import dataclasses
@@ -15,6 +16,7 @@ import torch
 from huggingface_hub import EvalResult
 
 from . import report
+from .budget import Budget
 from .files import write_json
 from .generation import answers, chat_prompt
 from .held_out import HeldOut
@@ -28,31 +30,41 @@ from .processing.scenes import noto, scenes
 from .recipes import load_recipe
 from .training import cache_features, load_model, peak_rss_mb, resumable, train, versions
 
-RECIPE_MINUTES = 15  # what both recipes' steps take on two CPU cores, about
+WHAT = "What is in this image?"
+ANSWERS_BESIDE = 9  # all that is asked after training takes that many times as long as the captions before it
 
 
-def quickstart(output, minutes=RECIPE_MINUTES, seed=0):
+def quickstart(output, minutes=None, seed=0):
     """Trains and measures; returns the summary, which is also written to `output`/summary.json.
 
     Args:
         output: folder for stage1/, stage2/, model/, summary.json, loss.png and report.html.
-        minutes: training time to aim at on two CPU cores; steps and scenes scale with it.
+        minutes: wall-clock time for all of it on this machine: steps and scenes are as many as fit. None: the recipes'.
         seed: of scenes, projection and batches.
     """
     started, output = time.monotonic(), Path(output)
     check_target(output / "model")
-    first, second = _recipes(output, minutes, seed)
+    first, second = _recipes(output, seed)
 
     print("1/5  the shipped model looks at photographs")
     photographs = describe_photographs()
 
-    print(f"2/5  {first.data.scenes} scenes to learn from, {HELD_OUT} held out")
+    print(f"2/5  {HELD_OUT} held-out scenes, and how long the rest will take")
     torch.manual_seed(seed)
     model, processor = load_model(first.model)
     held_out = scenes(HELD_OUT, seed, "test")
+    looking = time.monotonic()
     seen = cache_features(model, processor, held_out)[:, 0]
-    shown = HeldOut(held_out, seen)
+    shown, answering = HeldOut(held_out, seen), time.monotonic()
     before_training = shown.captions(model, processor)
+    budget = Budget(
+        model,
+        processor,
+        seen,
+        looking=(answering - looking) / HELD_OUT,
+        answering=ANSWERS_BESIDE * (time.monotonic() - answering),
+    )
+    budget.fit((first, second), output, minutes and 60 * minutes - (time.monotonic() - started))
 
     print("3/5  stage 1: captions")
     train_started = time.monotonic()
@@ -111,27 +123,23 @@ def quickstart(output, minutes=RECIPE_MINUTES, seed=0):
 
 
 def describe_photographs():
-    """[(picture, words)] of the shipped model about photographs that scikit-image carries."""
+    """[(image, words)] of the shipped model about the photographs of `CREDITS`."""
     model, processor = load("embedded")
     pictures = [photograph(name) for name in CREDITS]
     features = cache_features(model, processor, [{"image": picture} for picture in pictures])[:, 0]
-    prompts = [chat_prompt(processor, "Describe this image in detail.")] * len(pictures)
+    prompts = [chat_prompt(processor, WHAT)] * len(pictures)
     words = answers(model, processor, prompts, features, max_new_tokens=60)
-    for text in words:
-        print(f"     {text}")
+    for name, text in zip(CREDITS, words, strict=True):
+        print(f"     {name}: {text}")
     return list(zip(pictures, words, strict=True))
 
 
-def _recipes(output, minutes, seed):
-    """Both recipes, scaled to the time and with the seed."""
-    share = minutes / RECIPE_MINUTES
+def _recipes(output, seed):
+    """Both recipes, with the seed."""
     recipes = []
     for stage in (1, 2):
         recipe = load_recipe(f"stage{stage}-embedded")
         recipe.output = str(output / f"stage{stage}")
-        recipe.train.steps = max(20, round(recipe.train.steps * share))
-        recipe.train.warmup_steps = min(recipe.train.warmup_steps, recipe.train.steps // 4)
-        recipe.data.scenes = max(500, min(recipe.data.scenes, round(recipe.data.scenes * share)))
         recipe.data.scene_seed = recipe.train.seed = seed
         recipes.append(recipe)
     recipes[1].model.projection = str(output / "stage1" / "model")

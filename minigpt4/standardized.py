@@ -1,6 +1,8 @@
 """AdamW on a linear layer as if its inputs were standardized: the frozen vision features' mean and spread no longer matter.
 
-    y = W x + b   is trained as   y = W' (x - mean) / std + OFFSET b'   and stays ONE Linear: W = W' / std, b = OFFSET b' - W mean
+    y = W x + b   is trained as   y = W' (x - mean) / std + OFFSET b'
+
+and stays ONE Linear: W = W' / std, b = OFFSET b' - W mean.
 
 A frozen tower's channels have large means and very different spreads. A step of Adam moves every weight by about the same
 amount, so it mostly moves what all images share, by the sum of the channels' means, and hardly what tells them apart. In

@@ -1,7 +1,10 @@
 """Tiny models for the tests: the original's own tiny weights (fixtures/parity), and pieces to build others from."""
 
 import copy
+import gc
 import json
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +37,36 @@ from minigpt4.modeling_minigpt4.convert import (
 from minigpt4.processing.chat_templates import CHATML, with_image_token
 
 PARITY = Path(__file__).parent / "fixtures" / "parity"
+
+
+def pytest_configure():
+    """Each worker of pytest-xdist keeps to one core, it and every process that it starts.
+
+    PyTorch's threads wait for each other in busy loops. Two processes with two threads each on two cores take many times as
+    long as with one thread each.
+    """
+    worker = os.environ.get("PYTEST_XDIST_WORKER")  # gw0, gw1, ...
+    if worker and hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
+        torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items):
+    """Files with slow tests come first, so that with several workers the last ones to end are quick."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
+def pytest_runtest_setup(item):
+    """Browsers do not come with pip."""
+    if item.get_closest_marker("browser") and not (shutil.which("chromium") and shutil.which("chromedriver")):
+        pytest.skip("needs Debian's chromium and chromium-driver")
+
+
+def pytest_collection_finish():
+    """What was imported stays: the Trainer collects garbage in every run, and need not look through it again."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
@@ -98,6 +131,22 @@ def _original(tiny_config):
 def original(_original):
     """The tiny model with the original's weights, in eval mode; a copy for each test."""
     return copy.deepcopy(_original)
+
+
+@pytest.fixture(scope="session")
+def _embedded():
+    from minigpt4.modeling_minigpt4.embedded import load_embedded
+
+    torch.manual_seed(0)
+    return load_embedded(projection=None)
+
+
+@pytest.fixture
+def embedded(_embedded):
+    """(model, processor): the embedded default with an untrained projection; a copy that shares the frozen weights."""
+    model, processor = _embedded
+    frozen = {id(parameter): parameter for parameter in model.parameters() if not parameter.requires_grad}
+    return copy.deepcopy(model, frozen), copy.deepcopy(processor)
 
 
 @pytest.fixture

@@ -102,6 +102,7 @@ def run(arguments, folder, **kwargs):
     return done.stdout
 
 
+@pytest.mark.slow
 def test_every_command_runs_in_order(folder):
     assert len(commands()) >= 9
     for line in commands():
@@ -123,6 +124,7 @@ def test_every_command_runs_in_order(folder):
     assert page.count("<img") > 24 and "CC BY-SA 4.0" in page
 
 
+@pytest.mark.slow
 def test_the_python_examples_run(folder):
     test = "\n".join(blocks("python"))
     run([sys.executable, "-c", test], folder)

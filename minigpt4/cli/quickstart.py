@@ -1,16 +1,21 @@
-"""Train a real MiniGPT-4 from a fresh projection through both stages, in about a quarter of an hour on two CPU cores."""
+"""Train a real MiniGPT-4 from a fresh projection through both stages, in 15 to 35 minutes on two CPU cores."""
 
 
 def add_arguments(parser):
     """Adds the arguments of `minigpt4 quickstart`."""
     parser.add_argument("--output", default="outputs/quickstart", metavar="FOLDER", help="default: outputs/quickstart")
-    parser.add_argument("--minutes", type=float, default=15, metavar="N", help="training time to aim at (default: 15)")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        metavar="N",
+        help="take that long on this machine, all in all (default: as long as the recipes take; it is measured first)",
+    )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
 
 
 def run(arguments):
     """Runs the quickstart and prints what to type next."""
-    if not 0 < arguments.minutes <= 600:
+    if arguments.minutes is not None and not 0 < arguments.minutes <= 600:
         raise ValueError(f"--minutes is {arguments.minutes:g}; expected more than 0 and at most 600")
     if not 0 <= arguments.seed < 2**32:
         raise ValueError(f"--seed is {arguments.seed}; expected 0 to {2**32 - 1}")

@@ -126,6 +126,7 @@ def _earlier(folder, suite):
     try:
         results = json.loads(results_path.read_text("utf-8"))
         found, about = results["suite"], {name: results[name] for name in ("model", "revision", "fingerprint", "decoding")}
+        about |= {"dtype": results["dtype"]} if "dtype" in results else {}  # earlier versions did not record it
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{results_path}: no results of a finished evaluation ({error})") from error
     if found != suite.name:

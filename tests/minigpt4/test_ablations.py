@@ -27,10 +27,14 @@ SMALL = {"image_size": 56, "patch_size": 14, "hidden_size": 32, "num_hidden_laye
 def output(tmp_path_factory):
     """Two rows, trained and measured: the default, and the one that begins in the middle of the default's stage 1."""
     folder = tmp_path_factory.mktemp("ablations")
-    ablate(folder, FEW, ["share-50", "default"])
-    return folder
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("minigpt4.ablations.ANSWER_TOKENS", 6)
+        ablate(folder, FEW, ["share-50", "default"])
+        yield folder
 
 
+@pytest.mark.slow
+@pytest.mark.embedded
 def test_each_row_is_measured_with_n_and_interval(output):
     results = json.loads((output / "results.json").read_text())
     assert list(results["rows"]) == ["default", "share-50"]
@@ -45,6 +49,7 @@ def test_each_row_is_measured_with_n_and_interval(output):
     assert (output / "ablations.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_of_four_choices_one_is_true(output):
     held_out = Bench(output, FEW).held_out
     for question, texts in zip(held_out.questions, held_out.candidates(), strict=True):
@@ -52,6 +57,7 @@ def test_of_four_choices_one_is_true(output):
         assert [is_right(question, text) for text in texts] == [True, False, False, False]
 
 
+@pytest.mark.slow
 def test_a_share_of_stage_1_begins_with_the_model_kept_on_the_way(output):
     recipe = json.loads((output / "results.json").read_text())["rows"]["share-50"]["recipes"]["stage2"]
     assert recipe["model"]["projection"] == str(output / "default" / "stage1" / "step-1")
@@ -59,6 +65,7 @@ def test_a_share_of_stage_1_begins_with_the_model_kept_on_the_way(output):
     assert all(not torch.equal(kept[name], whole[name]) for name in whole)
 
 
+@pytest.mark.slow
 def test_the_table_puts_the_paper_beside_and_calls_noise_noise(output):
     results = json.loads((output / "results.json").read_text())
     figures = results["rows"]["share-50"]["stage2_minus_default"]
@@ -70,6 +77,8 @@ def test_the_table_puts_the_paper_beside_and_calls_noise_noise(output):
     assert "| -10.0 (-20 to -5) |" in table(results)
 
 
+@pytest.mark.slow
+@pytest.mark.embedded
 def test_what_lies_there_is_not_trained_again_and_what_is_missing_is_asked_again(output):
     said, trained = output / "default" / "stage2" / "said.json", output / "default" / "stage2" / "summary.json"
     before, at = said.read_bytes(), trained.stat().st_mtime_ns
@@ -78,6 +87,7 @@ def test_what_lies_there_is_not_trained_again_and_what_is_missing_is_asked_again
     assert said.read_bytes() == before and trained.stat().st_mtime_ns == at
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
@@ -114,6 +124,7 @@ TOWERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TOWERS)
 def test_other_towers_train_in_both_stages(name, tiny_config, tokenizer, picture, tmp_path):
     config = MiniGPT4Config(vision_config=TOWERS[name], patch_merge=4, text_config=tiny_config.text_config)
@@ -134,6 +145,8 @@ def test_other_towers_train_in_both_stages(name, tiny_config, tokenizer, picture
         assert moved == {"projection"}
 
 
+@pytest.mark.slow
+@pytest.mark.embedded
 @pytest.mark.parametrize(("fields", "tokens", "width"), [(SIGLIP, 7, 7 * 192), (QFORMER, 9, 384)])
 def test_a_drawn_base_is_loaded_as_it_was_drawn(fields, tokens, width, tmp_path):
     torch.manual_seed(0)

@@ -85,6 +85,7 @@ def test_what_is_dropped_is_told(base, photo, capsys, monkeypatch):
     assert "the conversation is longer than the 512 tokens that the model reads" in line and "no picture" in line
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_the_answer_and_not_the_program(original, processor, photo, tmp_path):
     """In a terminal of its own, where lines typed before are found again."""
     original.generation_config.update(suppress_tokens=[0, 1, 2, *(end[0] for end in processor.turn_ends)])

@@ -55,6 +55,7 @@ def test_all_steps_in_a_row_and_then_nothing_is_left_to_do(base, tmp_path, capsy
         assert path.is_dir() or KEY.encode() not in path.read_bytes()
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_generation(base, tmp_path):
     script = Path(__file__).parents[2] / "trainer_scripts" / "curate.py"
     pictures, store = make_pictures(tmp_path / "pictures", 10), tmp_path / "store.sqlite"

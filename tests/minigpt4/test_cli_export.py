@@ -16,7 +16,6 @@ from local_hub import TOKEN, local_hub
 from safetensors.torch import load_file, save_file
 
 from minigpt4.cli import main
-from minigpt4.modeling_minigpt4.embedded import load_embedded
 from minigpt4.modeling_minigpt4.export import export
 from minigpt4.models import load
 
@@ -147,10 +146,12 @@ def test_results_are_of_the_model_that_is_exported(source, original, processor, 
     assert not Path("out2").exists()
 
 
+@pytest.mark.slow
+@pytest.mark.embedded
 @pytest.mark.parametrize("projection", ["shipped", "another"])
-def test_export_embedded_light(projection, tmp_path, monkeypatch, capsys):
+def test_export_embedded_light(projection, embedded, tmp_path, monkeypatch, capsys):
     if projection == "another":
-        monkeypatch.setattr("minigpt4.modeling_minigpt4.embedded.load_embedded", lambda: load_embedded(None))
+        monkeypatch.setattr("minigpt4.modeling_minigpt4.embedded.load_embedded", lambda **_: embedded)
     output = tmp_path / "out"
     assert main(["export", "--model", "embedded", "--output", str(output), "--light"]) == 0
     assert "trained weights only" in capsys.readouterr().out
@@ -159,6 +160,7 @@ def test_export_embedded_light(projection, tmp_path, monkeypatch, capsys):
     assert model.generation_config.max_new_tokens == 200
 
 
+@pytest.mark.slow
 def test_push_is_one_commit_that_others_load(source, original, processor, hub, tmp_path, picture, monkeypatch):
     arguments = ["--model", source, "--output", tmp_path / "out", "--push", "tester/mine", "--private"]
     finished = command(arguments, hub, tmp_path)
@@ -187,6 +189,7 @@ print(json.dumps(commit.oid))
 """
 
 
+@pytest.mark.slow
 def test_push_from_python_makes_the_same_repository(source, hub, tmp_path):
     assert in_python(PUSH_FROM_PYTHON, hub, tmp_path) == hub.head("tester/python")
     assert [commit["summary"] for commit in hub.commits] == ["Export of minigpt4-hf", "the processor"]
@@ -205,6 +208,7 @@ print(json.dumps("pushed"))
 """
 
 
+@pytest.mark.slow
 def test_exported_code_pushes_as_transformers_does(source, hub, tmp_path):
     modules = str(tmp_path / "modules")
     assert in_python(PUSH_WITHOUT_THIS_PACKAGE, hub, tmp_path, HF_MODULES_CACHE=modules) == "pushed"
@@ -213,6 +217,7 @@ def test_exported_code_pushes_as_transformers_does(source, hub, tmp_path):
     assert wanted <= set(hub.files["tester/copy"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["PUT /blob/.*", "POST .*/commit/main"])
 def test_an_interrupted_push_leaves_the_old_revision_whole(moment, source, hub, tmp_path):
     hub.files["tester/mine"], hub.private["tester/mine"] = files_in(source), False
@@ -253,6 +258,7 @@ print(json.dumps({
 """
 
 
+@pytest.mark.slow
 def test_a_client_is_told_what_is_wrong(source, hub, tmp_path):
     hub.files["tester/private"] = hub.files["tester/cut"] = files_in(source)
     hub.private.update({"tester/private": True, "tester/cut": False})
@@ -266,6 +272,7 @@ def test_a_client_is_told_what_is_wrong(source, hub, tmp_path):
     assert all(len(told[name].splitlines()) == 1 for name in ("private", "absent", "truncated")), told
 
 
+@pytest.mark.slow
 def test_pushing_again_replaces_the_weights(source, hub, tmp_path):
     hub.files["tester/mine"] = {"model-00001-of-00002.safetensors": b"", "model.safetensors.index.json": b"", "a.md": b""}
     hub.private["tester/mine"] = False
@@ -279,6 +286,7 @@ def test_pushing_again_replaces_the_weights(source, hub, tmp_path):
     assert len(hub.commits) == 1
 
 
+@pytest.mark.slow
 def test_push_that_the_hub_refuses(source, hub, tmp_path):
     hub.refuse = 401
     finished = command(["--model", source, "--output", tmp_path / "out", "--push", "tester/mine"], hub, tmp_path)
@@ -367,8 +375,8 @@ def test_load_runs_no_code_of_the_folder(source):
     load(str(source))
 
 
-def test_light_weights_of_other_dimensions(tmp_path):
-    folder = export(*load_embedded(projection=None), tmp_path / "light", light=True)
+def test_light_weights_of_other_dimensions(embedded, tmp_path):
+    folder = export(*embedded, tmp_path / "light", light=True)
     name = "model.projection.weight"
     change_weights(folder, lambda weights: weights.update({name: weights[name][:, :768].contiguous()}))
     with pytest.raises(ValueError, match=r"shape \(576, 768\), expected \(576, 1280\)"):

@@ -49,15 +49,13 @@ def test_quantized(base, load_in, dtype, photo, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--device", "tpu"], "--device tpu: no such device; expected auto, cpu, cuda or mps (this machine has cpu"),
-        (["--device", "cpu:x"], "--device cpu:x: no such device"),
-        (["--device", "cpu:3"], "--device cpu:3: no cpu with this number; --device cpu takes the first"),
-        (["--dtype", "float8"], "--dtype float8: no such precision; expected auto, float32, bfloat16 or float16"),
-        (["--load-in", "2bit"], "--load-in 2bit: no such size; expected 8bit or 4bit"),
-        pytest.param(
-            ["--device", "cuda"], "--device cuda: not on this machine", marks=pytest.mark.skipif(CUDA, reason="has")
-        ),
-        pytest.param(["--device", "mps"], "--device mps: not on this machine", marks=pytest.mark.skipif(MPS, reason="has")),
+        (["--device", "tpu"], "device tpu: no such device; expected auto, cpu, cuda or mps (this machine has cpu"),
+        (["--device", "cpu:x"], "device cpu:x: no such device"),
+        (["--device", "cpu:3"], "device cpu:3: no cpu with this number; cpu is the first"),
+        (["--dtype", "float8"], "dtype float8: no such precision; expected auto, float32, bfloat16 or float16"),
+        (["--load-in", "2bit"], "load-in 2bit: no such size; expected 8bit or 4bit"),
+        pytest.param(["--device", "cuda"], "device cuda: not on this machine", marks=pytest.mark.skipif(CUDA, reason="has")),
+        pytest.param(["--device", "mps"], "device mps: not on this machine", marks=pytest.mark.skipif(MPS, reason="has")),
     ],
 )
 @pytest.mark.parametrize(
@@ -91,7 +89,7 @@ def test_without_bitsandbytes(base):
     done = subprocess.run(line, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr.strip() == (
-        "minigpt4 chat: --load-in 4bit needs bitsandbytes, which is not installed; run `pip install bitsandbytes`"
+        "minigpt4 chat: load-in 4bit needs bitsandbytes, which is not installed; run `pip install bitsandbytes`"
     )
 
 

@@ -194,6 +194,7 @@ def test_a_fingerprint_is_of_the_weights(folder, original, processor, tmp_path):
     assert fingerprint(original) == found != fingerprint(original.to(torch.bfloat16))
 
 
+@pytest.mark.slow
 def test_composed_with_its_probe(folder, tmp_path):
     suite = load_suite("composed", Options(limit=8, max_new_tokens=2))
     results = evaluate(folder, suite, tmp_path / "out")
@@ -201,6 +202,7 @@ def test_composed_with_its_probe(folder, tmp_path):
     assert results["n"] == 8 and results["scores"]["linear probe"]["background"]["n"] == 8
 
 
+@pytest.mark.slow
 def test_processes_share_the_work(folder, tmp_path, picture):
     data = write_pope(tmp_path / "pope", picture)
     command = ["--model", folder, "--suite", "pope", "--data", str(data), "--max-new-tokens", "4", "--batch-size", "2"]

@@ -207,6 +207,7 @@ def test_a_category_that_coco_has_not(tmp_path, picture):
         suite_of("chair", tmp_path / "x.json")
 
 
+@pytest.mark.slow
 def test_data_sets_come_from_the_hub(tmp_path, picture):
     folder = write_pope(tmp_path / "pope", picture)
     code = "import sys; from minigpt4.evaluation.suites import *; print(load_suite('pope', Options(data=(sys.argv[1],))).n)"

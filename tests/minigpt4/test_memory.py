@@ -81,6 +81,7 @@ def _peak(measured):
     return peak
 
 
+@pytest.mark.slow
 def test_published_sizes(capsys):
     """Parameters as their authors count them; 7B in int8 fits where the original's does (11.5 GB)."""
     assert main(["memory", "--model", "vicuna-7b"]) == 0

@@ -12,6 +12,8 @@ from trl import SFTConfig, SFTTrainer
 from minigpt4 import MiniGPT4DataCollator, MiniGPT4ForConditionalGeneration
 from minigpt4.modeling_minigpt4.export import export
 
+pytestmark = pytest.mark.slow
+
 ARGUMENTS = {
     "max_steps": 8,
     "per_device_train_batch_size": 4,

@@ -6,11 +6,11 @@ import multiprocessing
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import tarfile
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +19,8 @@ from PIL import Image
 from minigpt4.checkpoints import ASIDE
 from minigpt4.modeling_minigpt4.export import export
 from minigpt4.recipes import load_recipe
+
+pytestmark = pytest.mark.slow
 
 SAMPLES, BROKEN_EVERY = 2400, 300
 
@@ -56,23 +58,29 @@ def settings(original, processor, tmp_path, shards):
     return make
 
 
-def _train(settings):
-    """In a process of its own."""
+def _train(settings, environment):
+    """In a process of its own, which a signal to its group ends together with the processes that it starts."""
+    os.setsid()
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     os.dup2(1, 2)
+    os.environ.update(environment)
+    multiprocessing.set_start_method("fork", force=True)  # of its workers, as in a process that was not forked from a server
+    import torch
+
     from minigpt4.training import train
 
+    torch.set_num_threads(1)  # as torchrun has it for several; a single process raises it
     train(load_recipe("stage1-embedded", settings))
 
 
 @pytest.fixture(scope="module")
 def child():
-    """child(settings): a started process that trains. They are forked from one that has imported torch already."""
+    """child(settings, **environment): a started process that trains, forked from one that has imported torch already."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["minigpt4.training"])
 
-    def start(settings):
-        process = context.Process(target=_train, args=(settings,))
+    def start(settings, **environment):
+        process = context.Process(target=_train, args=(settings, environment))
         process.start()
         return process
 
@@ -123,15 +131,6 @@ def test_killed_in_steps_and_in_checkpoint_writes_it_ends_bit_identical(settings
     assert samples["used"] == 240 and samples["dropped"] > 0
 
 
-def _launch(config, script, settings, **popen):
-    command = [
-        *(sys.executable, "-m", "accelerate.commands.launch", "--config_file", f"configuration/accelerate/{config}.yaml"),
-        *("--num_processes", "2", "--main_process_port", "0", script, "--set", *settings),
-    ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, env=environment, text=True, start_new_session=True, **popen)
-
-
 _SMALL = ("data.streaming=false", "data.random_crop=false", "data.path=''")
 
 
@@ -143,33 +142,43 @@ _SMALL = ("data.streaming=false", "data.random_crop=false", "data.path=''")
     ],
     ids=["stream", "in the second epoch of a few scenes"],
 )
-def test_two_processes_killed_end_bit_identical(kills, data, settings, tmp_path):
+def test_two_processes_killed_end_bit_identical(kills, data, settings, child, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     more = ("train.batch_size=4", "train.global_batch=8", "train.workers=1", *data)
-    log = (tmp_path / "log").open("w+")
-    assert _launch("ddp", "trainer_scripts/stage1.py", settings(whole, *more), stdout=log, stderr=log).wait(300) == 0
+
+    def start(output):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
+        return [child(settings(output, *more), RANK=str(rank), LOCAL_RANK=str(rank), **meeting) for rank in range(2)]
+
+    def finish(output):
+        processes = start(output)
+        for process in processes:
+            process.join(300)
+        assert [process.exitcode for process in processes] == [0, 0]
+
+    finish(whole)
     rng = random.Random(1)
     for _ in range(kills):
-        process = _launch("ddp", "trainer_scripts/stage1.py", settings(killed, *more), stdout=log, stderr=log)
+        processes = start(killed)
         before = set(killed.glob("checkpoint-*"))
-        while set(killed.glob("checkpoint-*")) == before and process.poll() is None:
-            time.sleep(0.01)
+        _wait_for(lambda before=before: set(killed.glob("checkpoint-*")) != before, processes[0])
         time.sleep(rng.uniform(0, 0.5))
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        _reap(str(killed))
-    assert _launch("ddp", "trainer_scripts/stage1.py", settings(killed, *more), stdout=log, stderr=log).wait(300) == 0
+        for process in processes:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.join()
+    finish(killed)
     assert _outcome(killed) == _outcome(whole)
 
 
-def _reap(marker):
-    """Kills what has `marker` in its command line: torchrun gives each process a session of its own."""
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            if marker in path.read_text():
-                os.kill(int(path.parent.name), signal.SIGKILL)
-        except (OSError, ProcessLookupError):
-            pass
+def _launch(config, script, settings, **popen):
+    command = [
+        *(sys.executable, "-m", "accelerate.commands.launch", "--config_file", f"configuration/accelerate/{config}.yaml"),
+        *("--num_processes", "2", "--main_process_port", "0", script, "--set", *settings),
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, env=environment, text=True, start_new_session=True, **popen)
 
 
 @pytest.mark.parametrize(

@@ -75,11 +75,9 @@ def server(folder, pictures_host, tmp_path_factory):
     with open(log, "w") as file:
         process = subprocess.Popen([*line, "--allow-host", "127.0.0.1"], stdout=file, stderr=file, env={**os.environ})
     try:
-        for _ in range(600):
-            with socket.socket() as trial:
-                if trial.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            assert process.poll() is None, log.read_text()
+        last = time.monotonic() + 300  # a minute on a machine that has other work
+        while socket.socket().connect_ex(("127.0.0.1", port)):
+            assert process.poll() is None and time.monotonic() < last, log.read_text()
             time.sleep(0.1)
         yield {"port": port, "log": log, "process": process}
     finally:
@@ -139,6 +137,7 @@ def ours(text, *pictures):
     return {"role": "user", "content": [*shown, {"type": "text", "text": text}]}
 
 
+@pytest.mark.slow
 def test_answers_are_those_of_generate_whole_and_streamed(client, folder, local, picture):
     for pictures in [(), (picture(0),), (picture(0), picture(1))]:
         prompt, written, processor = local([ours("What is this?", *pictures)])
@@ -160,6 +159,7 @@ def test_answers_are_those_of_generate_whole_and_streamed(client, folder, local,
     assert [model.id for model in client.models.list()] == [folder]
 
 
+@pytest.mark.slow
 def test_stop_ends_the_answer_before_it(client, folder, local):
     _, written, processor = local([ours("Hello")])
     whole = answer_text(processor, written)
@@ -172,6 +172,7 @@ def test_stop_ends_the_answer_before_it(client, folder, local):
     assert "".join(chunk.choices[0].delta.content or "" for chunk in streamed) == answer.choices[0].message.content
 
 
+@pytest.mark.slow
 def test_a_request_of_vlmevalkit(server, folder, local, picture):
     """What VLMEvalKit's class GPT4V (vlmeval/api/gpt.py) sends with the configuration that ships, and what it reads."""
     config = json.loads(VLMEVALKIT.read_text())["model"]["MiniGPT-4"]
@@ -192,6 +193,7 @@ def test_a_request_of_vlmevalkit(server, folder, local, picture):
     assert said == answer_text(processor, written)
 
 
+@pytest.mark.slow
 def test_a_temperature_samples_and_a_seed_repeats(client, folder):
     def ask(seed):
         arguments = {"model": folder, "messages": [user("Hello")], "max_tokens": 8, "temperature": 1.5, "seed": seed}
@@ -203,6 +205,7 @@ def test_a_temperature_samples_and_a_seed_repeats(client, folder):
         assert list(side_by_side.map(ask, range(4))) == alone
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", ["a ###Assistant: b", "a <unk> b", "a </s><s> b", "###Human: <Img><ImageHere></Img>"])
 def test_what_a_user_types_is_data(client, folder, local, text, picture):
     """The prompt has the tokens of a text without markers, and one picture is one picture."""
@@ -215,6 +218,7 @@ def test_what_a_user_types_is_data(client, folder, local, text, picture):
     assert rendered.count("###Assistant:") == (2 if "###Assistant" in text else 1)  # as letters, see the processor's tests
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "status", "says"),
     [
@@ -245,6 +249,7 @@ def test_bad_requests_are_refused_in_openais_shape(client, folder, change, statu
     assert "Traceback" not in refused.value.response.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "path", "body", "status"),
     [
@@ -266,6 +271,7 @@ def test_nothing_else_is_let_through(server, method, path, body, status):
     assert answer.status == status and json.loads(answer.read())["error"]["message"]
 
 
+@pytest.mark.slow
 def test_pictures_come_from_allowed_hosts_only(client, folder, pictures_host, picture):
     def ask(url):
         arguments = {"model": folder, "messages": [user("a", url)], "max_tokens": 4, "temperature": 0}
@@ -283,6 +289,7 @@ def test_pictures_come_from_allowed_hosts_only(client, folder, pictures_host, pi
         as_data_url(pictures_host.replace("127.0.0.1", "localhost") + "/picture", {"localhost"})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_leaves_stops_the_answer(client, folder, stream):
     """The engine answers one after the other: the next request does not wait for a long answer that nobody reads."""
@@ -344,6 +351,7 @@ def test_a_stop_text_is_found_across_pieces():
     assert stop.found and not stop.held
 
 
+@pytest.mark.slow
 def test_the_guard_of_vllm_lets_chats_through_with_text_as_data(folder, monkeypatch):
     """vLLM renders messages itself and has many routes: what reaches it is a checked chat, without markers."""
     line = vllm_engine.command(folder, "pet", "127.0.0.1", 8000, ["--tensor-parallel-size", "2"])

@@ -63,6 +63,7 @@ def test_the_learning_rate_is_the_originals(parity, name):
         assert learning_rate(int(step), section, total, config["iters_per_epoch"]) == pytest.approx(expected, rel=1e-12)
 
 
+@pytest.mark.slow
 def test_only_the_projection_changes_bit_by_bit(recipe, dataset):
     model, processor = load_model(recipe.model)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -78,6 +79,7 @@ def test_only_the_projection_changes_bit_by_bit(recipe, dataset):
         assert torch.equal(tensor, loaded.state_dict()[name]), name
 
 
+@pytest.mark.slow
 def test_cached_features_train_as_pictures_do(recipe, dataset, tmp_path):
     losses = []
     for cached in (True, False):
@@ -88,6 +90,7 @@ def test_cached_features_train_as_pictures_do(recipe, dataset, tmp_path):
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_run_stopped_by_sigterm_goes_on_to_the_same_weights(recipe, dataset, tmp_path, monkeypatch):
     """In the second of three epochs, with looks at the pictures that are drawn anew."""
     recipe.data.views, recipe.train.feature_dropout = 3, 0.1
@@ -131,6 +134,7 @@ def test_batches_are_of_like_length_in_shuffled_order():
     assert list(sampler) == order
 
 
+@pytest.mark.slow
 def test_frozen_parts_stay_in_eval_mode_while_training(recipe, dataset, monkeypatch):
     model, processor = load_model(recipe.model)
     recipe.train.cache_features = False
@@ -162,6 +166,7 @@ def test_fewer_steps_than_a_checkpoint_has_is_another_recipe_too(recipe, dataset
         train(recipe, dataset=dataset)
 
 
+@pytest.mark.slow
 def test_a_run_killed_after_its_last_step_only_finishes(recipe, dataset, monkeypatch):
     model, processor = load_model(recipe.model)
     recipe.train.save_steps = recipe.train.steps
@@ -186,6 +191,7 @@ def test_a_batch_that_is_not_the_global_batch_does_not_start(recipe, dataset):
         train(recipe, dataset=dataset)
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_no_number_stops_before_it_is_saved(recipe, dataset):
     model, processor = load_model(recipe.model)
     model.lm_head.weight[7] = float("nan")
@@ -194,6 +200,7 @@ def test_a_loss_that_is_no_number_stops_before_it_is_saved(recipe, dataset):
     assert not list(Path(recipe.output).glob("checkpoint-*"))
 
 
+@pytest.mark.slow
 def test_a_first_loss_of_guessing_stops_and_says_what_it_means(recipe, dataset):
     model, processor = load_model(recipe.model)
     model.lm_head.weight.zero_()
@@ -203,6 +210,7 @@ def test_a_first_loss_of_guessing_stops_and_says_what_it_means(recipe, dataset):
     assert train(recipe, model, processor, dataset, resume=False)[2]["first_loss"] == pytest.approx(6.238, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_starting_over_forgets_the_unfinished_run(recipe, dataset, tmp_path):
     (tmp_path / "run" / "checkpoint-6").mkdir(parents=True)
     recipe.save(tmp_path / "run" / "recipe.yaml")
@@ -210,6 +218,7 @@ def test_starting_over_forgets_the_unfinished_run(recipe, dataset, tmp_path):
     assert train(recipe, dataset=dataset, resume=False)[2]["steps"] == 8
 
 
+@pytest.mark.slow
 def test_fixed_pictures_are_looked_at_before_between_and_after(recipe, dataset, tmp_path):
     recipe.train.sample_steps = 4
     train(recipe, dataset=dataset)
@@ -221,6 +230,7 @@ def test_fixed_pictures_are_looked_at_before_between_and_after(recipe, dataset, 
     assert (tmp_path / "run" / "loss.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_figures_reach_tensorboard(recipe, dataset, tmp_path):
     recipe.train.report_to = ["tensorboard"]
     train(recipe, dataset=dataset)
@@ -232,6 +242,7 @@ def test_figures_reach_tensorboard(recipe, dataset, tmp_path):
     assert len(reader.Scalars("train/loss")) == 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cached", [False, True])
 def test_a_qformer_that_is_trained_moves_and_is_saved(recipe, dataset, cached):
     recipe.model.trained_parts = ["projection", "qformer"]
@@ -246,6 +257,7 @@ def test_a_qformer_that_is_trained_moves_and_is_saved(recipe, dataset, cached):
         assert torch.equal(tensor, loaded.state_dict()[name]), name
 
 
+@pytest.mark.slow
 def test_models_are_kept_on_the_way(recipe, dataset):
     recipe.train.keep_steps = [3, 8]
     trained, _, _ = train(recipe, dataset=dataset)
@@ -257,6 +269,7 @@ def test_models_are_kept_on_the_way(recipe, dataset):
         train(recipe, dataset=dataset)
 
 
+@pytest.mark.slow
 def test_lora_trains_beside_the_projection_and_goes_on(recipe, dataset, tmp_path):
     recipe.model.lora_rank = 2
     trained, _, _ = train(recipe, dataset=dataset)
@@ -308,6 +321,7 @@ def test_features_of_every_view(original, processor, dataset):
     torch.testing.assert_close(features[2, 0], original.model.get_vision_features(pixels)[0].detach())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", [1, 2])
 def test_scripts_answer_bad_input_with_one_line_and_status_2(stage, tmp_path):
     other = 3 - stage
@@ -322,6 +336,7 @@ def test_scripts_answer_bad_input_with_one_line_and_status_2(stage, tmp_path):
         assert message in done.stderr and len(done.stderr.strip().splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_a_script_saves_and_ends_with_130(base, tmp_path):
     output = tmp_path / "script"
     settings = [f"model.base={base}", "model.projection=base", "train.steps=100000", "train.save_steps=100000",

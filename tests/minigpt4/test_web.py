@@ -28,7 +28,6 @@ from minigpt4.modeling_minigpt4.chat import ChatSession  # noqa: E402
 from minigpt4.modeling_minigpt4.export import export  # noqa: E402
 
 CHROMIUM, DRIVER = (shutil.which(name) for name in ("chromium", "chromedriver"))
-in_a_browser = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs Debian's chromium and chromium-driver")
 
 
 class Visitor:
@@ -192,7 +191,7 @@ def questions(conversation):
     return [text for role, _, text in conversation if role == "user"]
 
 
-@in_a_browser
+@pytest.mark.browser
 def test_a_conversation_is_that_of_python(serve, visit, original, processor, photo, picture, tmp_path):
     picture(1).save(tmp_path / "second.png")
     ann = visit(serve)
@@ -218,7 +217,7 @@ def test_a_conversation_is_that_of_python(serve, visit, original, processor, pho
     assert not [line for line in ann.browser.get_log("browser") if "Content Security" in line["message"]]
 
 
-@in_a_browser
+@pytest.mark.browser
 def test_people_side_by_side(serve, visit, slowly, original, processor, photo, tmp_path):
     ann, bob = visit(serve), visit(serve, width=390, height=844)
     ann.set("Longest answer", 8)
@@ -287,7 +286,7 @@ class Parrot:
         yield from text.splitlines(keepends=True)
 
 
-@in_a_browser
+@pytest.mark.browser
 def test_what_a_model_writes_is_not_trusted(visit, free_port):
     def serve(port):
         app.serve(app.build(Parrot(), None, "parrot"), server_port=port)
@@ -316,7 +315,7 @@ def test_what_a_model_writes_is_not_trusted(visit, free_port):
     eve.ask("Bye")
 
 
-@in_a_browser
+@pytest.mark.browser
 def test_the_camera_and_the_clipboard_give_pictures(visit):
     ann = visit(lambda port: app.serve(app.build(Parrot(), None, "parrot"), server_port=port), width=390, height=844)
     ann.all("#photograph")[0].click()

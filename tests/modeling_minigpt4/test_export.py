@@ -19,7 +19,6 @@ from transformers import GenerationConfig, LlamaConfig
 from minigpt4 import EfficientNetLiteConfig, MiniGPT4Config, MiniGPT4ForConditionalGeneration, MiniGPT4Processor
 from minigpt4.modeling_minigpt4 import export as export_module
 from minigpt4.modeling_minigpt4.card import EXAMPLE_QUESTION, Example, model_card
-from minigpt4.modeling_minigpt4.embedded import load_embedded
 from minigpt4.modeling_minigpt4.export import export
 from minigpt4.modeling_minigpt4.parts import BASE_PARTS, cache_dir
 from minigpt4.models import load
@@ -66,17 +65,11 @@ def small_tower(tokenizer, processor):
     return model, MiniGPT4Processor(processor.image_processor, tokenizer, num_image_tokens=config.num_image_tokens)
 
 
-@pytest.fixture
-def embedded():
-    """(model, processor): the embedded default with an untrained projection."""
-    torch.manual_seed(0)
-    return load_embedded(projection=None)
-
-
 def read_json(path):
     return json.loads(path.read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tower", ["blip2", "efficientnet_lite"])
 def test_loads_without_this_package_and_saves_again(tower, original, processor, small_tower, picture, tmp_path, monkeypatch):
     model, processor = (original, processor) if tower == "blip2" else small_tower
@@ -98,6 +91,8 @@ def test_loads_without_this_package_and_saves_again(tower, original, processor, 
     assert consume(again.name, tmp_path / "third", picture())["answers"] == report["answers"]
 
 
+@pytest.mark.slow
+@pytest.mark.embedded
 @pytest.mark.parametrize("light", [False, True])
 def test_embedded_loads_without_this_package(light, embedded, picture, tmp_path, monkeypatch):
     model, processor = embedded
@@ -203,7 +198,7 @@ def test_requirements_are_what_the_code_imports(embedded, original, processor, t
     full = (export(original, processor, tmp_path / "full") / "requirements.txt").read_text().splitlines()
     light = (export(*embedded, tmp_path / "light", light=True) / "requirements.txt").read_text().splitlines()
     names = [re.split("[>=]", line)[0] for line in full]
-    assert names == ["huggingface_hub", "numpy", "pillow", "safetensors", "torch", "transformers"]
+    assert names == ["accelerate", "huggingface_hub", "numpy", "pillow", "safetensors", "torch", "transformers"]
     assert {re.split("[>=]", line)[0] for line in {*light} - {*full}} == {"gguf"}
     assert all(f'"{line}"' in declared for line in light)
     assert all(f'"{line}"' in (tmp_path / "light" / "README.md").read_text() for line in light)

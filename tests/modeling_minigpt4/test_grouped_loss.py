@@ -148,6 +148,7 @@ def test_half_precision_is_left_to_the_gradient_scaler(original, collator, examp
     assert_same(found, loss_and_gradients(original.eval(), batch), tolerance=0.05)
 
 
+@pytest.mark.slow
 def test_training_compiles(original, collator, picture):
     torch._dynamo.reset()
     batch = collator([{"image": picture(i), "text": text} for i, text in enumerate(TEXTS[:2])])

@@ -153,6 +153,7 @@ print(json.dumps(answers))
 """
 
 
+@pytest.mark.slow
 def test_in_a_container_without_this_package_and_without_peft(folder, handler, png, tmp_path):
     request = {"inputs": {"text": "What is it?", "image": base64.b64encode(png).decode()}, "parameters": GREEDY}
     finished = subprocess.run(

@@ -145,6 +145,7 @@ def test_modules_that_the_llm_does_not_have(base):
         add_lora(add_lora(base))
 
 
+@pytest.mark.slow
 def test_loads_without_this_package_and_saves_again(adapted, processor, picture, tmp_path, monkeypatch):
     folder, again = tmp_path / "exported", tmp_path / "again"
     adapted.generation_config = GenerationConfig(eos_token_id=2, pad_token_id=2)

@@ -234,6 +234,7 @@ def test_logits_to_keep_are_the_last_or_the_named_ones(original, prompt):
     close(original(**prompt, logits_to_keep=torch.tensor([0, 4])).logits, logits[:, [0, 4]], 1e-5)
 
 
+@pytest.mark.slow
 def test_forward_compiles_as_one_graph(original, prompt):
     torch._dynamo.reset()
     compiled = torch.compile(original, fullgraph=True, backend="eager")

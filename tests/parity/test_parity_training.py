@@ -90,6 +90,7 @@ def planned_rate(section, step, total):
     return (section.learning_rate - low) / 2 * (1 + math.cos(math.pi * step / total)) + low
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cached", [True, False], ids=["features", "pictures"])
 @pytest.mark.parametrize(("stage", "section"), [(1, WARM_UP), (2, PEAK)], ids=["warm-up", "3e-5"])
 def test_ten_steps_change_the_projection_as_plain_adamw_does(

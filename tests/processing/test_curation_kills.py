@@ -17,6 +17,8 @@ from datasets import load_dataset
 
 from minigpt4.processing.curation.store import TABLES, Store
 
+pytestmark = pytest.mark.slow
+
 KILLS = 20
 ROWS, PICTURES = 24, 200
 PREPARED = {

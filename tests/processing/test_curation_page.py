@@ -21,7 +21,7 @@ from selenium.webdriver.common.keys import Keys
 from minigpt4.processing.curation.store import Store
 
 CHROMIUM, DRIVER = (shutil.which(name) for name in ("chromium", "chromedriver"))
-pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs Debian's chromium and chromium-driver")
+pytestmark = pytest.mark.browser
 
 
 class Reviewer:

@@ -108,6 +108,7 @@ def test_other_folders_are_not_touched(store, tmp_path):
         publish(store, tmp_path / "set")
 
 
+@pytest.mark.slow
 def test_what_is_pushed_is_a_data_set_of_the_hub(store, tmp_path):
     publish(store, tmp_path / "set", validation=0.4)
     code = "import sys; from minigpt4.processing.curation.publish import push; push(sys.argv[1], 'tester/curated', True)"
