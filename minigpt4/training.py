@@ -239,8 +239,9 @@ def _load_base(section):
                 f"model.{name} is {getattr(section, name)!r}, but the base {section.base} has its own; it is for a model of "
                 "parts: set model.vision and model.text, or make a base with it by `minigpt4 build`"
             )
-    if section.base == "embedded" and section.projection != "base" and not section.load_in:
-        return load_embedded(projection=None, projection_layers=section.projection_layers)
+    if section.base == "embedded" and section.projection != "base":
+        arguments = loading(None, section.dtype, section.load_in or None)
+        return load_embedded(projection=None, loading=arguments, projection_layers=section.projection_layers)
     return load(section.base, dtype=section.dtype, load_in=section.load_in or None)
 
 

@@ -73,7 +73,7 @@ def test_weights_that_are_no_numbers_are_found(parts, original, parity_dir, tmp_
         (["--qformer", "none", "--patch-merge", "9x9"], "patch_merge is 9x9, more than the vision tower's 4 x 4 patches"),
         (["--vision-feature-layer", "-2"], "a Q-Former reads the vision tower's output"),
         (["--vision", "/nothere"], "/nothere: no folder or Hub repository of a model"),
-        (["--dtype", "int8"], "--dtype int8: no such precision"),
+        (["--dtype", "int8"], "dtype int8: no such precision"),
     ],
 )
 def test_bad_input_is_one_line(arguments, message, parts, tmp_path, capsys):

@@ -21,7 +21,7 @@ def recipe(original, processor, tmp_path):
     recipe = Recipe(output=str(tmp_path / "run"))
     recipe.model.base, recipe.model.projection = str(export(original, processor, tmp_path / "base")), "base"
     looks = {"save_steps": 3, "eval_steps": 2, "keep_steps": [2, 4, 6, 8]}
-    recipe.train = TrainSection(steps=8, batch_size=2, learning_rate=0.3, warmup_steps=0, **looks)
+    recipe.train = TrainSection(steps=8, batch_size=2, learning_rate=0.03, min_learning_rate=0.03, warmup_steps=0, **looks)
     return recipe
 
 

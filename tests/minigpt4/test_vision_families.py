@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -149,6 +150,13 @@ def _own_tower(folder):
         return tower.eval()
     whole = AutoModel.from_pretrained(folder).eval()
     return getattr(whole, "vision_model", whole)
+
+
+def test_the_page_for_readers_names_each_family():
+    page = (Path(__file__).parents[2] / "docs" / "own-llm-and-tower.md").read_text("utf-8")
+    table = page.split("| tower | model_type |")[1].split("\n\n")[0]
+    named = [row.split("|")[1].split(",")[0].split(" ViT")[0].strip() for row in table.splitlines()[2:]]
+    assert [name.lower().replace(" ", "") for name in named] == list(TOWERS)
 
 
 def test_naflex_is_refused_by_name(towers, llms, tmp_path, capsys):
