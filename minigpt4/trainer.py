@@ -309,11 +309,13 @@ class LengthBuckets(LengthGroupedSampler):
 def _trainable_though_quantized(model):
     """The library trains small weights only beside peft's adapters: it does not know of a projection in fp32."""
     quantized = getattr(model, "is_quantized", False)
-    if quantized:
-        model.is_quantized = False
-    yield
-    if quantized:
-        model.is_quantized = True
+    try:
+        if quantized:
+            model.is_quantized = False
+        yield
+    finally:
+        if quantized:
+            model.is_quantized = True
 
 
 def _whole_tensors():

@@ -155,7 +155,7 @@ def _own_tower(folder):
 def test_the_page_for_readers_names_each_family():
     page = (Path(__file__).parents[2] / "docs" / "own-llm-and-tower.md").read_text("utf-8")
     table = page.split("| tower | model_type |")[1].split("\n\n")[0]
-    named = [row.split("|")[1].split(",")[0].split(" ViT")[0].strip() for row in table.splitlines()[2:]]
+    named = [row.split("|")[1].strip().split(",")[0].split(" ViT")[0] for row in table.splitlines()[2:]]
     assert [name.lower().replace(" ", "") for name in named] == list(TOWERS)
 
 
