@@ -31,7 +31,7 @@ class StandardizedAdamW(AdamW):
         features = features.flatten(0, -2)
         device, count = layer.weight.device, len(features)
         # By parts: the features of all images in double precision would not fit beside themselves.
-        parts = features.split(65536)
+        parts = features.split(4096)
         mean = sum(part.double().sum(0) for part in parts) / count
         variance = sum((part.double() - mean).square().sum(0) for part in parts) / count
         self.layer = layer
