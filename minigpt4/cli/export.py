@@ -23,6 +23,11 @@ def add_arguments(parser):
         metavar="FILE",
         help="results.json of `minigpt4 evaluate` on this model for the card's metrics (default: evaluation.json beside it)",
     )
+    parser.add_argument(
+        "--gguf",
+        action="store_true",
+        help="write model.gguf and mmproj.gguf for llama.cpp, in place of a transformers folder",
+    )
     parser.add_argument("--push", metavar="REPO", help="upload it to this Hub repository in one commit")
     parser.add_argument("--private", action="store_true", help="with --push: the repository is a private one")
     loading.add_arguments(parser, quantized=False)
@@ -32,6 +37,8 @@ def run(arguments):
     """Exports, and prints where to; raises ValueError or OSError with one line."""
     if arguments.private and not arguments.push:
         raise ValueError("--private is about the repository that --push uploads to; add --push REPO")
+    if arguments.gguf:
+        return _export_gguf(arguments)
     from ..modeling_minigpt4 import export as hub_folder
     from ..models import fingerprint
     from ..records import evaluation_results, training_runs
@@ -52,6 +59,19 @@ def run(arguments):
     print(f"{arguments.output}: {'trained weights only' if arguments.light else 'every weight'}, {size:.1f} MB")
     if repo_id:
         print(f"pushed to {hub_folder.push(directory, repo_id).commit_url}")
+
+
+def _export_gguf(arguments):
+    for flag in ("light", "examples", "results", "push"):
+        if getattr(arguments, flag) not in (None, False):
+            raise ValueError(f"--{flag} is about a transformers folder, and --gguf writes two other files; leave one out")
+    from .. import gguf_export
+    from ..models import load_config
+
+    gguf_export.check(load_config(arguments.model))  # before the weights are loaded
+    model, processor = loading.load_model(arguments)
+    for path in gguf_export.export(model, processor, arguments.output):
+        print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
 
 
 def _card_data(name, results, weights):
