@@ -6,8 +6,9 @@ every second time streamed. A request fails if it has no answer, or another one 
 
 Resident memory is that of the server's process: "before" once every kind of request was answered and a first load of as many
 requests as there are clients is over, so that libraries, threads and the allocator's arenas are there; "after" when the load
-is. The peer is `generate` on the same requests, one after the other and without a server. "lone" is the latency of a client
-that has the server for itself. Writes benchmarks/results/server.json, or server-embedded.json.
+is. The peer is `generate` on the same requests, one after the other and without a server; each computes in one thread, so
+"cpu_ratio", of the CPU seconds that a request takes, says the same on a machine that has other work, too. "lone" is the
+latency of a client that has the server for itself. Writes benchmarks/results/server.json, or server-embedded.json.
 """
 
 import argparse
@@ -131,6 +132,11 @@ class Server:
         self.process.wait(30)
 
     @property
+    def cpu_seconds(self):
+        """What it has computed so far."""
+        return sum(psutil.Process(self.process.pid).cpu_times()[:2])
+
+    @property
     def megabytes(self):
         """Resident memory."""
         return psutil.Process(self.process.pid).memory_info().rss / 1e6
@@ -168,7 +174,7 @@ async def load(server, requests, clients, new_tokens):
 
 
 def alone(model, processor, requests, new_tokens):
-    """(texts by kind, requests a second) of `generate`, one request after the other."""
+    """(texts by kind, requests a second, CPU seconds a request) of `generate`, one request after the other."""
 
     def answer(messages):
         messages = [{**m, "content": [_ours(part) for part in m["content"]]} for m in messages]
@@ -179,10 +185,10 @@ def alone(model, processor, requests, new_tokens):
 
     chats = conversations()
     texts = [answer(messages) for messages in chats]
-    started = time.perf_counter()
+    started, computed = time.perf_counter(), time.process_time()
     for number in tqdm(range(requests), desc="generate", leave=False):
         answer(chats[number % len(KINDS)])
-    return texts, requests / (time.perf_counter() - started)
+    return texts, requests / (time.perf_counter() - started), (time.process_time() - computed) / requests
 
 
 def _ours(part):
@@ -208,9 +214,11 @@ def main():
         _, lone, *_ = asyncio.run(load(server, 2 * len(KINDS), 1, new_tokens))
         asyncio.run(load(server, clients, clients, new_tokens))
         before = server.megabytes
+        computed = server.cpu_seconds
         answers, seconds, whole, peak = asyncio.run(load(server, requests, clients, new_tokens))
+        computed = (server.cpu_seconds - computed) / requests
         after = server.megabytes
-    expected, peer = alone(model, processor, max(requests // 5, 1), new_tokens)
+    expected, peer, peer_computed = alone(model, processor, len(KINDS) * max(requests // 60, 1), new_tokens)
     failed = [answer for text, given in zip(expected, answers, strict=True) for answer in given if answer != text]
     latency = dict(zip(("p50", "p90", "p99"), np.quantile(seconds, [0.5, 0.9, 0.99]), strict=True), mean=np.mean(seconds))
     latency["lone p50"] = np.median(lone)
@@ -221,6 +229,8 @@ def main():
         "unit": "requests/s",
         "peer": round(peer, 2),
         "ratio": round(requests / whole / peer, 3),
+        "cpu_seconds": {"server": round(computed, 3), "peer": round(peer_computed, 3)},
+        "cpu_ratio": round(peer_computed / computed, 3),
         "failed": len(failed),
         "latency_s": {name: round(float(value), 3) for name, value in latency.items()},
         "memory_mb": {name: round(value, 1) for name, value in memory.items()},

@@ -182,10 +182,36 @@ def build(model, processor, name):
             save = gr.Button("Download", size="sm", elem_id="save")
         _camera(photograph, page.textbox)
         exported = gr.Textbox(visible=False)
-        save.click(export, None, exported, queue=False).success(None, exported, None, js=_SAVE)
-        page.textbox.stop(stop, queue=False)
+        save.click(export, None, exported, queue=False, api_visibility="private").success(None, exported, None, js=_SAVE)
+        page.textbox.stop(stop, queue=False, api_visibility="private")
         page.unload(leave)
     return page
+
+
+def offer(page, model, processor):
+    """Lets programs ask one question about one image: adds `ask` to the page's API, and to its MCP server if it has one.
+
+    The components are not shown; they check, and fetch, what a program sends.
+    """
+
+    def ask(image: str, question: str) -> str:
+        """Answers a question about an image. It describes, counts, reads moods; what it says may be invented.
+
+        Args:
+            image: the image to look at.
+            question: what to ask about it, in English.
+        """
+        try:
+            check(question.strip(), [image] if image else [])
+            return model.chat_session(processor).ask(question.strip() or QUESTION, image)
+        except (ValueError, RuntimeError) as error:
+            raise gr.Error(str(error).splitlines()[0], print_exception=False) from error
+
+    with page:
+        image = gr.Image(type="filepath", visible=False, label="Image")
+        question = gr.Textbox(visible=False, label="Question", max_length=MAX_TEXT)
+        said = gr.Textbox(visible=False, label="Answer")
+        gr.on([], ask, [image, question], said, api_name="ask")
 
 
 def serve(page, **where):
@@ -271,8 +297,9 @@ def _camera(button, textbox):
     def take(photo, question):
         return {**question, "files": [*question["files"], photo]}, gr.Image(None, visible=False)
 
-    button.click(lambda: gr.Image(visible=True), None, camera, queue=False).then(js=_SHOW_CAMERA)
-    camera.input(take, [camera, textbox], [textbox, camera], queue=False)
+    hidden = {"queue": False, "api_visibility": "private"}
+    button.click(lambda: gr.Image(visible=True), None, camera, **hidden).then(js=_SHOW_CAMERA)
+    camera.input(take, [camera, textbox], [textbox, camera], **hidden)
 
 
 def _settings(config):
@@ -302,4 +329,8 @@ def load(repo):
 
 
 if __name__ == "__main__":
-    serve(build(*load(os.environ["MODEL_ID"]), os.environ["MODEL_ID"]))
+    loaded = load(os.environ["MODEL_ID"])
+    whole = build(*loaded, os.environ["MODEL_ID"])
+    if os.environ.get("GRADIO_MCP_SERVER", "").lower() == "true":  # by which Gradio starts its MCP server
+        offer(whole, *loaded)
+    serve(whole)

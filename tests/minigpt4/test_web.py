@@ -174,7 +174,7 @@ def serve(original, processor, tmp_path):
     ends = [processor.tokenizer.eos_token_id, *(token for end in processor.turn_ends for token in end)]
     original.generation_config.suppress_tokens = sorted(set(ends))
     folder = str(export(original, processor, tmp_path / "tiny"))
-    return lambda port: web.run(argparse.Namespace(model=folder, host="127.0.0.1", port=port))
+    return lambda port: web.run(argparse.Namespace(model=folder, host="127.0.0.1", port=port, mcp=False))
 
 
 @pytest.fixture
