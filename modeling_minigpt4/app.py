@@ -3,6 +3,7 @@
 Written to run alone, as app.py of a Space with the Gradio SDK and with the pictures in abilities/ beside it: transformers
 fetches the model and its code. The conversation lies with the server, in a `ChatSession` for each open page, and is freed
 when the page is left. What a model writes is not trusted: its HTML is text, or in a frame of its own and without scripts.
+On a Space with ZeroGPU answers are written by a process that has the GPU for as long as that takes.
 """
 
 import html
@@ -15,6 +16,11 @@ from pathlib import Path
 import gradio as gr
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
+
+# On a Space with ZeroGPU, whose package has to be there before torch looks for a GPU. Elsewhere it is not needed.
+GPU = None
+if os.environ.get("SPACES_ZERO_GPU"):
+    from spaces import GPU
 
 MAX_PICTURES, MAX_FILE, MAX_TEXT = 8, "20mb", 20_000  # of a question
 QUESTION = "Describe this image in detail."  # about pictures that come without one
@@ -85,7 +91,8 @@ def build(model, processor, name):
         processor: its `MiniGPT4Processor`.
         name: what the page calls the model.
     """
-    sessions = OrderedDict()  # by the hash that Gradio gives an open page, the one used last at the end
+    # Sessions by the hash that Gradio gives an open page, the one used last at the end.
+    say, sessions = speaker(model, processor, GPU), OrderedDict()
 
     def session(request):
         """The `ChatSession` of a page; the one not used for longest makes room."""
@@ -107,10 +114,10 @@ def build(model, processor, name):
         written = ""
         try:
             check(text, message["files"])
-            for piece in chat.ask(
+            for piece in say(
+                chat,
                 text or QUESTION,
                 message["files"],
-                stream=True,
                 max_new_tokens=int(max_new_tokens),
                 repetition_penalty=float(penalty),
                 **settings,
@@ -188,11 +195,42 @@ def build(model, processor, name):
     return page
 
 
+def speaker(model, processor, gpu=None):
+    """say(chat, text, images, **generation): an iterator over the pieces of a `ChatSession`'s answer.
+
+    Args:
+        gpu: `spaces.GPU` on a Space with ZeroGPU. What it decorates runs in another process, which has no part in the
+            conversations here: they are sent there as messages, and come back as messages with the answer.
+    """
+
+    def here(chat, text, images, **generation):
+        yield from chat.ask(text, images, stream=True, **generation)
+
+    if gpu is None:
+        return here
+
+    @gpu
+    def there(messages, text, images, generation):
+        chat = model.chat_session(processor, messages)
+        yield from chat.ask(text, images, stream=True, **generation)
+        yield chat.export()
+
+    def say(chat, text, images, **generation):
+        for piece in there(chat.export(), text, images, generation):
+            if isinstance(piece, str):
+                yield piece
+            else:
+                chat.messages[:] = model.chat_session(processor, piece).messages
+
+    return say
+
+
 def offer(page, model, processor):
     """Lets programs ask one question about one image: adds `ask` to the page's API, and to its MCP server if it has one.
 
     The components are not shown; they check, and fetch, what a program sends.
     """
+    say = speaker(model, processor, GPU)
 
     def ask(image: str, question: str) -> str:
         """Answers a question about an image. It describes, counts, reads moods; what it says may be invented.
@@ -203,7 +241,7 @@ def offer(page, model, processor):
         """
         try:
             check(question.strip(), [image] if image else [])
-            return model.chat_session(processor).ask(question.strip() or QUESTION, image)
+            return "".join(say(model.chat_session(processor), question.strip() or QUESTION, image))
         except (ValueError, RuntimeError) as error:
             raise gr.Error(str(error).splitlines()[0], print_exception=False) from error
 
@@ -325,6 +363,8 @@ def load(repo):
     """(model, processor) of a repository or folder, on the GPU if there is one, in a precision that is fast there."""
     processor = AutoProcessor.from_pretrained(repo, trust_remote_code=True)
     model = AutoModelForImageTextToText.from_pretrained(repo, trust_remote_code=True).eval()
+    if GPU is not None:  # ZeroGPU keeps the weights until a process has the GPU
+        return model.to("cuda"), processor
     return model.to(torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"), processor
 
 
