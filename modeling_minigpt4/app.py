@@ -28,21 +28,8 @@ MAX_WAITING = 32  # questions; one is answered at a time
 MAX_SESSIONS = 64  # conversations that are remembered, each with its keys and values
 
 _FOLDER = Path(__file__).with_name("abilities")  # drawn for this project, under its licence
-# What the paper shows, one ability a figure: picture, name, question.
-ABILITIES = [
-    ("description", "Describe in detail", "Describe this image in detail."),
-    ("humor", "Explain a joke", "Explain why this meme is funny."),
-    ("unusual", "Notice what is unusual", "What is unusual about this image?"),
-    ("website", "Website from a draft", "Write the HTML code of a website that looks like this draft."),
-    ("problem", "Diagnose a problem", "What is wrong with this plant, and what should I do?"),
-    ("poem", "Write a poem", "Can you write a beautiful poem about this image?"),
-    ("story", "Tell a story", "Tell a short story about this image."),
-    ("advertisement", "Advertise a product", "Write an advertisement for this product."),
-    ("who", "Recognize a character", "Who are these two, and which book are they from?"),
-    ("comment", "Comment on a picture", "Write an amusing comment on this picture."),
-    ("facts", "Facts about a work of art", "Which work of art is this like? Tell me about it."),
-    ("recipe", "Recipe from a photo", "How do I make this dish? Give me the recipe."),
-]
+# What the paper shows, one ability a figure: (image, name, question); `minigpt4 evaluate --suite abilities` asks them, too.
+ABILITIES = [tuple(ability.values()) for ability in json.loads((_FOLDER / "questions.json").read_text("utf-8"))]
 
 _UNANSWERED = "Not answered"
 _CODE = r"^ {0,3}```.*?(?:^ {0,3}```|\Z)|`[^`\n]+`"
@@ -175,9 +162,9 @@ def build(model, processor, name):
         ),
         additional_inputs=_settings(model.generation_config),
         additional_inputs_accordion=gr.Accordion("Settings", open=False, elem_id="settings"),
-        examples=[[{"text": question, "files": [str(_FOLDER / f"{file}.png")]}] for file, _, question in ABILITIES],
+        examples=[[{"text": question, "files": [str(_FOLDER / file)]}] for file, _, question in ABILITIES],
         example_labels=[label for _, label, _ in ABILITIES],
-        example_icons=[str(_FOLDER / f"{file}.png") for file, _, _ in ABILITIES],
+        example_icons=[str(_FOLDER / file) for file, _, _ in ABILITIES],
         cache_examples=False,
         analytics_enabled=False,
         api_visibility="private",

@@ -64,7 +64,7 @@ _EXAMPLES = "examples"
 _BENCHMARKS = ".eval_results"  # where the Hub looks for them
 _ABILITIES = Path(__file__).with_name("abilities")
 # In an export, and what is in them.
-_FOLDERS = {_EXAMPLES: {".jpg"}, _BENCHMARKS: {".yaml"}, _ABILITIES.name: {".png"}, LORA: {".json", ".safetensors"}}
+_FOLDERS = {_EXAMPLES: {".jpg"}, _BENCHMARKS: {".yaml"}, _ABILITIES.name: {".png", ".json"}, LORA: {".json", ".safetensors"}}
 _EXAMPLE_SIDE, _EXAMPLE_TOKENS = 512, 60  # pixels of a stored picture's longer side; longest answer about it
 
 # What an earlier export may have left on the Hub: weights in more or fewer files would be loaded in place of the new ones.
