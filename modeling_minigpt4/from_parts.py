@@ -15,11 +15,22 @@ from ..processing.processing_minigpt4 import MiniGPT4Processor
 from .convert import mend_llama_config, mend_llama_tokenizer, projection_weights, read_checkpoint
 from .light import assemble
 from .repositories import split_revision
+from .vision_tower import measure, sees_images
 
 FROM_VISION_REPO = "from vision repo"
 
 
-def from_parts(cls, vision, text, qformer=FROM_VISION_REPO, projection=None, image_token=None, config=None, **arguments):
+def from_parts(
+    cls,
+    vision,
+    text,
+    qformer=FROM_VISION_REPO,
+    projection=None,
+    image_token=None,
+    template=None,
+    config=None,
+    **arguments,
+):
     """See `MiniGPT4ForConditionalGeneration.from_parts`."""
     given = {} if projection is None else read_projection(projection)
     hub = {name: arguments.pop(name) for name in ("token", "cache_dir", "local_files_only") if name in arguments}
@@ -29,7 +40,7 @@ def from_parts(cls, vision, text, qformer=FROM_VISION_REPO, projection=None, ima
     model = assemble(cls, config, given, source=str(projection), hub=hub, **arguments)
     if projection is None:
         model.draw_projection()
-    processor = MiniGPT4Processor.for_model(model.config, tokenizer)
+    processor = MiniGPT4Processor.for_model(model.config, tokenizer, template)
     model.generation_config = generation_defaults(model.config, processor)
     return model
 
@@ -62,11 +73,15 @@ def vision_fields(source, config):
     """What the config of a repository says of its vision tower, as fields of `MiniGPT4Config`.
 
     Raises:
-        ValueError: it has no vision tower.
+        ValueError: it has no vision tower, or one that does not take images of one size alone.
     """
     tower = getattr(config, "vision_config", None) or config
-    if not hasattr(tower, "image_size"):
+    if not sees_images(tower):
         raise ValueError(f"{source}: a {config.model_type}, which has no vision tower; expected a BLIP-2 or a vision model")
+    try:
+        measure(tower)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
     return {"vision_config": tower}
 
 

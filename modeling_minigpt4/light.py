@@ -113,7 +113,7 @@ def _norm_of_qformer(config):
 
 def _norm_without_qformer(config):
     """The authors' variant without Q-Former leaves that norm as a LayerNorm begins."""
-    name, width = _norm_of_qformer(config), config.vision_config.hidden_size
+    name, width = _norm_of_qformer(config), config.feature_width
     if name is None or config.qformer_config is not None:
         return {}
     return {f"{name}.weight": torch.ones(width), f"{name}.bias": torch.zeros(width)}
@@ -179,7 +179,7 @@ def _part_tensors(part, origin, config, expected, hub):
 def _our_names(part, theirs, config, expected):
     """{name in a repository: name in the model}: the repository may call the part "vision_model." or "model."."""
     if part == "model":
-        return {name: name for name in expected if name in theirs}
+        return {name: name for name in theirs}  # stored under older names, too, which transformers knows to read
     ours = f"model.{part}."
     prefix = common_prefix(theirs, [name.removeprefix(ours) for name in expected if name.startswith(ours)])
     if prefix is None:

@@ -3,7 +3,7 @@
     pixel_values [N, 3, H, W]
       -> vision_tower    frozen                                   [N, 1 + P, V]      EVA ViT-g: [N, 257, 1408]
       -> qformer         frozen, Q learned queries look at them   [N, Q, C]          BLIP-2:    [N, 32, 768]
-         or none: patches merged `patch_merge` at a time          [N, Q, C]          Llama-2:   [N, 64, 5632]
+         or none: neighbouring patches merged, see vision_tower   [N, Q, C]          Llama-2:   [N, 64, 5632]
       -> projection      ONE Linear, all that is trained          [N, Q, D]
     input_ids [B, L] -> embeddings [B, L, D], the N * Q image tokens replaced in reading order by the projected ones
       -> language_model  frozen, gradients pass through           [B, L, D]
@@ -32,7 +32,7 @@ from typing import Unpack
 
 import torch
 from torch import nn
-from transformers import AutoModel, Blip2QFormerModel, Blip2VisionModel
+from transformers import AutoModel, Blip2QFormerModel
 from transformers.cache_utils import Cache
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.generation import (
@@ -46,17 +46,15 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import TransformersKwargs, can_return_tuple, torch_compilable_check
 
 from ..configuration.configuration_minigpt4 import MiniGPT4Config
-from .efficientnet_lite import EfficientNetLiteModel
 from .frozen_linear import frozen_linears
 from .grouped_loss import loss_by_groups, may_group, unpack
 from .light import hub_arguments, is_light, load_light, own_tensors
 from .lora import LORA, has_lora, is_adapter, load_lora, plain_state_dict, save_lora
 from .precision import compute_dtype, device_of
+from .vision_tower import build_vision_tower, look, merge_patches
 
 # Tokens that go through the vision tower, and through the LLM in training, at once: what fills the device's matrix units.
 TOKENS_AT_ONCE = {"cpu": 1024, "cuda": 4096}
-# Towers that `AutoModel` does not build from their config (see VISION_CONFIGS in the configuration).
-VISION_TOWERS = {"blip_2_vision_model": Blip2VisionModel, "efficientnet_lite": EfficientNetLiteModel}
 
 
 @dataclass
@@ -215,14 +213,14 @@ class MiniGPT4Model(MiniGPT4PreTrainedModel):
 
     def __init__(self, config):
         super().__init__(config)
-        self.vision_tower = _build_vision_tower(config.vision_config)
+        self.vision_tower = build_vision_tower(config.vision_config)
         self.query_tokens, self.qformer = None, None
-        vision_width = config.vision_config.hidden_size * config.patch_merge
         if config.qformer_config is not None:
-            vision_width = config.qformer_config.hidden_size
-            self.query_tokens = nn.Parameter(torch.zeros(1, config.num_query_tokens, vision_width))
+            self.query_tokens = nn.Parameter(torch.zeros(1, config.num_query_tokens, config.projection_width))
             self.qformer = _build_qformer(config.qformer_config)
-        self.projection = _build_projection(vision_width, config.text_config.hidden_size, config.projection_layers)
+        self.projection = _build_projection(
+            config.projection_width, config.text_config.hidden_size, config.projection_layers
+        )
         self.language_model = AutoModel.from_config(config.text_config)
         self.post_init()
         self.freeze()
@@ -238,21 +236,17 @@ class MiniGPT4Model(MiniGPT4PreTrainedModel):
 
         It is the same in every epoch, so that training may compute it once and pass it as `vision_features`.
         """
-        patches = self.vision_tower(pixel_values, return_dict=True).last_hidden_state
+        _, patches = look(self.vision_tower, pixel_values, self.config.vision_feature_layer)
         return patches if "qformer" in self.config.trained_parts else self._shorten(patches)
 
     def _shorten(self, patches):
         """The tower's [N, extra + P, V] to as many as there are visual tokens: [N, Q, C]."""
         if self.qformer is None:
-            return self._merge_patches(patches)
+            config = self.config
+            return merge_patches(patches, config.grid, config.merged_block, config.patch_fit)
         queries = self.query_tokens.expand(len(patches), -1, -1)
         patches = patches.to(queries.dtype)  # fp32 where it is trained
         return self.qformer(query_embeds=queries, encoder_hidden_states=patches, return_dict=True).last_hidden_state
-
-    def _merge_patches(self, patches):
-        """[N, extra + P, V] -> [N, P / merge, V * merge]: class and register tokens dropped, neighbours concatenated."""
-        patches = patches[:, -self.config.num_patches :]
-        return patches.reshape(len(patches), -1, patches.shape[-1] * self.config.patch_merge)
 
     @can_return_tuple
     def get_image_features(self, pixel_values=None, vision_features=None, **kwargs):
@@ -267,8 +261,8 @@ class MiniGPT4Model(MiniGPT4PreTrainedModel):
         """
         tower = {}
         if vision_features is None:
-            tower = self.vision_tower(pixel_values, return_dict=True, **kwargs)
-            vision_features = self._shorten(tower.last_hidden_state)
+            tower, patches = look(self.vision_tower, pixel_values, self.config.vision_feature_layer, **kwargs)
+            vision_features = self._shorten(patches)
         elif "qformer" in self.config.trained_parts:
             vision_features = self._shorten(vision_features)
         # The weights of a linear layer that is wrapped (LoRA) or quantized may lie deeper: any parameter tells the dtype.
@@ -629,16 +623,6 @@ def _sparing_the_projection(quantization_config):
         if getattr(quantization_config, field, ...) is None:
             setattr(quantization_config, field, [*MiniGPT4PreTrainedModel._keep_in_fp32_modules_strict, "lm_head"])
     return quantization_config
-
-
-def _build_vision_tower(config):
-    tower_class = VISION_TOWERS.get(config.model_type)
-    if tower_class is None:
-        return AutoModel.from_config(config)
-    tower = tower_class(config)
-    if isinstance(tower, Blip2VisionModel):
-        tower.post_layernorm.eps = 1e-5  # BLIP-2's ln_vision is a plain LayerNorm; transformers gives it the ViT's 1e-6
-    return tower
 
 
 def _build_qformer(config):

@@ -7,6 +7,7 @@ qformer     blip2_pretrained_flant5xxl.pth, or a BLIP-2; none for the Llama-2 va
 text        the LLM: a Hub id or a folder
 """
 
+import math
 from pathlib import Path
 
 from ..configuration.configuration_minigpt4 import MiniGPT4Config
@@ -100,14 +101,11 @@ def _is_file(source):
 
 def _check_variant(weight, config, qformer):
     """Raises ValueError, naming the published model that fits, if the projection was trained for other parts."""
-    from_width = config.vision_config.hidden_size * config.patch_merge
-    if config.qformer_config is not None:
-        from_width = config.qformer_config.hidden_size
-    found, expected = tuple(weight.shape), (config.text_config.hidden_size, from_width)
+    found, expected = tuple(weight.shape), (config.text_config.hidden_size, config.projection_width)
     if found == expected:
         return
     hint = "give the vision tower, Q-Former and LLM that it was trained with"
-    if found[1] == config.vision_config.hidden_size * config.patch_merge and qformer is not None:
+    if found[1] == config.feature_width * math.prod(config.merged_block) and qformer is not None:
         hint = "it is of the variant without Q-Former, so leave --qformer out"
     if variant := variant_of(found):
         hint += f"; it is that of {variant}"

@@ -76,6 +76,9 @@ CHATML = (
 )
 
 
+# What a recipe calls them.
+TEMPLATES = {"vicuna": VICUNA_V0, "llama-2": LLAMA_2, "chatml": CHATML}
+
 # Any other LLM's own template behind this reads plain strings: it knows no pictures.
 _AS_STRINGS = (
     _BARE

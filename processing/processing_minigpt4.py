@@ -21,7 +21,7 @@ from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_utils import make_flat_list_of_images
 from transformers.processing_utils import MultiModalData, ProcessorMixin
 
-from .chat_templates import VICUNA_V0, template_for, turn_markers, with_image_token
+from .chat_templates import TEMPLATES, VICUNA_V0, template_for, turn_markers, with_image_token
 from .image_processing_minigpt4 import MiniGPT4ImageProcessor
 
 # Stands between the letters of a marker that user text spells; the tokenizer splits there and drops it. A Unicode
@@ -91,13 +91,16 @@ class MiniGPT4Processor(ProcessorMixin):
             tokenizer: the LLM's.
             chat_template: with IMAGE where a picture goes (see chat_templates.py); by default the conversation that the
                 LLM was tuned on, or the paper's if its tokenizer brings none.
-            image_processor: by default CLIP's colours, which EVA-CLIP was trained on, at the vision tower's size.
+            image_processor: by default that of the vision tower, see `MiniGPT4ImageProcessor.for_tower`.
         """
-        template = chat_template or template_for(tokenizer.chat_template)
-        side = config.vision_config.image_size
+        template = TEMPLATES.get(chat_template, chat_template) or template_for(tokenizer.chat_template)
+        origin = (config.base_parts or {}).get("vision_tower") or {}
+        if image_processor is None:
+            tower, revision = config.vision_config, origin.get("revision")
+            image_processor = MiniGPT4ImageProcessor.for_tower(tower, origin.get("repo"), revision=revision)
         image_token = tokenizer.convert_ids_to_tokens(config.image_token_id)
         return cls(
-            image_processor or MiniGPT4ImageProcessor(size={"height": side, "width": side}),
+            image_processor,
             tokenizer,
             image_token=image_token,
             num_image_tokens=config.num_image_tokens,
