@@ -79,7 +79,7 @@ class MiniGPT4Config(PreTrainedConfig):
         vision_config: `Blip2VisionConfig` (EVA ViT-g, the default), `EfficientNetLiteConfig`, or the config of any
             `AutoModel` vision tower; also as a dict with its `model_type`.
         qformer_config: `Blip2QFormerConfig`, or None for the variant without Q-Former.
-        text_config: the config of any `AutoModelForCausalLM`; LLaMA by default.
+        text_config: the config of any `AutoModelForCausalLM`; LLaMA by default. Of a vision-language LLM, its text model's.
         num_query_tokens: learned queries of the Q-Former, and so visual tokens for a picture.
         patch_merge: without Q-Former, which neighbouring patches are concatenated into one visual token: "2x2" or "4x4",
             rows and columns of the grid, or a number of patches in a row. None is the original's 4 in a row for its own
@@ -129,7 +129,7 @@ class MiniGPT4Config(PreTrainedConfig):
         self.vision_config = _as_config(self.vision_config, default="blip_2_vision_model")
         if isinstance(self.qformer_config, dict):
             self.qformer_config = Blip2QFormerConfig(**self.qformer_config)
-        self.text_config = _as_config(self.text_config, default="llama")
+        self.text_config = _as_config(self.text_config, default="llama").get_text_config(decoder=True)
         if hasattr(self.vision_config, "vision_use_head"):
             self.vision_config.vision_use_head = False  # SigLIP's pooling head, which nothing here looks at
         if self.patch_merge is None:

@@ -83,6 +83,7 @@ def load_trained(model, folder):
         if expected != tuple(tensor.shape):
             raise ValueError(f"{folder}: tensor {name!r} has shape {tuple(tensor.shape)}, the model expects {expected}")
         tensors[name].copy_(_placed_like(tensor, tensors[name]))
+    model.stored = getattr(model, "stored", frozenset()) | trained.keys()  # what is saved from now on has them, too
     if (Path(folder) / LORA).is_dir():
         load_lora(model, folder)
 

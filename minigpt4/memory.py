@@ -99,8 +99,8 @@ def _step_bytes(model, recipe):
     embeddings = torch.empty(rows, length, width, dtype=model.dtype, device="meta", requires_grad=True)
     with _LiveBytes(model.parameters()) as live:
         hidden = model.model.language_model(inputs_embeds=embeddings, use_cache=False).last_hidden_state
-        logits = model.lm_head(hidden[:, -train.max_answer_tokens :].flatten(0, 1))
-        answers = torch.zeros(len(logits), dtype=torch.long, device="meta")
+        logits = model.compute_logits(hidden[:, -train.max_answer_tokens :])
+        answers = torch.zeros(rows * logits.shape[1], dtype=torch.long, device="meta")
         nn.functional.cross_entropy(logits.float().view(-1, vocabulary), answers).backward()
     unpacked = max(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear)) if recipe.model.load_in else 0
     return live.peak + embeddings.nbytes + unpacked * embeddings.element_size()

@@ -15,7 +15,6 @@ from ..processing.chat_templates import LLAMA_2, VICUNA_V0
 from ..processing.processing_minigpt4 import MiniGPT4Processor
 from .convert import (
     eva_vit_weights,
-    mend_llama_config,
     projection_weights,
     qformer_config_of,
     qformer_weights,
@@ -23,12 +22,14 @@ from .convert import (
     vision_config_of,
 )
 from .from_parts import (
+    end_ids,
     generation_defaults,
     image_token_id,
     load_config,
     load_tokenizer,
     origin_of,
     qformer_fields,
+    text_config_of,
     vision_fields,
 )
 from .light import assemble, variant_of
@@ -55,10 +56,11 @@ def load_originals(projection, vision, text, qformer=None, dims=None, **argument
     if qformer is not None:
         parts = _qformer_part(qformer, **(dims or {}).get("qformer_config", {}))
         fields, weights, origins = fields | parts[0], weights | parts[1], origins | parts[2]
-    text_config, tokenizer = mend_llama_config(load_config(text)), load_tokenizer(text)
+    text_config, tokenizer = text_config_of(text, load_config(text)), load_tokenizer(text)
+    ends, template = end_ids(text), LLAMA_2 if qformer is None else VICUNA_V0
     config = MiniGPT4Config(
         text_config=text_config,
-        image_token_id=image_token_id(tokenizer, None, text),
+        image_token_id=image_token_id(tokenizer, None, text, ends, template),
         base_parts={"language_model": origin_of(text, text_config), **origins},
         **fields,
     )
@@ -66,9 +68,8 @@ def load_originals(projection, vision, text, qformer=None, dims=None, **argument
     weights |= given
     _check_finite(weights)
     model = assemble(MiniGPT4ForConditionalGeneration, config, weights, source=str(projection), **arguments)
-    template = LLAMA_2 if qformer is None else VICUNA_V0
     processor = MiniGPT4Processor.for_model(config, tokenizer, template)
-    model.generation_config = generation_defaults(config, processor)
+    model.generation_config = generation_defaults(config, processor, ends)
     return model.eval(), processor
 
 
