@@ -43,6 +43,7 @@ def test_a_seed_draws_the_same_projection(parts, tmp_path):
     assert load(str(tmp_path / "model"))[0].config.qformer_config is None
 
 
+@pytest.mark.slow
 def test_stage_1_starts_from_it(parts, picture, tmp_path):
     assert main(["build", *parts, "--light"]) == 0
     (tmp_path / "data").mkdir()
