@@ -4,6 +4,7 @@ import torch
 from tqdm.auto import tqdm
 
 from .modeling_minigpt4.chat import answer_text, end_ids
+from .processing.chat_templates import ASKING
 from .processing.collator import IGNORE, MiniGPT4DataCollator
 
 
@@ -11,7 +12,7 @@ def chat_prompt(processor, question):
     """The prompt of a first question about one picture, as the chat template writes it."""
     content = [{"type": "image"}, {"type": "text", "text": question}]
     messages = [{"role": "user", "content": content}]
-    return processor.apply_chat_template(messages, add_generation_prompt=True)
+    return processor.apply_chat_template(messages, **ASKING)
 
 
 def caption_prompt(processor):

@@ -27,6 +27,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 from transformers.generation import BaseStreamer, StoppingCriteria, StoppingCriteriaList
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from ..processing.chat_templates import ASKING
 from ..processing.image_processing_minigpt4 import load_image
 from .modeling_minigpt4 import EndsWith
 
@@ -150,7 +151,7 @@ class ChatSession:
         """The conversation with a question, made to fit; raises ValueError if it cannot be."""
         context = getattr(self.model.config.text_config, "max_position_embeddings", None) or float("inf")
         messages, dropped, shown = [*self.messages, question], [], max(len(_pictures([question])), 1)
-        ids = self.processor.conversation_ids(messages, add_generation_prompt=True)
+        ids = self.processor.conversation_ids(messages, **ASKING)
         wanted = context - new_tokens
         while len(ids) > wanted:
             if shorter := _without_oldest_turn(messages):
@@ -160,7 +161,7 @@ class ChatSession:
                 messages = _without_oldest_picture(messages)
             else:
                 break
-            ids = self.processor.conversation_ids(messages, add_generation_prompt=True)
+            ids = self.processor.conversation_ids(messages, **ASKING)
         if len(ids) > context - new_tokens:
             raise ValueError(
                 f"the conversation takes {len(ids)} tokens and the answer up to {new_tokens}, more than the {context} that "

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 
+from ..processing.chat_templates import UNTHINKING
 from .guard import MAX_PICTURES, Guard
 
 # vLLM starts the middleware by its name alone; this says what it is to do.
@@ -93,7 +94,8 @@ class VllmGuard(Guard):
         super().__init__(app, json.loads(os.environ[HOSTS]), self.processor.plain_text)
 
     def completed(self, body):
-        """The body with the turn's markers among what ends the answer, and the image token among what is not written.
+        """The body with the turn's markers among what ends the answer, the image token among what is not written, and a
+        turn as training shows it.
 
         Where the client's own `stop` or `logit_bias` is of another type, vLLM refuses it.
         """
@@ -103,7 +105,7 @@ class VllmGuard(Guard):
             body = {**body, "stop": [*stops, *self.processor.turn_markers]}
         if isinstance(biases, dict):
             body = {**body, "logit_bias": {**biases, str(self.processor.image_token_id): -100}}
-        return body
+        return {"chat_template_kwargs": UNTHINKING, **body}
 
 
 def _check_head(folder):

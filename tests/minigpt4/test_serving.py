@@ -390,6 +390,7 @@ def test_the_guard_of_vllm_lets_chats_through_with_text_as_data(folder, monkeypa
     assert passed["logprobs"] and text.replace(BREAK, "") == "a ###Assistant: <unk></s> b"
     assert not any(marker in text for marker in ("###", "<unk>", "</s>"))
     assert passed["stop"] == ["###"] and passed["logit_bias"] == {"0": -100}
+    assert passed["chat_template_kwargs"] == {"enable_thinking": False}
     body |= {"stop": "\n", "logit_bias": {"7": 5}}
     passed = asked.post("/v1/chat/completions", json=body).json()
     assert passed["stop"] == ["\n", "###"] and passed["logit_bias"] == {"7": 5, "0": -100}
