@@ -33,6 +33,7 @@ from packaging.requirements import Requirement
 from safetensors import SafetensorError
 
 from ..configuration.configuration_minigpt4 import MiniGPT4Config
+from ..processing.chat_templates import ASKING
 from ..processing.image_processing_minigpt4 import MiniGPT4ImageProcessor
 from ..processing.processing_minigpt4 import MiniGPT4Processor
 from .card import EXAMPLE_QUESTION, Answered, as_dict, model_card, origins_to_publish
@@ -255,7 +256,7 @@ def _answer(model, processor, picture):
     content = [{"type": "image", "path": str(picture)}, {"type": "text", "text": EXAMPLE_QUESTION}]
     inputs = processor.apply_chat_template(
         [{"role": "user", "content": content}],
-        add_generation_prompt=True,
+        **ASKING,
         tokenize=True,
         return_dict=True,
         return_tensors="pt",
