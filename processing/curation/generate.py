@@ -14,8 +14,7 @@ import torch
 from accelerate import PartialState
 from tqdm.auto import tqdm
 
-from minigpt4.generation import batch_answers, caption_prompt
-
+from ...generation import batch_answers, caption_prompt
 from ..image_processing_minigpt4 import load_image
 from .endpoint import Stop
 from .report import Report, chunks
