@@ -22,11 +22,11 @@ ROOMS = [
     "processing",
     "modeling_minigpt4 registration",
     "devices generation models memory captioning metrics",
-    "recipes samples throughput standardized callbacks checkpoints trainer training",
+    "recipes samples throughput standardized batches validation callbacks checkpoints trainer training",
     "serving",
     "processing.curation",
     "evaluation",
-    "records photographs held_out report budget quickstart ablations",
+    "records gguf_export photographs held_out report budget quickstart ablations",
     "cli __main__",
     "trainer_scripts",
 ]
