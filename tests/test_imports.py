@@ -84,6 +84,11 @@ def test_what_a_space_and_an_endpoint_run_imports_nothing_of_this_package(name):
     assert not _imported("modeling_minigpt4", ROOT / "modeling_minigpt4" / name, _files(), by_name=True)
 
 
+def test_a_clone_has_each_folder_where_its_import_looks_for_it():
+    places = {name.replace(".", "/"): folder for name, folder in SETUPTOOLS["package-dir"].items()}
+    assert not [place for place, folder in places.items() if not (ROOT / place).samefile(ROOT / folder)]
+
+
 def test_editors_see_the_names_that_load_lazily():
     tree = ast.parse(Path(minigpt4.__file__).read_text("utf-8"))
     block = next(node for node in tree.body if _is_for_type_checkers(node))
