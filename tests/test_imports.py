@@ -31,8 +31,8 @@ ROOMS = [
     "cli __main__",
     "trainer_scripts",
 ]
-# {(importing module, imported one): why it is so today}. What is mended is taken out: the tests ask for that, too, where both
-# modules are there.
+# {(importing module, imported one): why it is so today}. What is mended is taken out; the tests ask for that while
+# both modules are there.
 RUN_UP = {
     ("training", "report"): "the loss curve and the page of samples are drawn by what draws the quickstart's",
     ("configuration.configuration_minigpt4", "modeling_minigpt4.vision_tower"): "a tower's grid is measured by building it",
