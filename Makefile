@@ -66,7 +66,7 @@ check: setup
 
 .PHONY: check types release-check dev
 
-# Types of the modules that export the public names, and every import of the tree, as an editor resolves them.
+# Types of the modules that pyproject.toml lists, and every import of the tree, as an editor resolves them.
 types: dev
 	$(BIN)/pyright
 	$(BIN)/pyright --project .ci/pyright-imports.json --pythonpath $(BIN)/python
