@@ -2,6 +2,9 @@
 
 import re
 import runpy
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -40,3 +43,19 @@ def test_pages_name_only_what_the_repository_has(tmp_path):
         page.write_text(text, "utf-8")
         with pytest.raises(ValueError, match=r"README.md names .*(answer.png|page.md#top), which the repository"):
             RELEASE["check_links"](page)
+
+
+@pytest.mark.slow
+def test_an_installed_package_finds_its_files(tmp_path):
+    """As a wheel lays them out, where no folder of the repository is around."""
+    for name, file in RELEASE["packaged"]().items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(ROOT / file, tmp_path / name)
+    code = (
+        "from minigpt4 import recipes, records; from minigpt4.modeling_minigpt4 import card, export, embedded\n"
+        "places = [recipes.RECIPES, records._EMBEDDED, card.MODEL_CARD, embedded.SHIPPED_PROJECTION, export._ABILITIES]\n"
+        "print(*[path.resolve() for path in [*places, *export._COPIED] if path.exists()], sep='\\n')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    found = done.stdout.split()
+    assert len(found) == 9 and all(path.startswith(str(tmp_path.resolve())) for path in found), done.stderr
