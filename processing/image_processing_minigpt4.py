@@ -144,7 +144,7 @@ def load_image(source, smallest=None):
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own, lower limit follows
-            image = Image.open(io.BytesIO(data)) if data else source
+            image = source if isinstance(source, Image.Image) else Image.open(io.BytesIO(data))
         if image.width * image.height > MAX_PIXELS:
             raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels")
         if smallest and data:

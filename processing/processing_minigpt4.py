@@ -15,6 +15,7 @@ import copy
 import re
 import uuid
 from importlib import import_module
+from typing import Any
 
 from jinja2.exceptions import TemplateError
 from tokenizers import AddedToken, Regex, normalizers, pre_tokenizers
@@ -69,7 +70,7 @@ class MiniGPT4Processor(ProcessorMixin):
     def __init__(
         self,
         image_processor=None,
-        tokenizer=None,
+        tokenizer: Any = None,
         image_token=None,
         num_image_tokens=32,
         turn_markers=("###",),
@@ -150,7 +151,7 @@ class MiniGPT4Processor(ProcessorMixin):
     def validate_inputs(self, images=None, text=None, videos=None, audio=None, **kwargs):
         """One line for a mismatch of pictures and image tokens, in place of the library's two."""
         placeholders = sum(sample.count(self.image_token) for sample in text or [])
-        pictures = 0 if images is None else len(make_flat_list_of_images(images))
+        pictures = 0 if images is None else len(make_flat_list_of_images(images))  # pyright: ignore[reportArgumentType]
         if text is not None and placeholders != pictures:
             raise ValueError(
                 f"found {placeholders} image token(s) {self.image_token} in the text but {pictures} picture(s); "
@@ -231,7 +232,7 @@ class MiniGPT4Processor(ProcessorMixin):
             inputs["pixel_values"] = self.image_processor(images=pictures, return_tensors="pt")["pixel_values"]
         return BatchFeature(inputs, tensor_type=return_tensors)
 
-    def _as_data(self, conversation):
+    def _as_data(self, conversation) -> Any:
         """A copy of the conversation (or a batch of them) whose texts cannot be read as markers."""
         if isinstance(conversation, str):
             return self.plain_text(conversation)
