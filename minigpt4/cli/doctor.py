@@ -53,12 +53,12 @@ def devices():
 
 
 def extras():
-    """The same of each extra of the package: what `pip install 'minigpt4-hf[EXTRA]'` would add."""
+    """The same of each extra of the package: what `pip install -e '.[EXTRA]'` in the clone would add."""
     for extra in importlib.metadata.metadata("minigpt4-hf").get_all("Provides-Extra") or []:
         found = [(requirement.name, *_installed(requirement)) for requirement in _requirements(extra)]
         missing = [f"{name} ({text})" for name, text, fine in found if not fine]
         if missing:
-            yield extra, f"without {', '.join(missing)}; run `pip install 'minigpt4-hf[{extra}]'`", True
+            yield extra, f"without {', '.join(missing)}; run `pip install -e '.[{extra}]'` in the clone", True
         else:
             yield extra, ", ".join(f"{name} {text}" for name, text, _ in found), True
 
