@@ -272,8 +272,8 @@ def _description(name, parameters):
     ]
     if parameters < ABLE:
         lines.append(
-            "This model only describes images: the first three examples. The others show the paper's abilities, which need a "
-            "language model of 7 billion parameters or more."
+            "This model only describes images: the first three examples. The others show the paper's abilities, for which "
+            "the language model needs 7 billion parameters or more."
         )
     return f"<center>{'<br>'.join(lines)}</center>"
 
@@ -306,7 +306,7 @@ def _settings(config):
             2,
             config.temperature or 1.0 if config.do_sample else 0,
             step=0.1,
-            label="Temperature (0: always the likeliest word)",
+            label="Temperature (0: the likeliest word)",
         ),
         gr.Slider(0.05, 1, config.top_p or 0.9, step=0.05, label="Top-p"),
         gr.Slider(1, 1000, config.max_new_tokens or 300, step=1, label="Longest answer (tokens)"),
