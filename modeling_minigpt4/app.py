@@ -39,7 +39,7 @@ ABILITIES = [
     ("story", "Tell a story", "Tell a short story about this image."),
     ("advertisement", "Advertise a product", "Write an advertisement for this product."),
     ("who", "Recognize a character", "Who are these two, and which book are they from?"),
-    ("comment", "Comment on a picture", "Write an amusing comment on this picture."),
+    ("comment", "Comment on an image", "Write an amusing comment on this picture."),
     ("facts", "Facts about a work of art", "Which work of art is this like? Tell me about it."),
     ("recipe", "Recipe from a photo", "How do I make this dish? Give me the recipe."),
 ]
@@ -64,6 +64,10 @@ _SAVE = """(text) => {
   link.click();
   URL.revokeObjectURL(link.href);
 }"""
+# The chat scrolls to its end, and on a phone past the first examples.
+_SHOW_FIRST_EXAMPLES = """() => setTimeout(() => {
+  for (let part = document.querySelector("#chat .examples"); part; part = part.parentElement) part.scrollTop = 0;
+}, 500)"""
 _SHOW_CAMERA = "() => setTimeout(() => document.querySelector('#camera').scrollIntoView({block: 'end'}), 100)"
 _CSS = """
 .gradio-container {width: 100%; max-width: 1000px !important; margin: 0 auto !important; padding: 0 !important}
@@ -193,6 +197,7 @@ def build(model, processor, name):
         save.click(export, None, exported, queue=False).success(None, exported, None, js=_SAVE)
         page.textbox.stop(stop, queue=False)
         page.unload(leave)
+        page.load(js=_SHOW_FIRST_EXAMPLES)
     return page
 
 
@@ -266,15 +271,10 @@ def preview(website):
 def _description(name, parameters):
     """The lines under the title: which model answers, and which of the examples it cannot do."""
     size = f"{parameters / 1e9:.1f} billion" if parameters >= 1e9 else f"{max(1, round(parameters / 1e6))} million"
-    lines = [
-        f"<b>{html.escape(name)}</b>, {size} parameters",
-        "Answers may be invented. Not for identifying people.",
-    ]
+    lines = [f"<b>{html.escape(name)}</b>, {size} parameters"]
     if parameters < ABLE:
-        lines.append(
-            "This model only describes images: the first three examples. The others show the paper's abilities, for which "
-            "the language model needs 7 billion parameters or more."
-        )
+        lines.append("It describes images: try the first three examples. The others need about 7 billion parameters.")
+    lines.append("Answers may be invented. Not for identifying people.")
     return f"<center>{'<br>'.join(lines)}</center>"
 
 

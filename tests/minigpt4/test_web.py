@@ -295,6 +295,7 @@ def test_what_a_model_writes_is_not_trusted(visit, free_port):
         app.serve(app.build(Parrot(), None, "parrot"), server_port=port)
 
     eve = visit(serve, width=390, height=844, dark=True)
+    eve.until(lambda: eve.all("#chat .example")[0].rect["y"] > eve.all("#chat")[0].rect["y"])  # not scrolled out of sight
     eve.shot("examples-phone-dark")
     asked = f"<img src=x onerror=hacked=1><h1>Big</h1> ![spy](http://127.0.0.1:{free_port}/spy) `a<b>` **bold**"
     assert eve.ask(asked) == asked.replace("**", "").replace("`", "")
@@ -357,7 +358,7 @@ def test_every_ability_ships_with_a_picture():
 def test_the_page_says_what_a_small_model_cannot_do():
     small, large = app._description("<embedded>", 140e6), app._description("minigpt4-7b", 7.8e9)
     assert "<b>&lt;embedded&gt;</b>, 140 million parameters" in small and "7.8 billion" in large
-    assert "first three examples" in small and "examples" not in large
+    assert "try the first three examples" in small and "examples" not in large
     assert [question for _, _, question in app.EXAMPLES[:3]][-1] == "Describe this image in detail."
 
 
