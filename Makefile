@@ -27,7 +27,7 @@ test: setup
 test-quick: setup
 	$(PYTEST) -m "not slow and not browser"
 
-# The embedded default's own tests once more where the CPU has more than AVX2: with these instructions alone, as most laptops.
+# The embedded default's own tests once more where the CPU has more than AVX2: with only these instructions, as most laptops.
 test-avx2: setup
 	$(BIN)/python -c "import sys, torch; sys.exit(torch.backends.cpu.get_cpu_capability() == 'AVX512')" || \
 		ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(PYTEST) -m embedded

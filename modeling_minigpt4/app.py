@@ -46,6 +46,7 @@ ABILITIES = [
 EXAMPLES = [*BASICS, *((f"{file}.png", name, question) for file, name, question in ABILITIES)]
 ABLE = 3e9  # parameters of a model that writes websites, poems and recipes; the paper's have 7 and 13 billion
 
+_BUTTONS = {"photograph": "Camera", "save": "Download"}
 _UNANSWERED = "Not answered"
 _CODE = r"^ {0,3}```.*?(?:^ {0,3}```|\Z)|`[^`\n]+`"
 _UNSAFE = re.compile(rf"({_CODE})|<|!\[", re.DOTALL | re.MULTILINE)
@@ -190,8 +191,7 @@ def build(model, processor, name):
     )
     with page:
         with gr.Row():
-            photograph = gr.Button("Camera", size="sm", elem_id="photograph")
-            save = gr.Button("Download", size="sm", elem_id="save")
+            photograph, save = (gr.Button(label, size="sm", elem_id=name) for name, label in _BUTTONS.items())
         _camera(photograph, page.textbox)
         exported = gr.Textbox(visible=False)
         save.click(export, None, exported, queue=False).success(None, exported, None, js=_SAVE)

@@ -1,4 +1,4 @@
-"""What is installed here, on what it runs, and what works; nothing is downloaded."""
+"""What is installed here, what it runs on, and what works; nothing is downloaded."""
 
 import importlib.metadata
 import platform
@@ -6,7 +6,7 @@ import time
 
 
 def add_arguments(parser):
-    """`minigpt4 doctor` takes none."""
+    """`minigpt4 doctor` takes no arguments."""
 
 
 def run(arguments):
@@ -19,7 +19,7 @@ def run(arguments):
             if not fine:
                 problems.append(name)
     if problems:
-        raise ValueError(f"{', '.join(problems)}: not as needed, see above")
+        raise ValueError(f"{', '.join(problems)}: not as required, see above")
 
 
 def versions():
@@ -99,7 +99,7 @@ def _answer():
 
 
 def _precisions(device):
-    """Those in which a device computes, be it slowly."""
+    """Those in which a device computes, fast or slowly."""
     import torch
 
     from ..devices import DTYPES, computes

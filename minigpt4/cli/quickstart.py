@@ -8,7 +8,7 @@ def add_arguments(parser):
         "--minutes",
         type=float,
         metavar="N",
-        help="take that long on this machine, all in all (default: as long as the recipes take; it is measured first)",
+        help="minutes to take on this machine, all in all (default: as long as the recipes take, which is measured first)",
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
 

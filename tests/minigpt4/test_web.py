@@ -1,6 +1,6 @@
 """`minigpt4 web` in a real Chromium: upload, ask, stream, stop, several people, hostile answers, a phone's width.
 
-Screenshots lie in pytest's folder for the test; MINIGPT4_SCREENSHOTS names another one.
+Screenshots go to pytest's folder for the test; MINIGPT4_SCREENSHOTS names another one.
 """
 
 import argparse
