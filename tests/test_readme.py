@@ -12,7 +12,6 @@ import re
 import shlex
 import subprocess
 import sys
-import tarfile
 import tomllib
 from pathlib import Path
 from typing import NamedTuple
@@ -21,13 +20,15 @@ import pytest
 import yaml
 from PIL import Image
 from skimage import data
+from tars import write_tar
 
+from docs.scripts.working_folder import link_originals
 from minigpt4.cli import main
 from minigpt4.recipes import load_recipe
 
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
-FENCE = re.compile(r"^(?:<!-- (.*?) -->\n)?```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+FENCE = re.compile(r"^(?:<!-- ([^\n]*) -->\n)?```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"\]\((?!https?:)([^)#\s]+)")
 # What a command is given besides, so that it ends soon; the quickstart trains no less than 20 steps a stage.
 SMALL = {
@@ -37,13 +38,6 @@ SMALL = {
     "minigpt4 convert": ["--config", "tiny_config.json"],
     "minigpt4 evaluate": ["--limit", "8", "--max-new-tokens", "8"],
     "trainer_scripts/stage": ["train.steps=2", "data.scenes=8", "data.views=1", "train.batch_size=2"],
-}
-ORIGINALS = {
-    "prerained_minigpt4_7b.pth": "checkpoints/pretrained_minigpt4_tiny.pth",
-    "eva_vit_g.pth": "checkpoints/eva_vit_g.pth",
-    "blip2_pretrained_flant5xxl.pth": "checkpoints/blip2_pretrained_flant5xxl.pth",
-    "vicuna-7b": "llama_tiny",
-    "tiny_config.json": "tiny_config.json",
 }
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
 
@@ -79,8 +73,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("readme")
     for name in ("trainer_scripts", "benchmarks"):
         (folder / name).symlink_to(ROOT / name)
-    for name, original in ORIGINALS.items():  # the authors' files, of a tiny model
-        (folder / name).symlink_to(ROOT / "tests/fixtures/parity" / original)
+    link_originals(folder)
     for name in ("photo.jpg", "scene.png"):
         Image.fromarray(data.coffee()).save(folder / name)
     (folder / "FOLDER").mkdir()
@@ -104,21 +97,14 @@ def done():
 
 
 def _write_shard(path):
-    path.parent.mkdir(parents=True)
-    with tarfile.open(path, "w") as tar:
-        for key, image in enumerate([data.coffee(), data.rocket(), data.chelsea()] * 3):
-            buffer = io.BytesIO()
-            Image.fromarray(image[key:]).resize((224, 224)).save(buffer, "JPEG")  # no two are the same
-            captions = [f"An image number {key} with a thing {i} ." for i in range(5)]
-            members = {
-                "jpg": buffer.getvalue(),
-                "txt": captions[0].encode(),
-                "json": json.dumps({"captions": captions}).encode(),
-            }
-            for suffix, content in members.items():
-                info = tarfile.TarInfo(f"{key:06}.{suffix}")
-                info.size = len(content)
-                tar.addfile(info, io.BytesIO(content))
+    samples = {}
+    for key, image in enumerate([data.coffee(), data.rocket(), data.chelsea()] * 3):
+        buffer = io.BytesIO()
+        Image.fromarray(image[key:]).resize((224, 224)).save(buffer, "JPEG")  # no two are the same
+        captions = [f"An image number {key} with a thing {i} ." for i in range(5)]
+        texts = {"txt": captions[0].encode(), "json": json.dumps({"captions": captions}).encode()}
+        samples[f"{key:06}"] = {"jpg": buffer.getvalue(), **texts}
+    write_tar(path, samples)
 
 
 def run(arguments):

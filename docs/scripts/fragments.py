@@ -7,7 +7,7 @@ from minigpt4.files import write_bytes
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-OUTPUT = re.compile(r"(?<=^<!-- output of: )(.*?)( -->\n```text\n)(.*?)(?=^```$)", re.DOTALL | re.MULTILINE)
+OUTPUT = re.compile(r"(?<=^<!-- output of: )([^\n]*)( -->\n```text\n)(.*?)(?=^```$)", re.DOTALL | re.MULTILINE)
 
 
 def replace(path, name, text):

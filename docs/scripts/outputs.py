@@ -1,8 +1,8 @@
 """python docs/scripts/outputs.py [WORD]: runs the commands whose output README and docs show, and writes it there anew.
 
 A block under `<!-- output of: COMMAND -->` is such an output. With WORD only commands that contain it run. What takes half
-an hour is read from the file that its run wrote. Commands run in a folder with photo.jpg (scikit-image's coffee, CC0), a
-FOLDER with photographs and texts, and the authors' file names for tiny weights.
+an hour is read from the file that its run wrote. Commands run in a folder with photo.jpg (scikit-image's coffee, CC0) and
+the files of working_folder.py.
 """
 
 import contextlib
@@ -15,18 +15,11 @@ import tempfile
 from pathlib import Path
 
 from fragments import PAGES, ROOT, refresh_outputs
+from working_folder import link_originals
 
 from minigpt4.cli import main as minigpt4
 from minigpt4.cli.quickstart import told
 from minigpt4.photographs import photograph
-
-ORIGINALS = {
-    "prerained_minigpt4_7b.pth": "checkpoints/pretrained_minigpt4_tiny.pth",
-    "eva_vit_g.pth": "checkpoints/eva_vit_g.pth",
-    "blip2_pretrained_flant5xxl.pth": "checkpoints/blip2_pretrained_flant5xxl.pth",
-    "vicuna-7b": "llama_tiny",
-    "tiny_config.json": "tiny_config.json",
-}
 
 
 def main(word):
@@ -42,8 +35,7 @@ def main(word):
 
     with tempfile.TemporaryDirectory() as folder:
         photograph("coffee").save(Path(folder) / "photo.jpg")
-        for name, original in ORIGINALS.items():
-            (Path(folder) / name).symlink_to(ROOT / "tests/fixtures/parity" / original)
+        link_originals(folder)
         os.chdir(folder)
         for page in PAGES:
             refresh_outputs(page, output_of)

@@ -58,7 +58,7 @@ def test_commands(base, photo, tmp_path, capsys, monkeypatch):
     ]
     out, err = typed(lines, ["--model", base, "--max-new-tokens", "4"], capsys, monkeypatch)
     for told in (
-        "/reset        forget everything said",
+        "/reset        forget the conversation",
         "nowhere.png: no such file",
         "expected /image FILE",
         "2 image(s) for the next question",
