@@ -45,14 +45,13 @@ def browser(size, dark=False):
 
 def web():
     """The page with an answer, at desktop width and light, and at phone width and dark; its examples likewise."""
-    from minigpt4.cli.loading import load_model
     from minigpt4.modeling_minigpt4.app import build, serve
+    from minigpt4.models import load
 
-    arguments = type("Arguments", (), {"model": "embedded"})
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    page = build(*load_model(arguments), "embedded")
+    page = build(*load("embedded", device="auto"), "embedded")
     threading.Thread(target=serve, args=(page,), kwargs={"server_port": port}, daemon=True).start()
     _until(lambda: not socket.socket().connect_ex(("127.0.0.1", port)))
     with tempfile.TemporaryDirectory() as folder:
