@@ -20,7 +20,7 @@ def add_arguments(parser):
         "and composed take composed scenes)",
     )
     parser.add_argument(
-        "--images", metavar="DIR", help="where the images are (default: images/ beside the data, or beside the data)"
+        "--images", metavar="DIR", help="where the images are (default: images/ beside the data, or that folder itself)"
     )
     parser.add_argument(
         "--output", metavar="DIR", help="a folder to write to, or to continue (default: outputs/evaluation/SUITE)"
