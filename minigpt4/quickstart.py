@@ -2,7 +2,7 @@
 
     shipped model on photographs -> stage 1 on composed scenes -> stage 2 -> measured on held-out scenes -> report
 
-It runs the same two recipes as the trainer scripts do bare, in one process, with the frozen vision part's features
+It runs the same two recipes as the trainer scripts without arguments, in one process, with the frozen vision part's features
 computed once for both. How long that takes is measured on a few real steps first; with a budget in minutes, as many steps
 are taken as fit (budget.py).
 """

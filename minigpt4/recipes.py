@@ -105,7 +105,7 @@ class DataSection(SourceSection):
 
 @dataclass
 class TrainSection:
-    """How the projection is trained; the learning rate follows the original's schedule (see training.learning_rate)."""
+    """How the projection is trained; the learning rate follows the original's schedule (see trainer.learning_rate)."""
 
     steps: int = 400
     batch_size: int = 16  # examples at a time on each device

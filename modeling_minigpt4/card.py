@@ -14,6 +14,9 @@ MODEL_CARD = Path(__file__).resolve().parents[1] / "model_card.md"
 # What the examples ask; the first of the paper's four stage-2 instructions.
 EXAMPLE_QUESTION = "Describe this image in detail."
 
+# Parameters of a model that can do more than describe; the paper's have 7 and 13 billion.
+ABLE = 3e9
+
 _VICUNA = "Apache-2.0 for the difference to LLaMA, which is under Meta's non-commercial research licence"
 # What a base part is, its licence, and the Hub repository to name as `base_model`.
 _KNOWN_PARTS = {
@@ -113,6 +116,7 @@ def model_card(model, repo_id, light=False, card_data=None, requirements=(), exa
         trained_parameters=_in_words(model.num_parameters(only_trainable=True)),
         config=model.config,
         trained=[_TRAINED.get(part, part) for part in model.config.trained_parts],
+        small=model.num_parameters() < ABLE,
         picture_side=getattr(model.config.vision_config, "image_size", None),
         requirements=requirements,
         question=EXAMPLE_QUESTION,

@@ -6,7 +6,7 @@
     *.py                                             the code of model and processor
     lora/                                            with `light`: LoRA adapters; else they are merged into the weights
     handler.py, app.py, requirements.txt             for an Endpoint and a Space; what the code above imports
-    abilities/*.png                                  pictures that the Space offers as examples
+    abilities/*                                      images that the Space offers as examples
     README.md, LICENSE, CITATION.cff                 the model card, from `model_card.md`
     examples/*.jpg                                   pictures that the card shows, with the model's own answers
     training.json                                    recipes and summaries of the runs that trained it
@@ -64,7 +64,7 @@ _EXPORTED_SUFFIXES = {".py", ".json", ".safetensors", ".jinja", ".model", ".txt"
 _EXAMPLES = "examples"
 _ABILITIES = Path(__file__).with_name("abilities")
 # In an export, and what is in them.
-_FOLDERS = {_EXAMPLES: {".jpg"}, _ABILITIES.name: {".png"}, LORA: {".json", ".safetensors"}}
+_FOLDERS = {_EXAMPLES: {".jpg"}, _ABILITIES.name: {".png", ".jpg"}, LORA: {".json", ".safetensors"}}
 _EXAMPLE_SIDE, _EXAMPLE_TOKENS = 512, 60  # pixels of a stored picture's longer side; longest answer about it
 
 # What an earlier export may have left on the Hub: weights in more or fewer files would be loaded in place of the new ones.

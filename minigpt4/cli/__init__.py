@@ -56,8 +56,8 @@ def run_reporting_errors(run, name):
         print(f"{name}: {lines[0]}", file=sys.stderr)
         return 2
     except ImportError as error:
-        extras = "pip install 'minigpt4-hf[embedded,quickstart,metrics,peft,web,curation,serving]'"
-        print(f"{name}: {str(error).strip().splitlines()[0]}; run `{extras}`", file=sys.stderr)
+        extras = "pip install -e '.[embedded,quickstart,metrics,peft,web,curation,serving]'"
+        print(f"{name}: {str(error).strip().splitlines()[0]}; run `{extras}` in the clone", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"{name}: stopped", file=sys.stderr)

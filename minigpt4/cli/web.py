@@ -1,4 +1,4 @@
-"""Talk about pictures in the browser: a page on this machine, for others with --host."""
+"""Talk about images in the browser: a page on this machine, for others with --host."""
 
 from pathlib import Path
 

@@ -23,7 +23,7 @@ OVERRIDES = {
 def check():
     """Raises ValueError if vLLM is not installed."""
     if importlib.util.find_spec("vllm") is None:
-        raise ValueError("--engine vllm needs vLLM, which is not installed here; run `pip install vllm` (see README)")
+        raise ValueError("--engine vllm needs vLLM, which is not installed; run `pip install vllm` (see docs/serving.md)")
 
 
 def loading_flags(folder, device, dtype, load_in):

