@@ -1,13 +1,14 @@
-"""python benchmarks/server.py [--requests N] [--clients N]
+"""python benchmarks/server.py [--model tiny|embedded] [--requests N] [--clients N]
 
-`minigpt4 serve` under load: OpenAI's asynchronous client asks a tiny model (random weights, 16 new tokens, greedy), many
-clients at once, about no, one or two pictures of 32 to 1600 pixels with texts of 1 to 200 words, every second time streamed.
-A request fails if it has no answer, or another one than `generate` gives.
+`minigpt4 serve` under load: OpenAI's asynchronous client asks a tiny model (random weights, 16 new tokens) or the embedded
+default (64), greedy, many clients at once, about no, one or two pictures of 32 to 1600 pixels with texts of 1 to 200 words,
+every second time streamed. A request fails if it has no answer, or another one than `generate` gives.
 
 Resident memory is that of the server's process: "before" once every kind of request was answered and a first load of as many
 requests as there are clients is over, so that libraries, threads and the allocator's arenas are there; "after" when the load
-is. The peer is `generate` on the same requests, one after the other and without a server. Writes
-benchmarks/results/server.json.
+is. The peer is `generate` on the same requests, one after the other and without a server; each computes in one thread, so
+"cpu_ratio", of the CPU seconds that a request takes, says the same on a machine that has other work, too. "lone" is the
+latency of a client that has the server for itself. Writes benchmarks/results/server.json, or server-embedded.json.
 """
 
 import argparse
@@ -36,10 +37,11 @@ from minigpt4.cli import run_reporting_errors
 from minigpt4.files import write_json
 from minigpt4.modeling_minigpt4.chat import answer_text
 from minigpt4.modeling_minigpt4.export import export
+from minigpt4.models import load as load_model
 from minigpt4.training import versions
 
 TOKENIZER = Path(__file__).parents[1] / "tests" / "fixtures" / "parity" / "llama_tiny"
-NEW_TOKENS = 16
+NEW_TOKENS = {"tiny": 16, "embedded": 64}
 # Width and height of a request's pictures, and the words of its text.
 KINDS = [
     ((), 1),
@@ -57,8 +59,17 @@ KINDS = [
 ]
 
 
-def build():
-    """(model, processor): tiny, and with no way to end an answer early."""
+def build(name):
+    """(model, processor): the one that is asked for, with no way to end an answer early."""
+    model, processor = load_model(name, "float32") if name == "embedded" else tiny()
+    ends = [processor.tokenizer.eos_token_id, *(token for end in processor.turn_ends for token in end)]
+    # Added to what the model suppresses already, its image token.
+    model.generation_config.suppress_tokens = sorted({*ends, *(model.generation_config.suppress_tokens or ())})
+    return model, processor
+
+
+def tiny():
+    """(model, processor) of random weights."""
     vision = Blip2VisionConfig(
         hidden_size=48, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, image_size=56, patch_size=14
     )
@@ -74,10 +85,7 @@ def build():
     torch.manual_seed(0)
     config = MiniGPT4Config(vision_config=vision, qformer_config=qformer, text_config=text, initializer_range=0.2)
     model = MiniGPT4ForConditionalGeneration(config).eval()
-    processor = MiniGPT4Processor.for_model(config, AutoTokenizer.from_pretrained(TOKENIZER))
-    ends = [processor.tokenizer.eos_token_id, *(token for end in processor.turn_ends for token in end)]
-    model.generation_config.suppress_tokens = sorted(set(ends))
-    return model, processor
+    return model, MiniGPT4Processor.for_model(config, AutoTokenizer.from_pretrained(TOKENIZER))
 
 
 def conversations():
@@ -124,12 +132,17 @@ class Server:
         self.process.wait(30)
 
     @property
+    def cpu_seconds(self):
+        """What it has computed so far."""
+        return sum(psutil.Process(self.process.pid).cpu_times()[:2])
+
+    @property
     def megabytes(self):
         """Resident memory."""
         return psutil.Process(self.process.pid).memory_info().rss / 1e6
 
 
-async def load(server, requests, clients):
+async def load(server, requests, clients, new_tokens):
     """Asks `requests` times, `clients` at a time: (answers or errors by kind, seconds of each, seconds in all, peak MB)."""
     chats, answers, seconds, peak = conversations(), [[] for _ in KINDS], [], server.megabytes
     left = iter(tqdm(np.random.default_rng(1).permutation(requests), desc="requests", leave=False))
@@ -137,7 +150,7 @@ async def load(server, requests, clients):
         [model] = [model.id async for model in api.models.list()]
 
         async def ask(number):
-            arguments = {"model": model, "messages": chats[number % len(KINDS)], "max_tokens": NEW_TOKENS, "temperature": 0}
+            arguments = {"model": model, "messages": chats[number % len(KINDS)], "max_tokens": new_tokens, "temperature": 0}
             if number % 2:
                 whole = await api.chat.completions.create(**arguments)
                 return whole.choices[0].message.content
@@ -160,22 +173,22 @@ async def load(server, requests, clients):
         return answers, seconds, time.perf_counter() - started, peak
 
 
-def alone(model, processor, requests):
-    """(texts by kind, requests a second) of `generate`, one request after the other."""
+def alone(model, processor, requests, new_tokens):
+    """(texts by kind, requests a second, CPU seconds a request) of `generate`, one request after the other."""
 
     def answer(messages):
         messages = [{**m, "content": [_ours(part) for part in m["content"]]} for m in messages]
         form = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
         inputs = processor.apply_chat_template(messages, **form)
-        ids = model.generate(**inputs, max_new_tokens=NEW_TOKENS, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+        ids = model.generate(**inputs, max_new_tokens=new_tokens, do_sample=False)[0, inputs["input_ids"].shape[1] :]
         return answer_text(processor, ids.tolist())
 
     chats = conversations()
     texts = [answer(messages) for messages in chats]
-    started = time.perf_counter()
+    started, computed = time.perf_counter(), time.process_time()
     for number in tqdm(range(requests), desc="generate", leave=False):
         answer(chats[number % len(KINDS)])
-    return texts, requests / (time.perf_counter() - started)
+    return texts, requests / (time.perf_counter() - started), (time.process_time() - computed) / requests
 
 
 def _ours(part):
@@ -185,31 +198,39 @@ def _ours(part):
 def main():
     """Measures, prints and writes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=["tiny", "embedded"], default="tiny", help="(default: tiny)")
     parser.add_argument("--requests", type=int, default=500, help="under load (default: 500)")
     parser.add_argument("--clients", type=int, default=50, help="at the same time (default: 50)")
     arguments = parser.parse_args()
     requests, clients = arguments.requests, arguments.clients
     if min(requests, clients) < 1:
         raise ValueError(f"--requests is {requests} and --clients {clients}; expected 1 or more")
+    new_tokens = NEW_TOKENS[arguments.model]
     torch.set_num_threads(1)
-    model, processor = build()
+    model, processor = build(arguments.model)
     with tempfile.TemporaryDirectory() as scratch, Server(export(model, processor, Path(scratch) / "model")) as server:
         started = server.megabytes
-        asyncio.run(load(server, 2 * len(KINDS), 1))
-        asyncio.run(load(server, clients, clients))
+        asyncio.run(load(server, len(KINDS), 1, new_tokens))
+        _, lone, *_ = asyncio.run(load(server, 2 * len(KINDS), 1, new_tokens))
+        asyncio.run(load(server, clients, clients, new_tokens))
         before = server.megabytes
-        answers, seconds, whole, peak = asyncio.run(load(server, requests, clients))
+        computed = server.cpu_seconds
+        answers, seconds, whole, peak = asyncio.run(load(server, requests, clients, new_tokens))
+        computed = (server.cpu_seconds - computed) / requests
         after = server.megabytes
-    expected, peer = alone(model, processor, max(requests // 5, 1))
+    expected, peer, peer_computed = alone(model, processor, len(KINDS) * max(requests // 60, 1), new_tokens)
     failed = [answer for text, given in zip(expected, answers, strict=True) for answer in given if answer != text]
     latency = dict(zip(("p50", "p90", "p99"), np.quantile(seconds, [0.5, 0.9, 0.99]), strict=True), mean=np.mean(seconds))
+    latency["lone p50"] = np.median(lone)
     memory = {"started": started, "before": before, "peak": peak, "after": after}
     result = {
-        "name": f"minigpt4 serve, tiny model: {requests} requests of {NEW_TOKENS} new tokens by {clients} clients",
+        "name": f"minigpt4 serve, {arguments.model}: {requests} requests of {new_tokens} new tokens by {clients} clients",
         "value": round(requests / whole, 2),
         "unit": "requests/s",
         "peer": round(peer, 2),
         "ratio": round(requests / whole / peer, 3),
+        "cpu_seconds": {"server": round(computed, 3), "peer": round(peer_computed, 3)},
+        "cpu_ratio": round(peer_computed / computed, 3),
         "failed": len(failed),
         "latency_s": {name: round(float(value), 3) for name, value in latency.items()},
         "memory_mb": {name: round(value, 1) for name, value in memory.items()},
@@ -217,10 +238,11 @@ def main():
         "device": "CPU, 1 thread for the model",
         "date": datetime.date.today().isoformat(),
         "versions": versions(),
-        "command": f"python benchmarks/server.py --requests {requests} --clients {clients}",
+        "command": f"python benchmarks/server.py --model {arguments.model} --requests {requests} --clients {clients}",
     }
     print(*(f"{name:<24}{value}" for name, value in result.items()), *failed[:3], sep="\n")
-    write_json(Path(__file__).parent / "results" / "server.json", result)
+    name = "server.json" if arguments.model == "tiny" else f"server-{arguments.model}.json"
+    write_json(Path(__file__).parent / "results" / name, result)
 
 
 if __name__ == "__main__":

@@ -133,6 +133,7 @@ class TrainSection:
     gradient_checkpointing: bool = False  # recompute the LLM's activations: less memory, a third slower
     compile: bool = False  # torch.compile: minutes at the start, for long runs on a GPU
     report_to: list[str] = field(default_factory=list)  # "tensorboard", "trackio", "wandb", where they are installed
+    trackio_space: str = ""  # OWNER/NAME of a Space that trackio writes to and the model card links; "": on this machine
     check_first_loss: bool = True  # stop where the first loss is that of an LLM whose weights are broken
     seed: int = 0
 

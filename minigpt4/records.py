@@ -13,7 +13,7 @@ import re
 from pathlib import Path
 
 import yaml
-from huggingface_hub import EvalResult
+from huggingface_hub import EvalResult, EvalResultEntry
 
 # The embedded default's, which ship under other names.
 _EMBEDDED = Path(__file__).parent / "modeling_minigpt4" / "embedded"
@@ -84,6 +84,35 @@ def evaluation_results(path, fingerprint=None):
         for way, numbers in scores.items()
         for metric, value in numbers.items()
     ]
+
+
+def benchmark_entries(results, named):
+    """(entries, rest): the results that belong to benchmarks of the Hub as `EvalResultEntry`, and those that do not.
+
+    Which benchmarks there are only the Hub knows (data sets with an eval.yaml), so a person names them.
+
+    Args:
+        results: `EvalResult`s, or None.
+        named: [(id of a data set or ID@REVISION, its task, the result's `metric_name`), ...].
+
+    Raises:
+        ValueError: no result of that name, or two of them; a name that is no data set's.
+    """
+    entries, rest = [], list(results or [])
+    for dataset, task, metric in named:
+        found = [result for result in rest if result.metric_name == metric]
+        if len(found) != 1:
+            there = ", ".join(repr(result.metric_name) for result in rest) or "none"
+            raise ValueError(f"--benchmark {dataset}: {len(found)} results are called {metric!r}; expected one of {there}")
+        repo, _, revision = dataset.partition("@")
+        if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", repo) or not task:
+            raise ValueError(f"--benchmark {dataset} {task}: expected the id of a data set, OWNER/NAME, and its task")
+        sure = found[0].metric_args
+        measured = f"n={sure['n']}, 95% interval {sure['low']} to {sure['high']}; " if sure else ""
+        notes = f"{metric} on {found[0].dataset_name}; {measured}minigpt4 evaluate"
+        entries.append(EvalResultEntry(repo, task, found[0].metric_value, revision or None, notes=notes))
+        rest.remove(found[0])
+    return entries, rest or None
 
 
 def _of_weights(content, fingerprint, path):

@@ -17,6 +17,7 @@ from pathlib import Path
 import psutil
 import torch
 import transformers
+from huggingface_hub import get_token
 from tqdm.auto import tqdm
 from transformers import TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
@@ -69,6 +70,7 @@ def train(recipe, model=None, processor=None, dataset=None, resume=True):
     processes = arguments.distributed_state
     _check_batch(recipe, processes.num_processes)
     _check_kept(recipe.train)
+    _check_space(recipe.train)
     if processes.is_main_process:
         _prepare_output(recipe, resume)
     processes.wait_for_everyone()
@@ -299,6 +301,7 @@ def _arguments(recipe):
         dataloader_pin_memory=torch.cuda.is_available(),
         ignore_data_skip=recipe.data.streaming,  # a stream keeps its own place
         report_to=train.report_to or "none",
+        trackio_space_id=train.trackio_space or None,
     )
 
 
@@ -311,6 +314,18 @@ def _check_batch(recipe, world_size):
             f"train.global_batch is {train.global_batch}, but {train.batch_size} a device x {train.accumulation} "
             f"accumulated x {world_size} processes is {total}; set train.accumulation or train.batch_size to match"
         )
+
+
+def _check_space(train):
+    """Raises ValueError for a Space that trackio could not write to."""
+    if not train.trackio_space:
+        return
+    if "trackio" not in train.report_to:
+        raise ValueError(
+            f"train.trackio_space is {train.trackio_space}, but nothing reports there; set train.report_to=[trackio]"
+        )
+    if get_token() is None:
+        raise ValueError(f"train.trackio_space is {train.trackio_space}, which takes a token; log in with `hf auth login`")
 
 
 def _check_kept(train):

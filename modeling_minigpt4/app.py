@@ -2,7 +2,8 @@
 
 It needs no other file of this package: as app.py of a Space with the Gradio SDK, and with the images in abilities/ beside
 it, transformers fetches the model and its code. The server keeps the conversation, a `ChatSession` for each open page, and
-frees it when the page is left. What a model writes is not trusted: its HTML is text, or in a frame without scripts.
+frees it when the page is left. What a model writes is not trusted: its HTML is text, or in a frame without scripts. On a
+Space with ZeroGPU answers are written by a process that has the GPU for as long as that takes.
 """
 
 import html
@@ -16,6 +17,11 @@ import gradio as gr
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+# On a Space with ZeroGPU, whose package has to be there before torch looks for a GPU. Elsewhere it is not needed.
+GPU = None
+if os.environ.get("SPACES_ZERO_GPU"):
+    from spaces import GPU
+
 MAX_PICTURES, MAX_FILE, MAX_TEXT = 8, "20mb", 20_000  # of a question
 QUESTION = "Describe this image in detail."  # about pictures that come without one
 MAX_WAITING = 32  # questions; one is answered at a time
@@ -28,22 +34,10 @@ BASICS = [
     ("coffee.jpg", "Say what is there", "What is in this image?"),
     ("cat.jpg", "Describe in a sentence", "Describe this image in one short sentence."),
 ]
-# What the paper shows, one ability a figure. The drawings were made for this project and are under its licence.
-ABILITIES = [
-    ("description", "Describe in detail", "Describe this image in detail."),
-    ("humor", "Explain a joke", "Explain why this meme is funny."),
-    ("unusual", "Notice what is unusual", "What is unusual about this image?"),
-    ("website", "Website from a draft", "Write the HTML code of a website that looks like this draft."),
-    ("problem", "Diagnose a problem", "What is wrong with this plant, and what should I do?"),
-    ("poem", "Write a poem", "Can you write a beautiful poem about this image?"),
-    ("story", "Tell a story", "Tell a short story about this image."),
-    ("advertisement", "Advertise a product", "Write an advertisement for this product."),
-    ("who", "Recognize a character", "Who are these two, and which book are they from?"),
-    ("comment", "Comment on an image", "Write an amusing comment on this picture."),
-    ("facts", "Facts about a work of art", "Which work of art is this like? Tell me about it."),
-    ("recipe", "Recipe from a photo", "How do I make this dish? Give me the recipe."),
-]
-EXAMPLES = [*BASICS, *((f"{file}.png", name, question) for file, name, question in ABILITIES)]
+# What the paper shows, one ability a figure; `minigpt4 evaluate --suite abilities` asks them, too. The drawings were made
+# for this project and are under its licence.
+ABILITIES = [tuple(ability.values()) for ability in json.loads((_FOLDER / "questions.json").read_text("utf-8"))]
+EXAMPLES = [*BASICS, *ABILITIES]
 ABLE = 3e9  # parameters of a model that writes websites, poems and recipes; the paper's have 7 and 13 billion
 
 _BUTTONS = {"photograph": "Camera", "save": "Download"}
@@ -98,7 +92,8 @@ def build(model, processor, name):
         processor: its `MiniGPT4Processor`.
         name: what the page calls the model.
     """
-    sessions = OrderedDict()  # by the hash that Gradio gives an open page, the one used last at the end
+    # Sessions by the hash that Gradio gives an open page, the one used last at the end.
+    say, sessions = speaker(model, processor, GPU), OrderedDict()
 
     def session(request):
         """The `ChatSession` of a page; the one not used for longest makes room."""
@@ -120,10 +115,10 @@ def build(model, processor, name):
         written = ""
         try:
             check(text, message["files"])
-            for piece in chat.ask(
+            for piece in say(
+                chat,
                 text or QUESTION,
                 message["files"],
-                stream=True,
                 max_new_tokens=int(max_new_tokens),
                 repetition_penalty=float(penalty),
                 **settings,
@@ -194,11 +189,68 @@ def build(model, processor, name):
             photograph, save = (gr.Button(label, size="sm", elem_id=name) for name, label in _BUTTONS.items())
         _camera(photograph, page.textbox)
         exported = gr.Textbox(visible=False)
-        save.click(export, None, exported, queue=False).success(None, exported, None, js=_SAVE)
-        page.textbox.stop(stop, queue=False)
+        save.click(export, None, exported, queue=False, api_visibility="private").success(None, exported, None, js=_SAVE)
+        page.textbox.stop(stop, queue=False, api_visibility="private")
         page.unload(leave)
         page.load(js=_SHOW_FIRST_EXAMPLES)
     return page
+
+
+def speaker(model, processor, gpu=None):
+    """say(chat, text, images, **generation): an iterator over the pieces of a `ChatSession`'s answer.
+
+    Args:
+        gpu: `spaces.GPU` on a Space with ZeroGPU. What it decorates runs in another process, which has no part in the
+            conversations here: they are sent there as messages, and come back as messages with the answer.
+    """
+
+    def here(chat, text, images, **generation):
+        yield from chat.ask(text, images, stream=True, **generation)
+
+    if gpu is None:
+        return here
+
+    @gpu
+    def there(messages, text, images, generation):
+        chat = model.chat_session(processor, messages)
+        yield from chat.ask(text, images, stream=True, **generation)
+        yield chat.export()
+
+    def say(chat, text, images, **generation):
+        for piece in there(chat.export(), text, images, generation):
+            if isinstance(piece, str):
+                yield piece
+            else:
+                chat.messages[:] = model.chat_session(processor, piece).messages
+
+    return say
+
+
+def offer(page, model, processor):
+    """Lets programs ask one question about one image: adds `ask` to the page's API, and to its MCP server if it has one.
+
+    The components are not shown; they check, and fetch, what a program sends.
+    """
+    say = speaker(model, processor, GPU)
+
+    def ask(image: str, question: str) -> str:
+        """Answers a question about an image. It describes, counts, reads moods; what it says may be invented.
+
+        Args:
+            image: the image to look at.
+            question: what to ask about it, in English.
+        """
+        try:
+            check(question.strip(), [image] if image else [])
+            return "".join(say(model.chat_session(processor), question.strip() or QUESTION, image))
+        except (ValueError, RuntimeError) as error:
+            raise gr.Error(str(error).splitlines()[0], print_exception=False) from error
+
+    with page:
+        image = gr.Image(type="filepath", visible=False, label="Image")
+        question = gr.Textbox(visible=False, label="Question", max_length=MAX_TEXT)
+        said = gr.Textbox(visible=False, label="Answer")
+        gr.on([], ask, [image, question], said, api_name="ask")
 
 
 def serve(page, **where):
@@ -294,8 +346,9 @@ def _camera(button, textbox):
     def take(photo, question):
         return {**question, "files": [*question["files"], photo]}, gr.Image(None, visible=False)
 
-    button.click(lambda: gr.Image(visible=True), None, camera, queue=False).then(js=_SHOW_CAMERA)
-    camera.input(take, [camera, textbox], [textbox, camera], queue=False)
+    hidden = {"queue": False, "api_visibility": "private"}
+    button.click(lambda: gr.Image(visible=True), None, camera, **hidden).then(js=_SHOW_CAMERA)
+    camera.input(take, [camera, textbox], [textbox, camera], **hidden)
 
 
 def _settings(config):
@@ -327,8 +380,14 @@ def load(repo):
     """(model, processor) of a repository or folder, on the GPU if there is one, in a precision that is fast there."""
     processor = AutoProcessor.from_pretrained(repo, trust_remote_code=True)
     model = AutoModelForImageTextToText.from_pretrained(repo, trust_remote_code=True).eval()
+    if GPU is not None:  # ZeroGPU keeps the weights until a process has the GPU
+        return model.to("cuda"), processor
     return model.to(torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"), processor
 
 
 if __name__ == "__main__":
-    serve(build(*load(os.environ["MODEL_ID"]), os.environ["MODEL_ID"]))
+    loaded = load(os.environ["MODEL_ID"])
+    whole = build(*loaded, os.environ["MODEL_ID"])
+    if os.environ.get("GRADIO_MCP_SERVER", "").lower() == "true":  # by which Gradio starts its MCP server
+        offer(whole, *loaded)
+    serve(whole)

@@ -27,7 +27,8 @@ import uuid
 from pathlib import Path
 
 import torch
-from huggingface_hub import HfApi
+import yaml
+from huggingface_hub import HfApi, eval_result_entries_to_yaml
 from huggingface_hub.errors import HTTPError  # that of httpx or httpx2, whichever this version speaks with
 from packaging.requirements import Requirement
 from safetensors import SafetensorError
@@ -62,9 +63,15 @@ _COPIED = [
 _RELATIVE_IMPORT = re.compile(r"^(\s*from )(\.+)((?:\w+\.)*)(\w+)(?= import )", re.MULTILINE)
 _EXPORTED_SUFFIXES = {".py", ".json", ".safetensors", ".jinja", ".model", ".txt", ".md", ".cff"}
 _EXAMPLES = "examples"
+_BENCHMARKS = ".eval_results"  # where the Hub looks for them
 _ABILITIES = Path(__file__).with_name("abilities")
 # In an export, and what is in them.
-_FOLDERS = {_EXAMPLES: {".jpg"}, _ABILITIES.name: {".png", ".jpg"}, LORA: {".json", ".safetensors"}}
+_FOLDERS = {
+    _EXAMPLES: {".jpg"},
+    _BENCHMARKS: {".yaml"},
+    _ABILITIES.name: {".png", ".jpg", ".json"},
+    LORA: {".json", ".safetensors"},
+}
 _EXAMPLE_SIDE, _EXAMPLE_TOKENS = 512, 60  # pixels of a stored picture's longer side; longest answer about it
 
 # What an earlier export may have left on the Hub: weights in more or fewer files would be loaded in place of the new ones.
@@ -76,7 +83,18 @@ _OTHER_NAMES = {"PIL": "pillow"}  # {imported: distribution}, where the two diff
 _DEVICE_MAP, _GGUF = {"accelerate"}, {"gguf"}
 
 
-def export(model, processor, directory, light=False, card_data=None, repo_id=None, examples=(), training=(), trained=None):
+def export(
+    model,
+    processor,
+    directory,
+    light=False,
+    card_data=None,
+    repo_id=None,
+    examples=(),
+    training=(),
+    trained=None,
+    benchmarks=(),
+):
     """Writes `directory` at once: it holds either the whole export or what it held before. Returns its path.
 
     Args:
@@ -92,6 +110,7 @@ def export(model, processor, directory, light=False, card_data=None, repo_id=Non
             `minigpt4.records.training_runs` finds them.
         trained: what a light export stores, where `own_tensors` was called beforehand: by every process, for a model
             that is spread over them.
+        benchmarks: results on benchmarks that the Hub has registered, as huggingface_hub's `EvalResultEntry`.
 
     Raises:
         ValueError: the folder holds something else, or the model does not know where its frozen parts come from.
@@ -106,6 +125,7 @@ def export(model, processor, directory, light=False, card_data=None, repo_id=Non
             _write_model(model, folder, light, trained)
             _write_processor(processor, folder)
             _write_about(model, folder, repo_id or directory.name, light, card_data, answered, training)
+            _write_benchmarks(benchmarks, folder)
     except (OSError, SafetensorError) as error:
         raise OSError(f"{directory}: cannot be written ({getattr(error, 'strerror', None) or error})") from error
     return directory
@@ -234,6 +254,15 @@ def _write_about(model, folder, repo_id, light, card_data, examples, training):
         (folder / "training.json").write_text(json.dumps(list(training), indent=2) + "\n", "utf-8")
     card = model_card(model, repo_id, light, card_data, requirements, examples, training)
     card.save(folder / "README.md")
+
+
+def _write_benchmarks(entries, folder):
+    """One file for each data set, as the Hub reads them (huggingface.co/docs/hub/eval-results)."""
+    for dataset in {entry.dataset_id for entry in entries}:
+        path = folder / _BENCHMARKS / f"{dataset.replace('/', '--')}.yaml"
+        path.parent.mkdir(exist_ok=True)
+        own = eval_result_entries_to_yaml([entry for entry in entries if entry.dataset_id == dataset])
+        path.write_text(yaml.safe_dump(own, sort_keys=False), "utf-8")
 
 
 def _write_examples(model, processor, examples, folder):

@@ -5,14 +5,16 @@
       -> [{"generated_text": "..."}]
 
 Written to run alone: transformers loads the model and its code from the same folder. What is wrong with a request is raised
-as ValueError with one line, which the container (huggingface-inference-toolkit) answers as status 400 {"error": line}.
+as ValueError with one line, which the container (huggingface-inference-toolkit) answers as status 400 {"error": line}. That
+container sends an answer as a whole; `EndpointHandler.stream` is for one of your own that sends it as it is written.
 """
 
 import base64
 import binascii
+import threading
 
 import torch
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForImageTextToText, AutoProcessor, TextIteratorStreamer
 
 # Asked about a picture that comes without a text; the first of the paper's four stage-2 instructions.
 QUESTION = "Describe this image in detail."
@@ -55,6 +57,58 @@ class EndpointHandler:
         Raises:
             ValueError: one line that says what is wrong with the request.
         """
+        inputs, parameters = self._inputs(data)
+        length = inputs["input_ids"].shape[1]
+        ids = self.model.generate(**inputs, **parameters)[0, length:]
+        return [{"generated_text": self.processor.decode(ids, skip_special_tokens=True).strip()}]
+
+    def stream(self, data):
+        """Answers one request piece by piece.
+
+        Args:
+            data: as of `__call__`, with one beam.
+
+        Returns:
+            An iterator over {"token": {"text": piece}}, and last {"generated_text": answer}. Closing it ends the answer.
+
+        Raises:
+            ValueError: at once, as `__call__` does.
+        """
+        inputs, parameters = self._inputs(data)
+        if parameters.get("num_beams", 1) > 1:
+            raise ValueError(f"parameter num_beams is {parameters['num_beams']}; expected 1 for an answer in pieces")
+        return self._pieces(inputs, parameters)
+
+    def _pieces(self, inputs, parameters):
+        streamer = TextIteratorStreamer(self.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
+        unwanted, failed, answer = threading.Event(), [], ""
+
+        def wanted(input_ids, scores, **_):  # a stopping criterion
+            return torch.full((len(input_ids),), unwanted.is_set(), device=input_ids.device)
+
+        def write():
+            try:
+                self.model.generate(**inputs, **parameters, streamer=streamer, stopping_criteria=[wanted])
+            except Exception as error:  # raised where the answer is read
+                failed.append(error)
+                streamer.end()
+
+        writer = threading.Thread(target=write)
+        writer.start()
+        try:
+            for piece in streamer:
+                if piece:
+                    answer += piece
+                    yield {"token": {"text": piece}}
+        finally:
+            unwanted.set()
+            writer.join()
+        if failed:
+            raise failed[0]
+        yield {"generated_text": answer.strip()}
+
+    def _inputs(self, data):
+        """(inputs of the model, arguments of `generate`) of a request."""
         if not isinstance(data, dict):
             raise ValueError(f"the request is a {type(data).__name__}; expected an object with inputs")
         parameters = _checked(data.get("parameters"))
@@ -66,10 +120,8 @@ class EndpointHandler:
             return_dict=True,
             return_tensors="pt",
         ).to(self.model.device)
-        length = inputs["input_ids"].shape[1]
-        self._check_length(length, parameters)
-        ids = self.model.generate(**inputs, **parameters)[0, length:]
-        return [{"generated_text": self.processor.decode(ids, skip_special_tokens=True).strip()}]
+        self._check_length(inputs["input_ids"].shape[1], parameters)
+        return inputs, parameters
 
     def _messages(self, inputs):
         """The conversation of a request, its pictures read."""

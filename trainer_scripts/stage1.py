@@ -1,3 +1,7 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["minigpt4-hf[quickstart,llama]"]
+# ///
 """accelerate launch trainer_scripts/stage1.py [--recipe YAML] [--set key=value ...]
 
 Stage 1 (paper, section 3.1): the projection learns to make a frozen LLM caption images, without a prompt. Without

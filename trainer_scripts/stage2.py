@@ -1,3 +1,7 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["minigpt4-hf[quickstart,llama]"]
+# ///
 """accelerate launch trainer_scripts/stage2.py [--recipe YAML] [--set key=value ...]
 
 Stage 2 (paper, section 3.3): the projection learns to answer instructions in the LLM's own conversation form, loss on the

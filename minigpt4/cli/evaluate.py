@@ -3,7 +3,20 @@
 from . import loading
 
 # What minigpt4/evaluation/suites has; named here so that --help needs no torch.
-SUITES = ("failures", "coverage", "captions", "chair", "pope", "vqa", "advanced", "composed", "objects")
+SUITES = (
+    "failures",
+    "coverage",
+    "captions",
+    "chair",
+    "pope",
+    "vqa",
+    "advanced",
+    "composed",
+    "objects",
+    "text",
+    "spatial",
+    "abilities",
+)
 
 
 def add_arguments(parser):
@@ -40,8 +53,8 @@ def add_arguments(parser):
     parser.add_argument(
         "--judge",
         metavar="URL|FILE",
-        help="coverage, advanced: an OpenAI-compatible endpoint (http://localhost:8000/v1; its key in OPENAI_API_KEY), or, "
-        "for advanced, the judgements of a person, as judge.html saves them",
+        help="coverage, advanced, abilities: an OpenAI-compatible endpoint (http://localhost:8000/v1; its key in "
+        "OPENAI_API_KEY), or, for the last two, the judgements of a person, as judge.html saves them",
     )
     parser.add_argument("--judge-model", metavar="NAME", help="the judge's name at the endpoint")
     loading.add_arguments(parser)
@@ -64,6 +77,7 @@ def run(arguments):
         arguments.holdout_share,
     )
     suite = load_suite(arguments.suite, options)
+    suite.judged = suite.judged or bool(arguments.judge and suite.by_person)
     if arguments.judge and not suite.judged:
         raise ValueError(f"--judge: suite {suite.name} needs none; leave it out")
     if suite.judged and not suite.by_person and not str(arguments.judge).startswith(("http://", "https://")):

@@ -23,6 +23,20 @@ def add_arguments(parser):
         metavar="FILE",
         help="results.json of `minigpt4 evaluate` on this model for the card's metrics (default: evaluation.json beside it)",
     )
+    parser.add_argument(
+        "--benchmark",
+        nargs=3,
+        action="append",
+        default=[],
+        metavar=("DATASET", "TASK", "METRIC"),
+        help="one of these metrics, by the name that the card gives it, as the result of a benchmark that the Hub has "
+        "registered: the data set's id (ID@REVISION) and its task; may be repeated",
+    )
+    parser.add_argument(
+        "--gguf",
+        action="store_true",
+        help="write model.gguf and mmproj.gguf for llama.cpp, in place of a transformers folder",
+    )
     parser.add_argument("--push", metavar="REPO", help="upload it to this Hub repository in one commit")
     parser.add_argument("--private", action="store_true", help="with --push: the repository is a private one")
     loading.add_arguments(parser, quantized=False)
@@ -32,9 +46,11 @@ def run(arguments):
     """Exports, and prints where to; raises ValueError or OSError with one line."""
     if arguments.private and not arguments.push:
         raise ValueError("--private is about the repository that --push uploads to; add --push REPO")
+    if arguments.gguf:
+        return _export_gguf(arguments)
     from ..modeling_minigpt4 import export as hub_folder
     from ..models import fingerprint
-    from ..records import evaluation_results, training_runs
+    from ..records import benchmark_entries, evaluation_results, training_runs
 
     hub_folder.check_target(arguments.output)
     for file in arguments.results or []:
@@ -42,16 +58,30 @@ def run(arguments):
     training, examples = training_runs(arguments.model), _examples(arguments.examples)
     model, processor = loading.load_model(arguments)
     card_data = _card_data(arguments.model, arguments.results, fingerprint(model))
+    benchmarks, card_data["eval_results"] = benchmark_entries(card_data.get("eval_results"), arguments.benchmark)
     if arguments.light:
         hub_folder.check_light(model)
     repo_id = arguments.push and hub_folder.create_repository(arguments.push, private=arguments.private)
     directory = hub_folder.export(
-        model, processor, arguments.output, arguments.light, card_data, repo_id, examples, training
+        model, processor, arguments.output, arguments.light, card_data, repo_id, examples, training, benchmarks=benchmarks
     )
     size = sum(path.stat().st_size for path in directory.rglob("*") if path.is_file()) / 1e6
     print(f"{arguments.output}: {'trained weights only' if arguments.light else 'every weight'}, {size:.1f} MB")
     if repo_id:
         print(f"pushed to {hub_folder.push(directory, repo_id).commit_url}")
+
+
+def _export_gguf(arguments):
+    for flag in ("light", "examples", "results", "benchmark", "push"):
+        if getattr(arguments, flag) not in (None, False, []):
+            raise ValueError(f"--{flag} is about a transformers folder, and --gguf writes two other files; leave one out")
+    from .. import gguf_export
+    from ..models import load_config
+
+    gguf_export.check(load_config(arguments.model))  # before the weights are loaded
+    model, processor = loading.load_model(arguments)
+    for path in gguf_export.export(model, processor, arguments.output):
+        print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
 
 
 def _card_data(name, results, weights):

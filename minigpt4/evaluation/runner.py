@@ -97,6 +97,8 @@ def evaluate(model, suite, output, judge=None, against=None, batch_size=64, devi
             "difference": _differences(figures, other_figures),
         }
     write_json(output / RESULTS, results)
+    if suite.by_person and not suite.judged:
+        report.write_page_to_judge(output / "judge.html", suite, run.said, hash_of(run.said))
     report.write(output / "report.html", suite, results, run.said, other.said if against is not None else None, verdicts)
     return results
 

@@ -1,15 +1,16 @@
-"""`transformers serve` for a MiniGPT-4: its launcher, model manager and generation, behind `Guard` and our two routes.
+"""`transformers serve` for a MiniGPT-4: its launcher and its model manager, behind `Guard` and our routes.
 
-Of the engine's own app only the chat is used. Its other routes would load any model of the Hub for anybody, or take pictures
-past the guard.
+Of the engine's own app nothing is used: where a model reads images its chat answers one request after the other (see
+`batches`), and its other routes would load any model of the Hub for anybody, or take pictures past the guard.
 """
 
+import asyncio
 import contextlib
-import functools
 import json
 import logging
 import time
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
@@ -17,15 +18,19 @@ from starlette.applications import Starlette
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from ..processing.chat_templates import ASKING, UNTHINKING
+from ..processing.chat_templates import ASKING
+from . import batches
 from .allocator import return_large_buffers
-from .answers import SEED, QueueStreamer, StopText
+from .answers import StopText
+from .batches import Batches
 from .guard import CHAT, Guard, RequestError, error_body, error_response, read
 
 _log = logging.getLogger(__name__)
 
 MAX_ACTIVE = 256  # requests that are being answered or wait for it
 MAX_TOKENS = 1024  # of an answer whose request names no limit
+# Flags of the engine that concern its own generation and chat, which are not used.
+_UNUSED = ("--continuous-batching", "--cb-", "--compile", "--default-seed", "--chat-template-kwargs", "--reasoning")
 _Stop = Annotated[str, Field(min_length=1, max_length=100)]
 
 
@@ -76,21 +81,23 @@ def serve(folder, name, host, port, hosts, flags):
         flags: further arguments of `transformers serve`, as on its command line.
 
     Raises:
-        ValueError: a flag that it does not know, or "@" in the folder's name, which it reads as a revision.
+        ValueError: a flag that it does not know, or that concerns what is not used of it; "@" in the folder's name, which it
+            reads as a revision.
     """
     import typer
     from transformers.cli.serve import Serve
-    from transformers.cli.serving import server, utils
+    from transformers.cli.serving import server
 
+    for flag in flags:
+        if flag.startswith(_UNUSED):
+            raise ValueError(f"{flag.partition('=')[0]} has no effect here: requests are answered in batches; leave it out")
     if "@" in str(folder):
         raise ValueError(f"{folder}: `transformers serve` reads what follows the @ as a revision; rename the folder")
     return_large_buffers()
     register()
 
-    def build(model_manager, chat_handler, *_, **__):
-        _, processor = _loaded(model_manager)
-        utils.DirectStreamer = functools.partial(QueueStreamer, processor)
-        return build_app(model_manager, chat_handler, name, hosts)
+    def build(model_manager, *_, **__):
+        return build_app(model_manager, name, hosts)
 
     server.build_server = build
     command = typer.Typer(add_completion=False)
@@ -121,13 +128,13 @@ def _loaded(model_manager):
     return model_manager.load_model_and_processor(model_manager.process_model_name(model_manager.force_model))
 
 
-def build_app(model_manager, chat_handler, name, hosts=()):
+def build_app(model_manager, name, hosts=()):
     """The ASGI app: the guard, `/v1/chat/completions`, `/v1/models` and `/health`.
 
     Args:
-        model_manager, chat_handler: the engine's `ModelManager`, pinned to one model, and `ChatCompletionHandler`.
+        model_manager: the engine's `ModelManager`, pinned to one model.
     """
-    chat = _Chat(model_manager, chat_handler, name)
+    chat = _Chat(*_loaded(model_manager), name)
     card = {"id": name, "object": "model", "created": int(time.time()), "owned_by": "minigpt4"}
 
     async def models(request):
@@ -155,6 +162,7 @@ def build_app(model_manager, chat_handler, name, hosts=()):
     @contextlib.asynccontextmanager
     async def lifespan(app):
         yield
+        chat.close()
         model_manager.shutdown()
 
     app = Starlette(
@@ -176,10 +184,18 @@ def _check_name(asked, name):
 
 
 class _Chat:
-    """Answers chat requests with the engine's handler, always as a stream, which can be stopped."""
+    """Answers chat requests in batches, each as a stream, which can be stopped."""
 
-    def __init__(self, model_manager, handler, name):
-        self.manager, self.handler, self.name, self.active = model_manager, handler, name, 0
+    def __init__(self, model, processor, name):
+        self.model, self.processor, self.name, self.active = model, processor, name, 0
+        self.batches = Batches(model, processor)
+        # As many as decode images in the guard, for the same reason: each may take hundreds of MB.
+        self.readers = ThreadPoolExecutor(2, "prompts")
+
+    def close(self):
+        """Ends what is being answered."""
+        self.batches.close()
+        self.readers.shutdown(wait=False, cancel_futures=True)
 
     async def answer(self, request):
         """The route: a checked request -> JSON, or an event stream."""
@@ -188,63 +204,61 @@ class _Chat:
         _check_name(settings.model, self.name)
         if self.active >= MAX_ACTIVE:
             raise RequestError(429, f"{MAX_ACTIVE} requests are waiting already; try again later", "rate_limit_exceeded")
-        model, processor = _loaded(self.manager)
-        prompt_tokens = _count_tokens(processor, body["messages"])
-        config = _generation_config(model, prompt_tokens, settings)
-        engine_body = {
-            "model": self.manager.force_model,
-            "messages": body["messages"],
-            "chat_template_kwargs": UNTHINKING,
-            "generation_config": json.dumps(config),
-            "stream": True,
-        }
-        SEED.set(settings.seed)
-        response = await self.handler.handle_request(engine_body, str(uuid.uuid4()))
-        pieces = self._pieces(response.body_iterator, processor, settings, prompt_tokens)
+        self.active += 1
+        try:
+            inputs = await asyncio.get_running_loop().run_in_executor(self.readers, self._read, body["messages"])
+        finally:
+            self.active -= 1
+        prompt_tokens = inputs["input_ids"].shape[1]
+        answer = self.batches.ask(inputs, _own_settings(self.model, prompt_tokens, settings))
+        pieces = self._pieces(answer, settings, prompt_tokens)
+        await anext(pieces)  # begins: from now on, whatever ends it also cancels the answer
         head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": self.name}
         if settings.stream:
             options = settings.stream_options or _StreamOptions()
             return StreamingResponse(_events(pieces, head, options.include_usage), media_type="text/event-stream")
         return await _whole(request, pieces, head)
 
-    async def _pieces(self, events, processor, settings, prompt_tokens):
-        """Texts to show, then (finish_reason, usage). Closing it stops the generation after the token at hand."""
-        stops = [settings.stop] if isinstance(settings.stop, str) else settings.stop or []
-        stop, written = StopText(stops), ""
+    def _read(self, messages):
+        """A request's messages as the model's inputs."""
+        return self.processor.apply_chat_template(
+            [{**message, "content": [_part(part) for part in message["content"]]} for message in messages],
+            **ASKING,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+        )
+
+    async def _pieces(self, answer, settings, prompt_tokens):
+        """None once it has begun, then texts to show, then (finish_reason, usage). Closing it cancels the answer."""
+        stop = StopText([settings.stop] if isinstance(settings.stop, str) else settings.stop or [])
         self.active += 1
         try:
-            async with contextlib.aclosing(events), contextlib.aclosing(_parsed(events)) as chunks:
-                async for chunk in chunks:
-                    choice = chunk["choices"][0]
-                    piece = choice["delta"].get("content", "")
-                    written += piece
-                    if text := stop.feed(piece):
-                        yield text
-                    if stop.found:
-                        end = "stop", len(processor.tokenizer.encode(written, add_special_tokens=False))
-                        break
-                    if choice.get("finish_reason"):
-                        end = choice["finish_reason"], chunk["usage"]["completion_tokens"]
+            yield
+            tokens = 0
+            async for piece, tokens in answer:  # noqa: B007
+                if text := stop.feed(piece):
+                    yield text
+                if stop.found:
+                    break
             if stop.held:
                 yield stop.held
-            reason, tokens = end
+            if not stop.found:
+                tokens = len(answer.ids)
             usage = {"prompt_tokens": prompt_tokens, "completion_tokens": tokens, "total_tokens": prompt_tokens + tokens}
-            yield reason, usage
+            yield "length" if answer.cut_off and not stop.found else "stop", usage
         finally:
+            answer.cancel()
             self.active -= 1
 
 
-def _count_tokens(processor, messages):
-    """The length of a prompt, pictures included."""
-    shown = [
-        {**message, "content": [part if part["type"] == "text" else {"type": "image"} for part in message["content"]]}
-        for message in messages
-    ]
-    return len(processor.conversation_ids(shown, **ASKING))
+def _part(part):
+    """A part of a message as the chat template takes it."""
+    return part if part["type"] == "text" else {"type": "image", "url": part["image_url"]["url"]}
 
 
-def _generation_config(model, prompt_tokens, settings):
-    """The model's generation config with what a request asks for, as a dict; raises RequestError if it does not fit."""
+def _own_settings(model, prompt_tokens, settings):
+    """What a request asks for, over the model's generation config; raises RequestError if it does not fit."""
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or float("inf")
     asked = settings.max_completion_tokens or settings.max_tokens
     room = context - prompt_tokens
@@ -256,23 +270,16 @@ def _generation_config(model, prompt_tokens, settings):
             "context_length_exceeded",
             "messages",
         )
-    config = model.generation_config.to_dict()
-    config["max_new_tokens"] = asked or min(room, MAX_TOKENS)
+    sample = bool(model.generation_config.do_sample)
     if settings.temperature is not None or settings.top_p is not None:
-        config["do_sample"] = settings.temperature != 0
-    if config.get("do_sample"):
-        config.update({"temperature": settings.temperature or 1.0, "top_p": settings.top_p or 1.0})
-    return config
-
-
-async def _parsed(events):
-    """The engine's server-sent events as dicts; raises RuntimeError with the message of one that is an error."""
-    async for batch in events:
-        for event in batch.split("\n\n"):
-            if event.startswith('data: {"error"'):  # not always JSON
-                raise RuntimeError(event)
-            if event.startswith("data: {"):
-                yield json.loads(event.removeprefix("data: "))
+        sample = settings.temperature != 0
+    return batches.Settings(
+        max_new_tokens=asked or min(room, MAX_TOKENS),
+        do_sample=sample,
+        temperature=settings.temperature or 1.0,
+        top_p=settings.top_p or 1.0,
+        seed=settings.seed,
+    )
 
 
 async def _events(pieces, head, include_usage):

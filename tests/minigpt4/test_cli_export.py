@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from benchmark_files import write_pope
 from elsewhere import answer, consume
-from huggingface_hub import EvalResult, ModelCard
+from huggingface_hub import EvalResult, ModelCard, parse_eval_result_entries
 from local_hub import TOKEN, local_hub
 from safetensors.torch import load_file, save_file
 
@@ -115,6 +116,34 @@ def test_examples_and_results_of_the_card(source, picture, tmp_path, monkeypatch
     for wrong, message in ((["--results", "nothere.json"], "nothere.json"), (["--examples", "scores.json"], "scores.json")):
         assert main([*command, *wrong]) == 2
         assert one_line(capsys).startswith(f"minigpt4 export: {message}: ")
+
+
+def test_results_of_registered_benchmarks_are_files_that_the_hub_reads(source, tmp_path, monkeypatch, capsys):
+    """The rest stays in the card's metadata, and an export without them takes the files away."""
+    monkeypatch.chdir(tmp_path)
+    figure = {"value": 0.81234, "n": 3000, "interval": [0.8, 0.82]}
+    scores = {"random": {"accuracy": figure, "f1": figure}, "popular": {"accuracy": {**figure, "value": 0.7}}}
+    Path("scores.json").write_text(json.dumps({"data": "POPE", "n": 3000, **scores}))
+    command = ["export", "--model", "source", "--output", "out", "--examples", "--results", "scores.json"]
+    asked = ["--benchmark", "lmms-lab/POPE@abc123", "random", "accuracy (random)"]
+    assert main([*command, *asked, "--benchmark", "lmms-lab/POPE@abc123", "popular", "accuracy (popular)"]) == 0
+    assert [path.name for path in Path("out/.eval_results").iterdir()] == ["lmms-lab--POPE.yaml"]
+    entries = parse_eval_result_entries(yaml.safe_load(Path("out/.eval_results/lmms-lab--POPE.yaml").read_text()))
+    assert [(entry.dataset_id, entry.task_id, entry.value, entry.dataset_revision) for entry in entries] == [
+        ("lmms-lab/POPE", "random", 0.8123, "abc123"),
+        ("lmms-lab/POPE", "popular", 0.7, "abc123"),
+    ]
+    assert "n=3000, 95% interval 0.8 to 0.82" in entries[0].notes
+    assert [result.metric_name for result in ModelCard.load("out/README.md").data.eval_results] == ["f1 (random)"]
+    capsys.readouterr()
+    for wrong, message in (
+        (["a/b", "default", "f2 (random)"], "0 results are called 'f2 (random)'; expected one of 'accuracy (random)'"),
+        (["POPE", "default", "f1 (random)"], "expected the id of a data set"),
+    ):
+        assert main([*command, "--benchmark", *wrong]) == 2
+        assert message in one_line(capsys)
+    assert main(command) == 0
+    assert not Path("out/.eval_results").exists()
 
 
 def test_results_are_of_the_model_that_is_exported(source, original, processor, picture, tmp_path, monkeypatch, capsys):

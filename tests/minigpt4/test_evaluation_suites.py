@@ -1,7 +1,9 @@
 """Suites: what they ask of the benchmarks' own files, what given answers are worth, and what they refuse."""
 
+import html
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -9,9 +11,12 @@ import pytest
 from benchmark_files import CAPTIONS, write, write_coco, write_pictures, write_pope, write_vqa
 from local_hub import local_hub
 
-from minigpt4.cli import evaluate
+from minigpt4.cli import evaluate, main
 from minigpt4.evaluation.suites import POEM, SUITES, Options, load_suite
+from minigpt4.evaluation.suites.text import edits
 from minigpt4.metrics.statistics import measured
+from minigpt4.modeling_minigpt4 import app
+from minigpt4.modeling_minigpt4.export import export
 
 IMAGE = {"id": 1, "file_name": "a.png"}
 TEST_SPLIT = {"question_id": "q", "image_id": 7, "question": "?", "choices": ["a", "b"]}
@@ -224,3 +229,67 @@ for name in sys.argv[1:]:
         done = subprocess.run(line, env=environment, capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "3", done.stderr
     assert "ValueError: tester/nothing: no such file or folder, and the Hub does not give it" in done.stderr
+
+
+def test_text_is_read_letter_by_letter(tmp_path):
+    suite = suite_of("text", limit=30)
+    words = suite.pictures.words
+    assert {name.partition("/")[0] for name in words} == {"plain", "texture", "photograph"}
+    images = {name: suite.pictures.open(name) for name in words}
+    again = suite_of("text", limit=30).pictures
+    assert all(image.size == (448, 448) and image == again.open(name) for name, image in images.items())
+    right = scores(suite, lambda request: f'The sign says "{words[request.image].upper()}".')
+    assert right["all"]["exact"] == 1 and right["photograph"]["edit_distance"] == 0
+    assert right["all"]["exact, shuffled"] < 0.3 and right["all"]["edit_distance, shuffled"] > 0.5
+    assert (
+        edits("coffee", "a COFFE shop") == pytest.approx(1 / 6)
+        and edits("stop", "") == 1
+        and edits("exit", "I saw it") == 0.5
+    )
+    with pytest.raises(ValueError, match="leave --data out"):
+        suite_of("text", tmp_path)
+    with pytest.raises(ValueError, match="--limit is 3; the shuffled control needs more than 7"):
+        suite_of("text", limit=3)
+
+
+def test_spatial_asks_what_no_bias_answers(tmp_path):
+    suite = suite_of("spatial", limit=12)
+    assert suite.n == 12 and len(suite.requests) == 60
+    always_yes = scores(suite, "Yes.")
+    assert always_yes["yes or no"]["accuracy"] == 0.5 and always_yes["yes or no"]["yes_ratio"] == 1
+    right = scores(suite, lambda r: suite.labels.get(r.id) or f"A {r.id.split('/')[-1]} is there.")
+    assert right["yes or no"]["accuracy"] == right["named"]["right"] == 1
+    assert right["named"]["right, shuffled"] < 0.3
+    for request in suite.requests[:5]:
+        first, second = suite.rows[request.image]["objects"]
+        assert first in request.instruction or request.instruction.startswith("What is")
+        assert first in suite.truth(request) and second in suite.truth(request)
+    with pytest.raises(ValueError, match="leave --data out"):
+        suite_of("spatial", tmp_path)
+
+
+def test_abilities_are_the_twelve_of_the_page():
+    suite = suite_of("abilities")
+    assert [(r.image, r.instruction) for r in suite.requests] == [(image, question) for image, _, question in app.ABILITIES]
+    assert all(suite.pictures.open(request.image) for request in suite.requests)
+    alone = scores(suite, "A poem. It has an end.")
+    assert set(alone["abilities"]) == {"failures", "words"}
+    judged = scores(suite, "A poem.", {request.id: request.image == "poem.png" for request in suite.requests})
+    assert judged["abilities"]["fulfilled"] == pytest.approx(1 / 12)
+
+
+@pytest.mark.slow
+def test_the_abilities_page_shows_every_answer_and_a_persons_verdicts(original, processor, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    export(original, processor, "tiny")
+    command = ["evaluate", "--model", "tiny", "--suite", "abilities", "--max-new-tokens", "4", "--output", "out"]
+    assert main(command) == 0
+    page = (tmp_path / "out/report.html").read_text()
+    assert all(html.escape(question, quote=False) in page or question in page for _, _, question in app.ABILITIES)
+    assert "judge.html" in {path.name for path in (tmp_path / "out").iterdir()}
+    hashed = re.search(r'answers: "(sha256:[0-9a-f]+)"', (tmp_path / "out/judge.html").read_text())[1]
+    verdicts = {f"abilities/{image}": image == "humor.png" for image, *_ in app.ABILITIES}
+    (tmp_path / "mine.json").write_text(json.dumps({"answers": hashed, "verdicts": verdicts}))
+    assert main([*command, "--judge", "mine.json"]) == 0
+    results = json.loads((tmp_path / "out/results.json").read_text())
+    assert results["scores"]["abilities"]["fulfilled"]["value"] == pytest.approx(1 / 12)

@@ -321,6 +321,7 @@ def test_the_command_names_what_is_wrong(capsys, folder, tmp_path):
         (["--model", str(tmp_path)], "no config.json"),
         (["--model", folder, "--port", "0"], "--port is 0"),
         (["--model", folder, "--colour", "red"], "--colour"),
+        (["--model", folder, "--continuous-batching"], "--continuous-batching has no effect here"),
         (["--model", folder, "--engine", "vllm"], "vLLM"),
     ]:
         assert main(["serve", *arguments]) == 2

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import constants
 from safetensors.torch import save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -21,7 +22,7 @@ from minigpt4.modeling_minigpt4.export import export
 from minigpt4.processing.datasets import PictureTexts
 from minigpt4.recipes import Recipe, TrainSection, load_recipe
 from minigpt4.trainer import LengthBuckets, learning_rate
-from minigpt4.training import cache_features, load_model, train
+from minigpt4.training import _arguments, cache_features, load_model, train
 
 
 @pytest.fixture
@@ -322,6 +323,18 @@ def test_features_of_every_view(original, processor, dataset):
 
 
 @pytest.mark.slow
+def test_a_space_for_the_curves_goes_to_trackio_or_is_one_line(recipe, monkeypatch):
+    recipe.train.trackio_space = "me/curves"
+    with pytest.raises(ValueError, match=r"nothing reports there; set train.report_to=\[trackio\]"):
+        train(recipe)
+    recipe.train.report_to = ["trackio"]
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", "/nowhere")
+    with pytest.raises(ValueError, match="which takes a token; log in"):
+        train(recipe)
+    assert _arguments(recipe).trackio_space_id == "me/curves"
+
+
 @pytest.mark.parametrize("stage", [1, 2])
 def test_scripts_answer_bad_input_with_one_line_and_status_2(stage, tmp_path):
     other = 3 - stage

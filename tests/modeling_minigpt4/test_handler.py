@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -77,6 +79,31 @@ def test_every_form_of_a_request_gives_the_same_answer(handler, original, proces
     assert len(alone) == 1
     assert answer(handler, "Hello") == answer(handler, [{"role": "user", "content": "Hello"}])
     assert len(answer(handler, "Hello", max_new_tokens=2)) < len(answer(handler, "Hello", max_new_tokens=20))
+
+
+def test_a_streamed_answer_is_the_whole_one_in_pieces(handler, png):
+    request = {"inputs": {"text": "What is this?", "image": png}, "parameters": {**GREEDY, "max_new_tokens": 60}}
+    *pieces, last = handler.stream(request)
+    assert [last] == handler(request) and len(pieces) > 1
+    assert "".join(piece["token"]["text"] for piece in pieces).strip() == last["generated_text"]
+    with pytest.raises(ValueError, match="num_beams is 2; expected 1"):
+        handler.stream({**request, "parameters": {"num_beams": 2}})
+    with pytest.raises(ValueError, match="the request is a list"):
+        handler.stream([])
+
+
+def test_a_stream_that_is_closed_ends_the_answer(handler):
+    long = {"inputs": "Hello", "parameters": {"max_new_tokens": 400, "min_new_tokens": 400}}
+    before = threading.active_count()
+    pieces = handler.stream(long)
+    next(pieces)
+    started = time.perf_counter()
+    pieces.close()
+    assert threading.active_count() == before
+    closed = time.perf_counter() - started
+    started = time.perf_counter()
+    handler(long)
+    assert closed < (time.perf_counter() - started) / 2
 
 
 BAD = {

@@ -1,8 +1,9 @@
 """What each suite asks, and what the answers are worth. `SUITES` has them by name.
 
 base.py       requests, figures, options     captions.py    captions, coverage, chair
-questions.py  pope, vqa                      writing.py     failures, advanced
-scenes.py     composed                   objects.py     objects
+questions.py  pope, vqa                      writing.py     failures, advanced, abilities
+scenes.py     composed, spatial          objects.py     objects
+text.py       text
 
 A suite holds `requests` and `pictures`; `figures(said)` makes rows of sums of the answers, from which the runner takes
 values and intervals. `judged` suites also need verdicts: of an LLM, or of a person.
@@ -12,8 +13,9 @@ from .base import Figure, Options, Request, Suite
 from .captions import Captions, Chair, Coverage
 from .objects import Objects
 from .questions import Pope, Vqa
-from .scenes import Composed, Scenes
-from .writing import POEM, Advanced, Failures
+from .scenes import Composed, Scenes, Spatial
+from .text import Text
+from .writing import POEM, Abilities, Advanced, Failures
 
 __all__ = ["POEM", "SUITES", "Figure", "Options", "Request", "Scenes", "Suite", "load_suite"]
 
@@ -27,6 +29,9 @@ SUITES = {
     "advanced": Advanced,
     "composed": Composed,
     "objects": Objects,
+    "text": Text,
+    "spatial": Spatial,
+    "abilities": Abilities,
 }
 
 

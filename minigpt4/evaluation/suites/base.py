@@ -46,7 +46,7 @@ class Options(NamedTuple):
 class Suite:
     """Base: reads the options, keeps the requests whole."""
 
-    judged, by_person = False, False  # whether verdicts are needed, and whether a person's will do
+    judged, by_person = False, False  # whether verdicts are read, and whether a person's will do
 
     def __init__(self, options):
         self.options, self.requests = options, []

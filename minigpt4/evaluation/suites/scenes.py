@@ -2,11 +2,14 @@
 
 import re
 
-from ...metrics import composed
+from ...metrics import composed, pope
 from ...metrics.composed import HELD_OUT, NOTO_FONT, SHIFT
 from ...metrics.failures import failure
-from ...processing.scenes import ARTWORK_LICENSE, draw, noto, openmoji, scenes
+from ...processing.scenes import ARTWORK_LICENSE, draw, noto, openmoji, scenes, with_article
 from .base import Figure, Suite
+
+# How a scene's two objects stand, first to second: {relation: (in words, its opposite in words)}.
+RELATIONS = {"left": ("to the left of", "to the right of"), "above": ("above", "below")}
 
 
 class Scenes:
@@ -113,3 +116,73 @@ class Composed(Suite):
         if request.id in self.asked:
             return "right" if composed.is_right(self.asked[request.id], answer) else "wrong"
         return failure(answer) or "" if request.instruction else ""
+
+
+class Spatial(Suite):
+    """Where two objects stand to each other, on held-out composed scenes: yes and no as often, and one to be named.
+
+    "Is the dog to the left of the cat?" is asked with the relation that holds and with its opposite, from either object: who
+    says always yes, or goes by the names, is right half of the time. "What is to the left of the cat?" is also judged with
+    the answer about another scene ("shuffled"): what is right then needed no image.
+    """
+
+    def build(self):
+        if self.paths:
+            raise ValueError(f"{self.paths[0]}: this suite composes its own scenes; leave --data out, --seed chooses them")
+        n = self.options.limit or HELD_OUT
+        if n <= SHIFT:
+            raise ValueError(f"--limit is {n}; the shuffled control needs more than {SHIFT} scenes")
+        self.pictures, self.labels = Scenes(n * 4, self.options.seed), {}  # about half of all scenes are pairs
+        pairs = [name for name, row in self.pictures.rows.items() if row["kind"] == "pair"][:n]
+        self.rows = {name: self.pictures.rows[name] for name in pairs}
+        self.data = self.pictures.data
+        for name, row in self.rows.items():
+            (first, second), (holds, opposite) = row["objects"], RELATIONS[row["relation"]]
+            for label, one, relation, other in (
+                ("yes", first, holds, second),
+                ("yes", second, opposite, first),
+                ("no", first, opposite, second),
+                ("no", second, holds, first),
+            ):
+                identity = f"yes or no/{name}/{one} {relation}"
+                self.labels[identity] = label
+                self.ask(name, f"Is the {one} {relation} the {other}?", 24, identity)
+            self.ask(name, f"What is {holds} the {second}?", 24, f"named/{name}/{first}")
+
+    def figures(self, said, verdicts=None):
+        asked = [request for request in self.requests if request.id in self.labels]
+        ways = {"yes or no": self._yes_or_no(asked, said)}
+        for relation in RELATIONS:
+            of_relation = [request for request in asked if self.rows[request.image]["relation"] == relation]
+            if of_relation:
+                way = {"left": "yes or no, left and right", "above": "yes or no, above and below"}[relation]
+                ways[way] = self._yes_or_no(of_relation, said)
+        open_ones = [request for request in self.requests if request.id not in self.labels]
+        answers, images = [said[request.id] for request in open_ones], [request.image for request in open_ones]
+        ways["named"] = {
+            "right": Figure([[_names(r, text), 1] for r, text in zip(open_ones, answers, strict=True)], images),
+            "right, shuffled": Figure(
+                [[_names(r, text), 1] for r, text in zip(open_ones, answers[SHIFT:] + answers[:SHIFT], strict=True)], images
+            ),
+        }
+        return ways
+
+    def _yes_or_no(self, asked, said):
+        rows = pope.pope_rows([said[r.id] for r in asked], [self.labels[r.id] for r in asked])
+        images = [request.image for request in asked]
+        return {name: Figure(rows[name], images, pope.VALUES[name]) for name in ("accuracy", "yes_ratio")}
+
+    def truth(self, request):
+        first, second = self.rows[request.image]["objects"]
+        relation = RELATIONS[self.rows[request.image]["relation"]][0]
+        return f"{with_article(first)} {relation} {with_article(second)}"
+
+    def remark(self, request, answer):
+        if request.id in self.labels:
+            return "right" if pope.said(answer) == self.labels[request.id] else "wrong"
+        return "right" if _names(request, answer) else "wrong"
+
+
+def _names(request, answer):
+    """Whether the first object that an answer names is the one that was asked for."""
+    return composed.first_named(answer, composed.OBJECTS) == request.id.split("/")[-1]

@@ -1,7 +1,10 @@
 """Longer texts that are asked for: do they fail, and do they do what was asked?"""
 
+import json
 import re
+from pathlib import Path
 
+from ... import modeling_minigpt4
 from ...metrics import composed
 from ...metrics.composed import HELD_OUT
 from ...metrics.failures import KINDS as FAILURES
@@ -12,6 +15,8 @@ from .base import Figure, Suite
 from .objects import named_figures
 from .scenes import Scenes
 
+# Images, and what is asked about each: what the page and a Space offer as examples.
+TWELVE = Path(modeling_minigpt4.__file__).with_name("abilities")
 # The paper's two requests whose failures it counts.
 DETAIL = "Describe the image in detail."
 POEM = "Can you write a beautiful poem about this image?"
@@ -122,3 +127,39 @@ class Advanced(Suite):
         for ability, asked in self.by_way().items():
             ways[ability] = {"fulfilled": self._shares(verdicts, lambda _, verdict: verdict is True, asked)}
         return ways
+
+
+class Abilities(Advanced):
+    """The twelve abilities of the paper's figures, each asked about an image that ships: a page with every answer.
+
+    What an answer is worth a person or an LLM says (--judge); without one only failures and lengths are measured.
+    """
+
+    judged = False
+
+    def build(self):
+        if self.paths:
+            raise ValueError(f"{self.paths[0]}: this suite asks about the images that ship; leave --data out")
+        self.pictures, self.data = files.Folder(TWELVE), "the twelve abilities of the paper's figures"
+        abilities = json.loads((TWELVE / "questions.json").read_text("utf-8"))
+        self.names = {ability["image"]: ability["name"] for ability in abilities}
+        chosen = self.limited(self.names)
+        for ability in abilities:
+            if ability["image"] in chosen:
+                self.ask(ability["image"], ability["question"], 300, f"abilities/{ability['image']}")
+
+    def figures(self, said, verdicts=None):
+        images = [request.image for request in self.requests]
+        found = {
+            "failures": Figure([[failure(said[r.id], r.instruction) is not None, 1] for r in self.requests], images),
+            "words": Figure([[len(said[r.id].split()), 1] for r in self.requests], images),
+        }
+        if verdicts:
+            found["fulfilled"] = self._shares(verdicts, lambda _, verdict: verdict is True)
+        return {"abilities": found}
+
+    def truth(self, request):
+        return self.names[request.image]
+
+    def remark(self, request, answer):
+        return failure(answer, request.instruction) or ""
