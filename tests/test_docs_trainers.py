@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import PARITY
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
@@ -20,6 +19,7 @@ from minigpt4.modeling_minigpt4.export import export
 pytestmark = pytest.mark.slow
 
 SCRIPTS = ("dpo", "grpo", "qlora")
+PARITY = Path(__file__).parent / "fixtures" / "parity"
 PAGE = Path(__file__).parents[1] / "docs" / "other-trainers.md"
 # On a CPU, a few steps, and large ones, so that something moves.
 CHANGES = [
