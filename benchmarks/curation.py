@@ -61,7 +61,7 @@ def generation(rounds):
 
 
 def bare(describer, images):
-    """Both turns about each picture with `generate` alone."""
+    """Both turns about each image with bare `generate`."""
     import torch
 
     from minigpt4.generation import batch_answers

@@ -282,7 +282,9 @@ def main():
     parser.add_argument("--steps", type=int, default=10, help="steps of each way (default: 10)")
     parser.add_argument("--batch", type=int, help="rows of a step (default: 64 in stage 1, 12 in stage 2)")
     parser.add_argument("--compile", action="store_true", help="compile our layers")
-    parser.add_argument("--float8", action="store_true", help="our frozen layers in FP8 (needs a GPU that has it)")
+    parser.add_argument(
+        "--float8", action="store_true", help="experimental: our frozen layers in FP8 (on a GPU that has it)"
+    )
     arguments = parser.parse_args()
     arguments.batch = arguments.batch or BATCH[arguments.stage]
     if arguments.steps < 1 or arguments.batch < 1:

@@ -5,6 +5,14 @@ with transformers' Auto classes.
 """
 
 from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # what `__getattr__` loads, for editors and type checkers
+    from .configuration.configuration_minigpt4 import EfficientNetLiteConfig, MiniGPT4Config
+    from .modeling_minigpt4.modeling_minigpt4 import MiniGPT4ForConditionalGeneration, MiniGPT4Model
+    from .processing.collator import MiniGPT4DataCollator
+    from .processing.image_processing_minigpt4 import MiniGPT4ImageProcessor
+    from .processing.processing_minigpt4 import MiniGPT4Processor
 
 __version__ = "0.1.0"
 
@@ -17,7 +25,16 @@ _HOME = {
     "MiniGPT4Processor": "processing.processing_minigpt4",
     "MiniGPT4DataCollator": "processing.collator",
 }
-__all__ = list(_HOME)
+# A literal, so that type checkers can read it; tests/test_imports.py compares it with the above.
+__all__ = [
+    "EfficientNetLiteConfig",
+    "MiniGPT4Config",
+    "MiniGPT4DataCollator",
+    "MiniGPT4ForConditionalGeneration",
+    "MiniGPT4ImageProcessor",
+    "MiniGPT4Model",
+    "MiniGPT4Processor",
+]
 
 
 def __getattr__(name):

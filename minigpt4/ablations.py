@@ -9,7 +9,7 @@ is a recipe that `train` runs. A folder holds
     ROW/stage1, ROW/stage2                   as every training leaves it, and said.json: what the model said afterwards
     results.json, table.md, ablations.png    made of these files, after each row
 
-and what lies there is not done again, so that a run that was killed goes on where it was.
+and what is there is not done again, so that a run that was killed continues where it was.
 """
 
 import json
@@ -87,7 +87,7 @@ class Ablation:
         paper: the paper's figures, {benchmark: value}.
         base: "embedded"; "qformer", with the Q-Former that was trained beforehand; "siglip", of random weights.
         model: fields of the recipe's model section.
-        learning_rate: of stage 1, in place of its recipe's; stage 2 has `STAGE2_RATE` of it.
+        learning_rate: of stage 1, instead of its recipe's; stage 2 has `STAGE2_RATE` of it.
         share: percent of the default's stage 1 after which stage 2 begins.
     """
 
@@ -144,7 +144,7 @@ class Settings:
 
 
 def ablate(output, settings, only=()):
-    """Trains and measures the rows; returns what results.json in `output` holds, of every row that lies there.
+    """Trains and measures the rows; returns what results.json in `output` holds, of every row that is there.
 
     Args:
         output: a folder, new or of an earlier run with the same settings.
@@ -169,7 +169,7 @@ def ablate(output, settings, only=()):
 
 
 class Bench:
-    """The scenes that all rows learn from and are measured on, and the folder that the rows lie in."""
+    """The scenes that all rows learn from and are measured on, and the folder that the rows are in."""
 
     def __init__(self, output, settings):
         self.output, self.settings = output, settings

@@ -1,4 +1,4 @@
-"""A description of every picture in a folder, line by line, in a file that a stopped run goes on with.
+"""A description of every image in a folder, line by line, in a file that a stopped run continues.
 
     {"file_name": "a/b.jpg", "text": "...", "model": "embedded", "prompt": "..."}
     {"file_name": "a/c.jpg", "error": "damaged or truncated (...)", "model": ..., "prompt": ...}

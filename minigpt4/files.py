@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all: written aside, synced, renamed."""
+"""Files that exist whole or not at all: written aside, synced, renamed."""
 
 import json
 import os

@@ -14,7 +14,7 @@ def load(name, dtype="auto", device=None, load_in=None):
     """(model, processor), ready to answer, in eval mode.
 
     Args:
-        name: "embedded" for the default that ships; a folder that holds a full or a light model, as `export`, training
+        name: "embedded" for the default that ships; the folder of a full or a light model, as `export`, training
             and quickstart write it; or an id on the Hub. No code from there runs, only this package's own.
         dtype: "bfloat16", "float16", "float32", or "auto": as it is stored or, where the device is slow in that, in what it
             is fast in (modeling_minigpt4/precision.py).
@@ -61,7 +61,7 @@ def load_config(name):
 
 
 def fingerprint(model):
-    """What tells a model's weights from others, wherever they lie and however they are split into files: "sha256:...".
+    """What tells a model's weights from others, wherever they are and however they are split into files: "sha256:...".
 
     Of the name, the type, the shape and the values of every tensor, as it is stored; of a large one some 4,096 values,
     evenly spread, for training and merged adapters change them all. It takes 0.1 s for the embedded default.
@@ -131,7 +131,7 @@ def _load_weights(name, arguments):
     from . import MiniGPT4ForConditionalGeneration
 
     verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # in place of transformers' table of what does not fit, one line
+    logging.set_verbosity_error()  # one line instead of transformers' table of what does not fit
     try:
         with _naming(name):
             model, info = MiniGPT4ForConditionalGeneration.from_pretrained(

@@ -1,10 +1,10 @@
-"""Photographs that the wheel of scikit-image contains: the quickstart shows the first six, the model card some at random."""
+"""Photographs in the wheel of scikit-image: the quickstart shows six of them, the model card some at random."""
 
 import random
 
 from PIL import Image
 
-# {name in skimage.data: whose it is}, as scikit-image says. It states no licence for "motorcycle", one of a stereo pair.
+# {name in skimage.data: credit}, as scikit-image gives it. It states no licence for "motorcycle", one of a stereo pair.
 MIDDLEBURY = {"motorcycle": "Middlebury Stereo 2014 (Scharstein et al.)"}
 CREDITS = {
     "coffee": "Rachel Michetti, CC0",
@@ -37,5 +37,5 @@ def photograph(name):
 
 
 def drawn(n=SHOWN, seed=0):
-    """Names of n photographs of `FREE`, drawn at random, so that nobody chooses what a model is seen to say."""
+    """Names of n photographs of `FREE`, drawn at random, so that nobody chooses what a model is shown to say."""
     return random.Random(seed).sample(sorted(FREE), n)

@@ -2,7 +2,7 @@
 
     shipped model on photographs -> stage 1 on composed scenes -> stage 2 -> measured on held-out scenes -> report
 
-It runs the same two recipes as the trainer scripts do bare, in one process, with the frozen vision part's features
+It runs the same two recipes as the trainer scripts without arguments, in one process, with the frozen vision part's features
 computed once for both. How long that takes is measured on a few real steps first; with a budget in minutes, as many steps
 are taken as fit (budget.py).
 """
@@ -17,6 +17,7 @@ from huggingface_hub import EvalResult
 
 from . import report
 from .budget import Budget
+from .devices import find_device
 from .files import write_json
 from .generation import answers, chat_prompt
 from .held_out import HeldOut
@@ -52,6 +53,7 @@ def quickstart(output, minutes=None, seed=0):
     print(f"2/5  {HELD_OUT} held-out scenes, and how long the rest will take")
     torch.manual_seed(seed)
     model, processor = load_model(first.model)
+    model.to(find_device())  # the Trainer would do it, but what comes before it is timed
     held_out = scenes(HELD_OUT, seed, "test")
     looking = time.monotonic()
     seen = cache_features(model, processor, held_out)[:, 0]
@@ -74,6 +76,7 @@ def quickstart(output, minutes=None, seed=0):
     losses, seconds_before = {}, 0
     if resumable(second):
         model, processor = load_model(second.model)
+        model.to(find_device())
         losses["stage 1"] = json.loads((output / "stage1" / "summary.json").read_text("utf-8"))
         seconds_before = losses["stage 1"]["seconds"]
     else:
@@ -124,7 +127,7 @@ def quickstart(output, minutes=None, seed=0):
 
 def describe_photographs():
     """[(image, words)] of the shipped model about the photographs of `CREDITS`."""
-    model, processor = load("embedded")
+    model, processor = load("embedded", device="auto")
     pictures = [photograph(name) for name in CREDITS]
     features = cache_features(model, processor, [{"image": picture} for picture in pictures])[:, 0]
     prompts = [chat_prompt(processor, WHAT)] * len(pictures)

@@ -16,7 +16,7 @@ import yaml
 from huggingface_hub import EvalResult, EvalResultEntry
 
 # The embedded default's, which ship under other names.
-_EMBEDDED = Path(__file__).parent.parent / "modeling_minigpt4" / "embedded"
+_EMBEDDED = Path(__file__).parent / "modeling_minigpt4" / "embedded"
 _FIGURES = ("steps", "seconds", "first_loss", "last_loss")
 
 

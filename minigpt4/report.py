@@ -1,4 +1,4 @@
-"""What a run shows: loss curves, the ablations' bars, and HTML pages that need nothing beside them."""
+"""What a run shows: loss curves, the ablations' bars, and HTML pages that need no other file."""
 
 import base64
 import html
@@ -11,6 +11,7 @@ from .files import write_bytes
 from .processing.scenes import ARTWORK_LICENSE
 
 SHOWN = 24
+FIRST = 6  # of them at the top of the page
 
 _HEAD = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
@@ -22,6 +23,10 @@ _HEAD = """<!doctype html>
   td, th {{ border-bottom: 1px solid #8886; padding: .5rem; text-align: left; vertical-align: top }}
   img {{ width: 9rem; border-radius: .3rem }}
   .wide {{ overflow-x: auto }}
+  .first {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(10rem, 1fr)); gap: 1rem }}
+  .first figure {{ margin: 0 }}
+  .first img {{ width: 100% }}
+  .first small {{ display: block }}
   .curve {{ width: min(100%, 44rem) }}
   small {{ opacity: .75 }}
 </style>
@@ -30,18 +35,21 @@ _HEAD = """<!doctype html>
 _PAGE = (
     _HEAD.replace("TITLE", "MiniGPT-4 quickstart")
     + """<h1>What a MiniGPT-4 learned in {minutes:.0f} minutes</h1>
-<p>A frozen EfficientNet-Lite0, a frozen SmolLM2-135M-Instruct, and between them one trained linear layer (arXiv
-2304.10592). Every combination of objects below was held out of training. {n} scenes, seed {seed}.</p>
+<p>{learned}</p>
+<div class="first">{first}</div>
+<p>Between a frozen EfficientNet-Lite0 and a frozen SmolLM2-135M-Instruct one linear layer was trained, as in MiniGPT-4
+(arXiv 2304.10592). None of the combinations of objects on this page was part of the training. {n} scenes, seed {seed}.</p>
+<h2>Figures</h2>
 <div class="wide"><table>{figures}</table></div>
 <p><img class="curve" src="{curve}" alt="loss of both stages over the training steps"></p>
 <h2>Held-out scenes</h2>
-<p>Stage 1 learns captions. Asked in the chat form it rambles, which is what the paper's second stage is for.</p>
-<div class="wide"><table><tr><th>picture<th>truth<th>before training<th>after stage 1<th>asked before stage 2<th>asked after
+<p>Stage 1 learns captions. After it the model rambles when it is asked a question; the paper's second stage mends that.</p>
+<div class="wide"><table><tr><th>image<th>truth<th>before training<th>after stage 1<th>asked before stage 2<th>asked after
 stage 2</tr>{scenes}</table></div>
 <p><small>{license}.</small></p>
 <h2>Photographs</h2>
-<p>The projection that ships with the package was trained on photographs (Flickr8k) by the same two stages. Pictures from
-scikit-image's sample data; the model is small, and often wrong.</p>
+<p>These answers are from the model that ships with the package, whose projection was trained on photographs by the same two
+stages. The photographs are scikit-image's sample data. The model is small and often wrong.</p>
 <div class="wide"><table>{photographs}</table></div>
 </html>
 """
@@ -50,8 +58,8 @@ scikit-image's sample data; the model is small, and often wrong.</p>
 
 _LOOKS = (
     _HEAD.replace("TITLE", "MiniGPT-4 training")
-    + """<h1>The same pictures before and after training</h1>
-<div class="wide"><table><tr><th>picture<th>a person wrote<th>step {first}<th>step {last}</tr>{rows}</table></div>
+    + """<h1>The same images before and after training</h1>
+<div class="wide"><table><tr><th>image<th>a person wrote<th>step {first}<th>step {last}</tr>{rows}</table></div>
 </html>
 """
 )
@@ -82,9 +90,11 @@ def scene_rows(pictures, held, before_training, after_stage1, before_stage2, aft
 
 
 def write(path, summary, scene_rows, photographs):
-    """Writes the page. scene_rows: see above; photographs: [(picture, words)]."""
+    """Writes the page. scene_rows: see above; photographs: [(image, words)]."""
     page = _PAGE.format(
         minutes=summary["train_seconds"] / 60,
+        learned=_learned(summary),
+        first="".join(_figure(image, asked) for image, *_, asked in scene_rows[:FIRST]),
         n=summary["n"]["scenes"],
         seed=summary["seed"],
         figures=_figures(summary),
@@ -172,6 +182,23 @@ def _write_png(path, figure):
     write_bytes(path, png.getvalue())
 
 
+def _learned(summary):
+    """One sentence on what the run learned."""
+    stage1, stage2 = summary["stage1"], summary["stage2"]
+    return (
+        f"A single linear layer that knew nothing now names {stage1['object_recall']:.0%} of the objects in scenes that it "
+        f"was not trained on, and answers {stage2['questions_right']:.0%} of the questions about them; with the images "
+        f"shuffled it names {stage1['object_recall_shuffled']:.0%}."
+    )
+
+
+def _figure(image, asked):
+    """An image with the question about it and the answer, the two separated by a line break."""
+    question, _, answer = asked.partition("\n")
+    caption = f"<small>{html.escape(question)}</small>{html.escape(answer)}"
+    return f'<figure><img src="{_thumbnail(image)}" alt=""><figcaption>{caption}</figcaption></figure>'
+
+
 def _figures(summary):
     rows = [("captions after stage 1", summary["stage1"]), ("chat before stage 2", summary["before_stage2"])]
     rows += [("chat after stage 2", summary["stage2"])]
@@ -184,13 +211,17 @@ def _figures(summary):
     return "".join(cells)
 
 
-def _row(picture, *texts):
-    buffer = io.BytesIO()
-    thumbnail = picture.copy()
-    thumbnail.thumbnail((224, 224))
-    thumbnail.save(buffer, "JPEG", quality=88)
+def _row(image, *texts):
     cells = "".join(f"<td>{html.escape(text).replace(chr(10), '<br>')}</td>" for text in texts)
-    return f'<tr><td><img src="{_data_url(buffer.getvalue(), "jpeg")}" alt=""></td>{cells}</tr>'
+    return f'<tr><td><img src="{_thumbnail(image)}" alt=""></td>{cells}</tr>'
+
+
+def _thumbnail(image):
+    """A small JPEG of an image as a data URL."""
+    buffer, small = io.BytesIO(), image.copy()
+    small.thumbnail((224, 224))
+    small.save(buffer, "JPEG", quality=88)
+    return _data_url(buffer.getvalue(), "jpeg")
 
 
 def _data_url(data, kind):

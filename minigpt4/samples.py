@@ -1,4 +1,4 @@
-"""What a model in training says about a few fixed pictures."""
+"""What a model in training says about a few fixed images."""
 
 import torch
 

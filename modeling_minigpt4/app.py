@@ -1,9 +1,9 @@
-"""A page to talk about pictures: what `minigpt4 web` serves, and a Space, whose variable `MODEL_ID` names the model.
+"""A page to talk about images: what `minigpt4 web` serves, and a Space, whose variable `MODEL_ID` names the model.
 
-Written to run alone, as app.py of a Space with the Gradio SDK and with the pictures in abilities/ beside it: transformers
-fetches the model and its code. The conversation lies with the server, in a `ChatSession` for each open page, and is freed
-when the page is left. What a model writes is not trusted: its HTML is text, or in a frame of its own and without scripts.
-On a Space with ZeroGPU answers are written by a process that has the GPU for as long as that takes.
+It needs no other file of this package: as app.py of a Space with the Gradio SDK, and with the images in abilities/ beside
+it, transformers fetches the model and its code. The server keeps the conversation, a `ChatSession` for each open page, and
+frees it when the page is left. What a model writes is not trusted: its HTML is text, or in a frame without scripts. On a
+Space with ZeroGPU answers are written by a process that has the GPU for as long as that takes.
 """
 
 import html
@@ -27,10 +27,20 @@ QUESTION = "Describe this image in detail."  # about pictures that come without 
 MAX_WAITING = 32  # questions; one is answered at a time
 MAX_SESSIONS = 64  # conversations that are remembered, each with its keys and values
 
-_FOLDER = Path(__file__).with_name("abilities")  # drawn for this project, under its licence
-# What the paper shows, one ability a figure: (image, name, question); `minigpt4 evaluate --suite abilities` asks them, too.
+_FOLDER = Path(__file__).with_name("abilities")
+# What any model of this kind is trained to do: file, name, question. Photographs by Rachel Michetti and Stefan van der Walt,
+# CC0, as scikit-image has them.
+BASICS = [
+    ("coffee.jpg", "Say what is there", "What is in this image?"),
+    ("cat.jpg", "Describe in a sentence", "Describe this image in one short sentence."),
+]
+# What the paper shows, one ability a figure; `minigpt4 evaluate --suite abilities` asks them, too. The drawings were made
+# for this project and are under its licence.
 ABILITIES = [tuple(ability.values()) for ability in json.loads((_FOLDER / "questions.json").read_text("utf-8"))]
+EXAMPLES = [*BASICS, *ABILITIES]
+ABLE = 3e9  # parameters of a model that writes websites, poems and recipes; the paper's have 7 and 13 billion
 
+_BUTTONS = {"photograph": "Camera", "save": "Download"}
 _UNANSWERED = "Not answered"
 _CODE = r"^ {0,3}```.*?(?:^ {0,3}```|\Z)|`[^`\n]+`"
 _UNSAFE = re.compile(rf"({_CODE})|<|!\[", re.DOTALL | re.MULTILINE)
@@ -49,6 +59,10 @@ _SAVE = """(text) => {
   link.click();
   URL.revokeObjectURL(link.href);
 }"""
+# The chat scrolls to its end, and on a phone past the first examples.
+_SHOW_FIRST_EXAMPLES = """() => setTimeout(() => {
+  for (let part = document.querySelector("#chat .examples"); part; part = part.parentElement) part.scrollTop = 0;
+}, 500)"""
 _SHOW_CAMERA = "() => setTimeout(() => document.querySelector('#camera').scrollIntoView({block: 'end'}), 100)"
 _CSS = """
 .gradio-container {width: 100%; max-width: 1000px !important; margin: 0 auto !important; padding: 0 !important}
@@ -94,7 +108,7 @@ def build(model, processor, name):
         """Yields the answer to a question as far as it is written, last with a website that it holds."""
         chat, text = session(request), (message["text"] or "").strip()
         if rewind(chat, answered(history)) < answered(history):
-            gr.Warning("This conversation was closed in the meantime. The model answers without what was said before.")
+            gr.Warning("The server has closed this conversation. The model answers without its earlier part.")
         dropped, settings = len(chat.dropped), {"do_sample": temperature > 0, "num_beams": int(num_beams)}
         if temperature > 0:
             settings |= {"temperature": temperature, "top_p": top_p}
@@ -115,9 +129,9 @@ def build(model, processor, name):
             yield gr.ChatMessage(_in_words(error, message["files"]), metadata={"title": _UNANSWERED})
             return
         if len(chat.dropped) > dropped:
-            gr.Warning("The conversation is longer than the model can read: its oldest questions are forgotten.")
+            gr.Warning("The conversation is longer than the model can read; it no longer sees the oldest questions.")
         if not written:
-            yield "*(The model ended its answer at once.)*"
+            yield "*(The model gave an empty answer.)*"
         if found := _WEBSITE.search(fenced(written)):
             yield [shown(written), gr.HTML(preview(found[1]))]
 
@@ -132,15 +146,15 @@ def build(model, processor, name):
     def export(request: gr.Request):
         chat = sessions.get(request.session_hash)
         if not (chat and chat.messages):
-            raise gr.Error("Nothing was said yet.", print_exception=False)
+            raise gr.Error("There is nothing to download yet.", print_exception=False)
         return json.dumps(chat.export(), indent=2, ensure_ascii=False)
 
     page = gr.ChatInterface(
         answer,
         multimodal=True,
         editable=True,
-        title=name,
-        description="<center>Answers may be invented. Not for identifying people.</center>",
+        title="MiniGPT-4",
+        description=_description(name, model.num_parameters()),
         chatbot=gr.Chatbot(
             show_label=False,
             scale=1,
@@ -155,16 +169,16 @@ def build(model, processor, name):
             file_count="multiple",
             file_types=["image"],
             sources=["upload"],
-            placeholder="Attach or paste pictures, and ask",
+            placeholder="Attach or paste images, then ask",
             max_plain_text_length=MAX_TEXT,
             stop_btn=True,
             elem_id="question",
         ),
         additional_inputs=_settings(model.generation_config),
         additional_inputs_accordion=gr.Accordion("Settings", open=False, elem_id="settings"),
-        examples=[[{"text": question, "files": [str(_FOLDER / file)]}] for file, _, question in ABILITIES],
-        example_labels=[label for _, label, _ in ABILITIES],
-        example_icons=[str(_FOLDER / file) for file, _, _ in ABILITIES],
+        examples=[[{"text": question, "files": [str(_FOLDER / file)]}] for file, _, question in EXAMPLES],
+        example_labels=[label for _, label, _ in EXAMPLES],
+        example_icons=[str(_FOLDER / file) for file, _, _ in EXAMPLES],
         cache_examples=False,
         analytics_enabled=False,
         api_visibility="private",
@@ -172,13 +186,13 @@ def build(model, processor, name):
     )
     with page:
         with gr.Row():
-            photograph = gr.Button("Camera", size="sm", elem_id="photograph")
-            save = gr.Button("Download", size="sm", elem_id="save")
+            photograph, save = (gr.Button(label, size="sm", elem_id=name) for name, label in _BUTTONS.items())
         _camera(photograph, page.textbox)
         exported = gr.Textbox(visible=False)
         save.click(export, None, exported, queue=False, api_visibility="private").success(None, exported, None, js=_SAVE)
         page.textbox.stop(stop, queue=False, api_visibility="private")
         page.unload(leave)
+        page.load(js=_SHOW_FIRST_EXAMPLES)
     return page
 
 
@@ -267,11 +281,11 @@ def serve(page, **where):
 def check(text, files):
     """Raises ValueError where a question is none, or larger than is read."""
     if not (text or files):
-        raise ValueError("Write a question, or show a picture.")
+        raise ValueError("Write a question, or attach an image.")
     if len(text) > MAX_TEXT:
-        raise ValueError(f"The question has {len(text)} letters; at most {MAX_TEXT} are read.")
+        raise ValueError(f"The question has {len(text)} characters; at most {MAX_TEXT} are read.")
     if len(files) > MAX_PICTURES:
-        raise ValueError(f"{len(files)} pictures; at most {MAX_PICTURES} go with a question.")
+        raise ValueError(f"{len(files)} images; at most {MAX_PICTURES} go with a question.")
 
 
 def answered(history):
@@ -306,6 +320,16 @@ def preview(website):
     return f'<iframe class="website" title="Preview" sandbox srcdoc="{html.escape(_WEBSITE_HEAD + website)}"></iframe>'
 
 
+def _description(name, parameters):
+    """The lines under the title: which model answers, and which of the examples it cannot do."""
+    size = f"{parameters / 1e9:.1f} billion" if parameters >= 1e9 else f"{max(1, round(parameters / 1e6))} million"
+    lines = [f"<b>{html.escape(name)}</b>, {size} parameters"]
+    if parameters < ABLE:
+        lines.append("It describes images: try the first three examples. The others need about 7 billion parameters.")
+    lines.append("Answers may be invented. Not for identifying people.")
+    return f"<center>{'<br>'.join(lines)}</center>"
+
+
 def _camera(button, textbox):
     """The camera that a button shows, and whose photo joins the question that is being written."""
     camera = gr.Image(
@@ -330,10 +354,16 @@ def _camera(button, textbox):
 def _settings(config):
     """Sliders, at first as the model's generation config has them."""
     return [
-        gr.Slider(0, 2, config.temperature or 1.0 if config.do_sample else 0, step=0.1, label="Temperature (0: no chance)"),
+        gr.Slider(
+            0,
+            2,
+            config.temperature or 1.0 if config.do_sample else 0,
+            step=0.1,
+            label="Temperature (0: the likeliest word)",
+        ),
         gr.Slider(0.05, 1, config.top_p or 0.9, step=0.05, label="Top-p"),
         gr.Slider(1, 1000, config.max_new_tokens or 300, step=1, label="Longest answer (tokens)"),
-        gr.Slider(1, 8, config.num_beams or 1, step=1, label="Beams (more than 1: the answer comes as a whole)"),
+        gr.Slider(1, 8, config.num_beams or 1, step=1, label="Beams (with more than 1 the answer appears at once)"),
         gr.Slider(1, 2, config.repetition_penalty or 1.0, step=0.05, label="Repetition penalty"),
     ]
 

@@ -8,11 +8,14 @@ import yaml
 from huggingface_hub import ModelCard, ModelCardData, hf_hub_url
 from PIL import Image
 
-# The repository; installed, the package: pyproject.toml puts the file there.
-MODEL_CARD = Path(__file__).parents[1] / "model_card.md"
+# The repository; installed, the package: pyproject.toml puts the file there. Resolved, as in export.py.
+MODEL_CARD = Path(__file__).resolve().parents[1] / "model_card.md"
 
 # What the examples ask; the first of the paper's four stage-2 instructions.
 EXAMPLE_QUESTION = "Describe this image in detail."
+
+# Parameters of a model that can do more than describe; the paper's have 7 and 13 billion.
+ABLE = 3e9
 
 _VICUNA = "Apache-2.0 for the difference to LLaMA, which is under Meta's non-commercial research licence"
 # What a base part is, its licence, and the Hub repository to name as `base_model`.
@@ -47,10 +50,18 @@ _DATA = [
     {"what": "SBU Captions (stage 1)", "licence": "pictures and captions belong to their authors on Flickr"},
 ]
 
-# What a recipe's data section names, by `source` or by a folder of its `path`.
+# What a recipe's data section names, by `source` or by a word of its paths.
 _KNOWN_DATA = {
     "scenes": ("composed scenes of OpenMoji artwork (openmoji.org)", "CC BY-SA 4.0"),
     "flickr8k": ("Flickr8k (Hodosh, Young, Hockenmaier 2013)", "research use; pictures belong to their Flickr authors"),
+    "coco": ("COCO (Lin et al. 2014), captions and objects", "annotations CC BY 4.0; images under their Flickr licences"),
+    "ccsbu": (
+        "cc_sbu_align, the stage-2 data of MiniGPT-4 (Zhu et al. 2023)",
+        "research use; images belong to their owners",
+    ),
+    "imagenet": ("ImageNet (Russakovsky et al. 2015), class names", "non-commercial research"),
+    "caltech101": ("Caltech101 (Fei-Fei, Fergus, Perona 2004), class names", "images from the web, of their owners"),
+    "grocery": ("Grocery Store Dataset (Klasson, Zhang, Kjellstrom 2019)", "MIT"),
 }
 
 # What `config.trained_parts` names, in words.
@@ -105,6 +116,7 @@ def model_card(model, repo_id, light=False, card_data=None, requirements=(), exa
         trained_parameters=_in_words(model.num_parameters(only_trainable=True)),
         config=model.config,
         trained=[_TRAINED.get(part, part) for part in model.config.trained_parts],
+        small=model.num_parameters() < ABLE,
         picture_side=getattr(model.config.vision_config, "image_size", None),
         requirements=requirements,
         question=EXAMPLE_QUESTION,
@@ -150,10 +162,10 @@ def _data_sources(training):
     """[{"what", "licence"}, ...] of what the runs learned from."""
     sources = []
     for data in (run["recipe"].get("data") or {} for run in training):
-        path = str(data.get("path", ""))
-        names = [data.get("source"), *(part.lower() for part in Path(path).parts)]
-        known = next((_KNOWN_DATA[name] for name in names if name in _KNOWN_DATA), (path, "see its source"))
-        sources.append(dict(zip(("what", "licence"), known, strict=True)))
+        for path in [part.get("path", "") for part in data.get("sources") or [data]]:
+            names = [data.get("source"), *re.findall(r"[a-z0-9]+", str(path).lower())]
+            known = next((_KNOWN_DATA[name] for name in names if name in _KNOWN_DATA), (str(path), "see its source"))
+            sources.append(dict(zip(("what", "licence"), known, strict=True)))
     return [source for i, source in enumerate(sources) if source not in sources[:i]]
 
 

@@ -27,6 +27,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 from transformers.generation import BaseStreamer, StoppingCriteria, StoppingCriteriaList
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from ..processing.chat_templates import ASKING
 from ..processing.image_processing_minigpt4 import load_image
 from .modeling_minigpt4 import EndsWith
 
@@ -133,11 +134,10 @@ class ChatSession:
 
     def _with_defaults(self, generation):
         """Arguments of `generate`, with what neither they nor the model's generation config say."""
-        tokenizer = self.processor.tokenizer
         defaults = {
             "max_new_tokens": MAX_NEW_TOKENS,
-            "eos_token_id": tokenizer.eos_token_id,
-            "pad_token_id": tokenizer.pad_token_id,
+            "eos_token_id": end_ids(self.model, self.processor),
+            "pad_token_id": self.processor.tokenizer.pad_token_id,
         }
         own = {name: self._setting(generation, name) for name in defaults}
         return {**defaults, **{name: value for name, value in own.items() if value is not None}, **generation}
@@ -151,7 +151,7 @@ class ChatSession:
         """The conversation with a question, made to fit; raises ValueError if it cannot be."""
         context = getattr(self.model.config.text_config, "max_position_embeddings", None) or float("inf")
         messages, dropped, shown = [*self.messages, question], [], max(len(_pictures([question])), 1)
-        ids = self.processor.conversation_ids(messages, add_generation_prompt=True)
+        ids = self.processor.conversation_ids(messages, **ASKING)
         wanted = context - new_tokens
         while len(ids) > wanted:
             if shorter := _without_oldest_turn(messages):
@@ -161,7 +161,7 @@ class ChatSession:
                 messages = _without_oldest_picture(messages)
             else:
                 break
-            ids = self.processor.conversation_ids(messages, add_generation_prompt=True)
+            ids = self.processor.conversation_ids(messages, **ASKING)
         if len(ids) > context - new_tokens:
             raise ValueError(
                 f"the conversation takes {len(ids)} tokens and the answer up to {new_tokens}, more than the {context} that "
@@ -277,9 +277,7 @@ class ChatSession:
     def _say(self, prompt, ids, generation):
         """Takes question and answer into the conversation; returns the answer's text."""
         text = answer_text(self.processor, ids)
-        answer = {"role": "assistant", "content": [{"type": "text", "text": text}]}
-        if self.processor.image_token_id not in ids:  # else it is read again as text: no picture may come of it
-            answer = self.processor.spoken_message(text, _without_turn_end(self.processor, ids, generation["eos_token_id"]))
+        answer = self.processor.spoken_message(text, _without_turn_end(self.processor, ids, generation["eos_token_id"]))
         self.dropped += prompt.dropped
         self.messages[:] = [*prompt.messages, answer]
         return text
@@ -337,6 +335,14 @@ class _Cancelled(StoppingCriteria):
 
     def __call__(self, input_ids, scores, **kwargs):
         return torch.full((len(input_ids),), self.event.is_set(), device=input_ids.device)
+
+
+def end_ids(model, processor):
+    """The ids that each end an answer: those of the model's generation config, or of the tokenizer where that has none."""
+    ids = getattr(model.generation_config, "eos_token_id", None)
+    if ids is None:
+        ids = list(dict.fromkeys([processor.tokenizer.eos_token_id, *processor.turn_end_ids]))
+    return list(ids) if isinstance(ids, list | tuple) else [ids]
 
 
 def answer_text(processor, ids):

@@ -3,7 +3,7 @@
     picture 224 x 224 -> EfficientNet-Lite0 -> 3 x 3 visual tokens [9, 1280] -> Linear 1280 -> 576 -> SmolLM2-135M-Instruct
 
 The projection that ships in `embedded/` was trained on photographs by this package's own scripts; the recipe, the seed and
-the measured captions lie beside it.
+the measured captions are in the same folder.
 """
 
 import copy

@@ -6,7 +6,7 @@
     *.py                                             the code of model and processor
     lora/                                            with `light`: LoRA adapters; else they are merged into the weights
     handler.py, app.py, requirements.txt             for an Endpoint and a Space; what the code above imports
-    abilities/*.png                                  pictures that the Space offers as examples
+    abilities/*                                      images that the Space offers as examples
     README.md, LICENSE, CITATION.cff                 the model card, from `model_card.md`
     examples/*.jpg                                   pictures that the card shows, with the model's own answers
     training.json                                    recipes and summaries of the runs that trained it
@@ -34,6 +34,7 @@ from packaging.requirements import Requirement
 from safetensors import SafetensorError
 
 from ..configuration.configuration_minigpt4 import MiniGPT4Config
+from ..processing.chat_templates import ASKING
 from ..processing.image_processing_minigpt4 import MiniGPT4ImageProcessor
 from ..processing.processing_minigpt4 import MiniGPT4Processor
 from .card import EXAMPLE_QUESTION, Answered, as_dict, model_card, origins_to_publish
@@ -52,9 +53,10 @@ MODEL_CLASSES = {
 PROCESSOR_CLASSES = {"AutoProcessor": MiniGPT4Processor}
 IMAGE_PROCESSOR_CLASSES = {"AutoImageProcessor": MiniGPT4ImageProcessor}
 
-# The repository; installed, the package: pyproject.toml puts these files there.
+# The repository; installed, the package: pyproject.toml puts these files there. Resolved, for in a clone the package is a
+# link to this folder.
 _COPIED = [
-    *(Path(__file__).parents[1] / name for name in ("LICENSE", "CITATION.cff")),
+    *(Path(__file__).resolve().parents[1] / name for name in ("LICENSE", "CITATION.cff")),
     *(Path(__file__).with_name(name) for name in ("app.py", "handler.py")),
 ]
 
@@ -64,7 +66,12 @@ _EXAMPLES = "examples"
 _BENCHMARKS = ".eval_results"  # where the Hub looks for them
 _ABILITIES = Path(__file__).with_name("abilities")
 # In an export, and what is in them.
-_FOLDERS = {_EXAMPLES: {".jpg"}, _BENCHMARKS: {".yaml"}, _ABILITIES.name: {".png", ".json"}, LORA: {".json", ".safetensors"}}
+_FOLDERS = {
+    _EXAMPLES: {".jpg"},
+    _BENCHMARKS: {".yaml"},
+    _ABILITIES.name: {".png", ".jpg", ".json"},
+    LORA: {".json", ".safetensors"},
+}
 _EXAMPLE_SIDE, _EXAMPLE_TOKENS = 512, 60  # pixels of a stored picture's longer side; longest answer about it
 
 # What an earlier export may have left on the Hub: weights in more or fewer files would be loaded in place of the new ones.
@@ -279,7 +286,7 @@ def _answer(model, processor, picture):
     content = [{"type": "image", "path": str(picture)}, {"type": "text", "text": EXAMPLE_QUESTION}]
     inputs = processor.apply_chat_template(
         [{"role": "user", "content": content}],
-        add_generation_prompt=True,
+        **ASKING,
         tokenize=True,
         return_dict=True,
         return_tensors="pt",

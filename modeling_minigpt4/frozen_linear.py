@@ -6,7 +6,7 @@ in another order.
 
 FP8 rounds weights, inputs and gradients (rows of each scaled to the range of e4m3) and adds up in higher precision: two
 products in the time of one on Ada, Hopper and later. A weight that does not move is rounded once. (torchao's layers for
-training round it at each step, and compute a gradient for it.)
+training round it at each step, and compute a gradient for it.) Experimental: tested on a CPU, not run on a GPU yet.
 """
 
 from contextlib import nullcontext

@@ -6,7 +6,7 @@ A frozen LLM needs its activations only for the gradient at its inputs. That gra
 each group runs backward before the next one runs forward, and the gradient waits at the inputs until `loss.backward()` takes
 it further: to the projection, and to whatever else is trained before the LLM. (Liger's fused cross-entropy does the same for
 a head.) Causal attention and padding on the right let a row end at the token that predicts its last answer token: what
-stands behind it changes no loss. So no group needs a mask, and each is as long as its longest row.
+comes after it changes no loss. So no group needs a mask, and each is as long as its longest row.
 """
 
 import torch

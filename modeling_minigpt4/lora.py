@@ -5,7 +5,7 @@
     save_lora(model, folder)    lora/adapter_config.json and lora/adapter_model.safetensors, as peft writes them
     merged_state_dict(model)    the same model as plain weights, which need no peft
 
-They lie in a folder of their own: of an adapter_config.json beside a config.json on the Hub, `AutoModel` would load the
+They have a folder of their own: of an adapter_config.json beside a config.json on the Hub, `AutoModel` would load the
 `base_model_name_or_path` and not the repository. peft takes that folder as any other,
 `PeftModel.from_pretrained(model, "FOLDER/lora")`, or on the Hub `PeftModel.from_pretrained(model, ID, subfolder="lora")`.
 """

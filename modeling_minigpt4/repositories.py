@@ -100,7 +100,7 @@ def read_pickle(path, mmap=False):
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:  # bytes in disorder make the unpickler fail in any way: KeyError, EOFError, ...
         if code := re.search(r"GLOBAL ([\w.]+)", str(error)):
-            raise ValueError(f"{path}: refused, it holds a pickled {code[1]}; expected tensors alone") from error
+            raise ValueError(f"{path}: refused, it holds a pickled {code[1]}; expected only tensors") from error
         raise ValueError(f"{path}: damaged, truncated or not a checkpoint that PyTorch wrote") from error
 
 

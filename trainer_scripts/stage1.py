@@ -4,7 +4,7 @@
 # ///
 """accelerate launch trainer_scripts/stage1.py [--recipe YAML] [--set key=value ...]
 
-Stage 1 (paper, section 3.1): the projection learns to make a frozen LLM caption pictures, without a prompt. Without
+Stage 1 (paper, section 3.1): the projection learns to make a frozen LLM caption images, without a prompt. Without
 --recipe it trains the embedded default on composed scenes: about seven minutes on two CPU cores.
 """
 

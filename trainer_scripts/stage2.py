@@ -5,8 +5,8 @@
 """accelerate launch trainer_scripts/stage2.py [--recipe YAML] [--set key=value ...]
 
 Stage 2 (paper, section 3.3): the projection learns to answer instructions in the LLM's own conversation form, loss on the
-answer only. Without --recipe it goes on from stage 1's output on composed scenes: about seven minutes on two CPU cores. With
-`--set data.path=FOLDER` it teaches the projection that ships your own pictures, and ends with a page of before and after.
+answer only. Without --recipe it continues from stage 1's output on composed scenes: about seven minutes on two CPU cores.
+With `--set data.path=FOLDER` it trains the projection that ships on your own images, and ends with a page to compare.
 """
 
 import sys

@@ -4,7 +4,10 @@
 def add_arguments(parser):
     """Adds the arguments of `minigpt4 ablate`."""
     parser.add_argument(
-        "--output", default="outputs/ablations", metavar="FOLDER", help="default: outputs/ablations; what is there stays"
+        "--output",
+        default="outputs/ablations",
+        metavar="FOLDER",
+        help="default: outputs/ablations; rows in it are kept",
     )
     parser.add_argument("--minutes", type=float, default=60, metavar="N", help="time to aim at for all rows (default: 60)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")

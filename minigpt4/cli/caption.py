@@ -1,15 +1,15 @@
-"""Describes every picture in a folder, and goes on where a stopped run left off."""
+"""Describes every image in a folder, and continues where a stopped run left off."""
 
 from . import loading
 
 
 def add_arguments(parser):
     """Adds the arguments of `minigpt4 caption`."""
-    parser.add_argument("folder", metavar="FOLDER", help="pictures, also in folders below it")
-    parser.add_argument("--output", required=True, metavar="FILE.jsonl", help="a line a picture; an old file goes on")
+    parser.add_argument("folder", metavar="FOLDER", help="images, also those in its subfolders")
+    parser.add_argument("--output", required=True, metavar="FILE.jsonl", help="one line per image; an old file is continued")
     parser.add_argument("--model", default="embedded", help='"embedded" (the default), a folder, or a Hub id')
     parser.add_argument("--prompt", default="Describe this image in detail.", metavar="TEXT", help="default: %(default)s")
-    parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="pictures at once (default: 16)")
+    parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="images at a time (default: 16)")
     parser.add_argument("--max-new-tokens", type=int, default=120, metavar="N", help="longest description (default: 120)")
     loading.add_arguments(parser)
 

@@ -1,4 +1,4 @@
-"""Ask a MiniGPT-4 about pictures: one question with --ask, a conversation without."""
+"""Ask a MiniGPT-4 about images: one question with --ask, a conversation without."""
 
 import contextlib
 import sys
@@ -8,9 +8,9 @@ from pathlib import Path
 from . import loading
 
 _HELP = """\
-/image FILE   show a picture with the next question; again for several
-/reset        forget everything said
-/save FILE    write the conversation as JSON, pictures included
+/image FILE   add an image to the next question; repeat it for several
+/reset        forget the conversation
+/save FILE    write the conversation as JSON, with its images
 /help         this list
 Ctrl-C stops an answer. An empty line or Ctrl-D ends."""
 _HISTORY_LENGTH = 1000
@@ -19,8 +19,8 @@ _HISTORY_LENGTH = 1000
 def add_arguments(parser):
     """Adds the arguments of `minigpt4 chat`."""
     parser.add_argument("--model", default="embedded", help='"embedded" (the default), a folder, or a Hub id')
-    parser.add_argument("--image", action="append", default=[], metavar="FILE", help="a picture; may be repeated")
-    parser.add_argument("--ask", metavar="TEXT", help="one question; the answer alone goes to stdout")
+    parser.add_argument("--image", action="append", default=[], metavar="FILE", help="an image; may be repeated")
+    parser.add_argument("--ask", metavar="TEXT", help="one question; only the answer goes to stdout")
     parser.add_argument("--max-new-tokens", type=int, default=200, metavar="N", help="longest answer (default: 200)")
     loading.add_arguments(parser)
 
@@ -51,20 +51,20 @@ def run(arguments):
 
 
 def converse(start, pictures):
-    """Questions and commands until an empty line or the end of stdin; the pictures belong to the first question.
+    """Questions and commands until an empty line or the end of stdin; the images belong to the first question.
 
     Args:
-        start: function that gives a new `ChatSession`.
+        start: function that returns a new `ChatSession`.
     """
     chat, pictures = start(), list(pictures)
-    tell(f"{len(pictures)} picture(s). Ask; /help tells more, an empty line ends.")
+    tell(f"{len(pictures)} image(s). Ask; /help lists commands, an empty line ends.")
     while line := read_line():
         command, _, argument = line.partition(" ")
         said = len(chat.messages) + len(chat.dropped)
         try:
             if command == "/image":
                 pictures.append(load_named(argument))
-                tell(f"{len(pictures)} picture(s) for the next question")
+                tell(f"{len(pictures)} image(s) for the next question")
             elif command == "/reset":
                 chat, pictures = start(), []
             elif command == "/save":
@@ -82,7 +82,7 @@ def converse(start, pictures):
 
 
 def show(pieces):
-    """Prints an answer as it is written; what stops the printing stops the answer."""
+    """Prints an answer while it is written; whatever stops the printing stops the answer."""
     with contextlib.closing(pieces):
         for piece in pieces:
             print(piece, end="", flush=True)
@@ -95,7 +95,7 @@ def tell(text):
 
 
 def load_named(argument):
-    """The picture that `/image` names, as a shell would take the name: with ~ and in quotes, too."""
+    """The image that `/image` names; ~ and quotes are read as a shell reads them."""
     from ..processing.image_processing_minigpt4 import load_image
 
     name = argument.strip().strip("'\"")
@@ -112,7 +112,7 @@ def save(chat, argument):
     if not argument.strip():
         raise ValueError("expected /save FILE")
     if path.exists() and path.suffix != ".json":
-        raise ValueError(f"{path}: is there already; choose another name, or one that ends in .json")
+        raise ValueError(f"{path}: exists already; choose another name, or one that ends in .json")
     messages = chat.export()
     write_json(path, messages)
     tell(f"{path}: {len(messages)} messages")
@@ -135,7 +135,7 @@ def read_line():
 
 @contextlib.contextmanager
 def lines_kept():
-    """Lets the lines typed be found again with the arrow keys, in the next conversation, too."""
+    """Keeps the typed lines for the arrow keys, also for the next conversation."""
     try:
         import readline
     except ImportError:  # not on Windows

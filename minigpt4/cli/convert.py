@@ -15,8 +15,8 @@ def add_arguments(parser):
     )
     parser.add_argument("--text", required=True, metavar="DIR|ID", help="the LLM: Vicuna-7B or 13B, Llama-2-7B-chat")
     parser.add_argument("--output", required=True, metavar="DIR", help="a new folder, or an earlier export to replace")
-    parser.add_argument("--config", metavar="FILE.json", help="dims of files of other sizes, see README")
-    parser.add_argument("--light", action="store_true", help="name the base models in place of storing them")
+    parser.add_argument("--config", metavar="FILE.json", help="dimensions of other sizes: docs/published-checkpoints.md")
+    parser.add_argument("--light", action="store_true", help="name the base models instead of storing them")
 
 
 def run(arguments):

@@ -1,7 +1,7 @@
-"""From a stage-1 model and pictures to a verified, published stage-2 data set: the paper's section 3.2, step by step.
+"""From a stage-1 model and images to a verified, published stage-2 data set: the paper's section 3.2, step by step.
 
-Steps: sample, generate, fix, filter, verify, publish; one, or several in a row. Each does what is not done yet in the store,
-so that the same command goes on after a stop. Without a step the store's counts are printed.
+Steps: sample, generate, fix, filter, verify, publish; one, or several in a row. Each does what the store lacks, so
+that the same command continues after a stop. Without a step the counts of the store are printed.
 """
 
 import contextlib
@@ -15,14 +15,14 @@ STEPS = ("sample", "generate", "fix", "filter", "verify", "publish")
 def add_arguments(parser):
     """Adds the arguments of `minigpt4 curate`, a group for each step."""
     parser.add_argument("steps", nargs="*", metavar="STEP", help=f"any of: {', '.join(STEPS)}")
-    parser.add_argument("--store", metavar="FILE", help="the curation store, an SQLite file; sample makes it")
+    parser.add_argument("--store", metavar="FILE", help="the curation store, an SQLite file; `sample` creates it")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the draw and of sampling (default: 0)")
 
     demo = parser.add_argument_group("demo")
-    demo.add_argument("--demo", action="store_true", help="the whole pipeline on composed scenes, on this machine alone")
+    demo.add_argument("--demo", action="store_true", help="the whole pipeline on composed scenes, only on this machine")
 
     group = parser.add_argument_group("sample")
-    group.add_argument("--pictures", metavar="SOURCE", help="a folder of pictures, or webdataset shards")
+    group.add_argument("--pictures", metavar="SOURCE", help="a folder of images, or webdataset shards")
     group.add_argument("--count", type=int, metavar="N", help="how many to draw (default: 5000; the demo: 80)")
 
     group = parser.add_argument_group("generate")
@@ -31,7 +31,7 @@ def add_arguments(parser):
     group.add_argument("--model-key-env", default="", metavar="NAME", help="variable of the environment with its key")
     group.add_argument("--form", choices=("chat", "caption"), default="chat", help="ask as the paper does (chat), or let a "
                        "small LLM caption first, as in stage 1 (caption)")  # fmt: skip
-    group.add_argument("--batch-size", type=int, default=16, metavar="N", help="pictures at a time (default: 16)")
+    group.add_argument("--batch-size", type=int, default=16, metavar="N", help="images at a time (default: 16)")
     group.add_argument("--max-new-tokens", type=int, default=300, metavar="N", help="longest answer (default: 300)")
     group.add_argument(
         "--temperature", type=float, metavar="X", help="0: greedy (default: what the model's own settings say)"
@@ -46,7 +46,7 @@ def add_arguments(parser):
     group.add_argument(
         "--key-env", default="OPENAI_API_KEY", metavar="NAME", help="variable with its key (default: OPENAI_API_KEY)"
     )
-    group.add_argument("--concurrency", type=int, default=8, metavar="N", help="requests under way at a time (default: 8)")
+    group.add_argument("--concurrency", type=int, default=8, metavar="N", help="requests at a time (default: 8)")
     group.add_argument("--retries", type=int, default=5, metavar="N", help="of a request (default: 5)")
     group.add_argument("--timeout", type=float, default=120, metavar="S", help="seconds for a request (default: 120)")
     group.add_argument("--price", type=float, nargs=2, default=(0, 0), metavar=("IN", "OUT"), help="of a million tokens")
@@ -54,23 +54,23 @@ def add_arguments(parser):
 
     group = parser.add_argument_group("filter")
     group.add_argument("--min-words", type=int, default=20, metavar="N", help="a shorter text is rejected (default: 20)")
-    group.add_argument("--scorer", metavar="DIR|ID", help="a CLIP or SigLIP that rejects texts unlike their pictures")
+    group.add_argument("--scorer", metavar="DIR|ID", help="a CLIP or SigLIP that rejects texts unlike their images")
     group.add_argument("--min-score", type=float, default=0.2, metavar="X", help="for it (default: 0.2)")
 
     group = parser.add_argument_group("verify")
     group.add_argument("--decisions", metavar="FILE", help="JSONL file of decisions, read at the start and added to")
     group.add_argument("--no-page", action="store_true", help="read the decisions file and end; no web page")
     group.add_argument(
-        "--host", default="127.0.0.1", metavar="H", help="of the page (default: 127.0.0.1, this machine alone)"
+        "--host", default="127.0.0.1", metavar="H", help="of the page (default: 127.0.0.1, only this machine)"
     )
     group.add_argument("--port", type=int, default=7860, metavar="N", help="of the page (default: 7860)")
 
     group = parser.add_argument_group("publish")
     group.add_argument("--output", metavar="DIR", help="the folder to publish to; the demo's (outputs/curation)")
     group.add_argument("--layout", choices=("datasets", "cc_sbu_align"), default="datasets", help="default: datasets")
-    group.add_argument("--validation", type=float, default=0.05, metavar="X", help="share of the pictures (default: 0.05)")
-    group.add_argument("--license", metavar="ID", help="of the pictures, for the card: cc-by-4.0, say")
-    group.add_argument("--credit", default="", metavar="TEXT", help="whose pictures they are, for the card")
+    group.add_argument("--validation", type=float, default=0.05, metavar="X", help="share of the images (default: 0.05)")
+    group.add_argument("--license", metavar="ID", help="of the images, for the card, for example cc-by-4.0")
+    group.add_argument("--credit", default="", metavar="TEXT", help="whose images they are, for the card")
     group.add_argument("--push", metavar="REPO", help="upload the folder to this data-set repository of the Hub")
     group.add_argument("--private", action="store_true", help="with --push: a private one")
 
@@ -116,7 +116,7 @@ def _check(arguments):
         if value is not None and value < least:
             raise ValueError(f"--{name.replace('_', '-')} is {value}; expected {least} or more")
     if arguments.dry_run and arguments.steps != ["fix"]:
-        raise ValueError("--dry-run is about fix alone; the other steps would run")
+        raise ValueError("--dry-run is only for fix; the other steps would run")
     if arguments.no_page and not arguments.decisions:
         raise ValueError("--no-page reads a decisions file and ends; add --decisions FILE")
     if not 0 <= arguments.validation < 1:
@@ -129,7 +129,7 @@ def _demo(arguments):
     if arguments.steps or arguments.store:
         raise ValueError("--demo runs every step over a store of its own; leave the steps and --store out")
     if arguments.count is not None and arguments.count < 10:
-        raise ValueError(f"--count is {arguments.count}; expected 10 or more, for something has to survive")
+        raise ValueError(f"--count is {arguments.count}; expected 10 or more, so that some are left to publish")
     from ..processing.curation.demo import COUNT, STAGE1, demo
 
     output = arguments.output or "outputs/curation"
@@ -137,13 +137,13 @@ def _demo(arguments):
     before, after = summary["before_stage2"], summary["after_stage2"]
     print(
         f"""
-pictures            {summary["pictures"]} drawn, {summary["published"]} published ({summary["survived"]:.0%})
+images              {summary["pictures"]} drawn, {summary["published"]} published ({summary["survived"]:.0%})
 answers that fail   {before["failures"]:.0%} before stage 2 on this set, {after["failures"]:.0%} after
 objects named       {before["objects_named"]:.0%} before, {after["objects_named"]:.0%} after
 cost                {summary["seconds"]["all"] / 60:.1f} min
 
 {output}/set is the data set, {output}/stage2/model the model. Next:
-  minigpt4 curate verify --store {output}/curation.sqlite        (see the pictures and texts)
+  minigpt4 curate verify --store {output}/curation.sqlite        (see the images and texts)
   minigpt4 chat --model {output}/stage2/model --image {output}/pictures/00000.png"""
     )
 
@@ -174,7 +174,7 @@ def _generate(store, arguments):
     place = place if state.num_processes == 1 else state.device
     model, processor = load(arguments.model, **{**loading.given(arguments), "device": place})
     describer = Describer(model, processor, arguments.model, arguments.form, **decoding)
-    state.wait_for_everyone()  # till the first process has sampled, and till all have described
+    state.wait_for_everyone()  # until the first process has sampled, and until all have described
     report = generate(store, describer, arguments.batch_size, arguments.seed)
     state.wait_for_everyone()
     return report

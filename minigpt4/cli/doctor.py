@@ -1,4 +1,4 @@
-"""What is installed here, on what it runs, and what works; nothing is downloaded."""
+"""What is installed here, what it runs on, and what works; nothing is downloaded."""
 
 import importlib.metadata
 import platform
@@ -6,7 +6,7 @@ import time
 
 
 def add_arguments(parser):
-    """`minigpt4 doctor` takes none."""
+    """`minigpt4 doctor` takes no arguments."""
 
 
 def run(arguments):
@@ -19,7 +19,7 @@ def run(arguments):
             if not fine:
                 problems.append(name)
     if problems:
-        raise ValueError(f"{', '.join(problems)}: not as needed, see above")
+        raise ValueError(f"{', '.join(problems)}: not as required, see above")
 
 
 def versions():
@@ -53,12 +53,12 @@ def devices():
 
 
 def extras():
-    """The same of each extra of the package: what `pip install 'minigpt4-hf[EXTRA]'` would add."""
+    """The same of each extra of the package: what `pip install -e '.[EXTRA]'` in the clone would add."""
     for extra in importlib.metadata.metadata("minigpt4-hf").get_all("Provides-Extra") or []:
         found = [(requirement.name, *_installed(requirement)) for requirement in _requirements(extra)]
         missing = [f"{name} ({text})" for name, text, fine in found if not fine]
         if missing:
-            yield extra, f"without {', '.join(missing)}; run `pip install 'minigpt4-hf[{extra}]'`", True
+            yield extra, f"without {', '.join(missing)}; run `pip install -e '.[{extra}]'` in the clone", True
         else:
             yield extra, ", ".join(f"{name} {text}" for name, text, _ in found), True
 
@@ -99,7 +99,7 @@ def _answer():
 
 
 def _precisions(device):
-    """Those in which a device computes, be it slowly."""
+    """Those in which a device computes, fast or slowly."""
     import torch
 
     from ..devices import DTYPES, computes

@@ -28,18 +28,18 @@ def add_arguments(parser):
         nargs="+",
         default=[],
         metavar="FILE|DIR|ID",
-        help="the benchmark's own files, a folder of them, or a data set on the Hub (advanced: a folder of pictures; "
-        "failures: a folder of pictures or tar shards; objects: COCO's instances or tar shards; failures and composed take "
-        "composed scenes without it)",
+        help="the benchmark's own files, a folder of them, or a data set on the Hub (advanced: a folder of images; "
+        "failures: a folder of images or tar shards; objects: COCO's instances or tar shards; without it, failures "
+        "and composed take composed scenes)",
     )
     parser.add_argument(
-        "--images", metavar="DIR", help="where the pictures are (default: images/ beside the data, or there)"
+        "--images", metavar="DIR", help="where the images are (default: images/ beside the data, or that folder itself)"
     )
     parser.add_argument(
-        "--output", metavar="DIR", help="a folder to write to and to go on from (default: outputs/evaluation/SUITE)"
+        "--output", metavar="DIR", help="a folder to write to, or to continue (default: outputs/evaluation/SUITE)"
     )
-    parser.add_argument("--against", metavar="DIR|MODEL", help="an earlier evaluation, or a model, to put beside this one")
-    parser.add_argument("--limit", type=int, metavar="N", help="ask about that many pictures, drawn at random")
+    parser.add_argument("--against", metavar="DIR|MODEL", help="an earlier evaluation, or a model, to compare with")
+    parser.add_argument("--limit", type=int, metavar="N", help="ask about this many images, drawn at random")
     parser.add_argument(
         "--holdout-share",
         type=float,
@@ -49,7 +49,7 @@ def add_arguments(parser):
     )
     parser.add_argument("--seed", type=int, default=0, help="of that draw, and of composed scenes (default: 0)")
     parser.add_argument("--max-new-tokens", type=int, metavar="N", help="longest answer (default: the suite's)")
-    parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="answers at once on a device (default: 64)")
+    parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="answers at a time (default: 64)")
     parser.add_argument(
         "--judge",
         metavar="URL|FILE",

@@ -11,10 +11,10 @@ def add_arguments(parser, quantized=True):
         "--dtype",
         default="auto",
         metavar="auto|float32|bfloat16|float16",
-        help="default: auto, as it is stored, or as the device computes fast (`minigpt4 doctor` measures it)",
+        help="default: auto, the stored one unless the device is slow in it (`minigpt4 doctor` measures it)",
     )
     if quantized:
-        group.add_argument("--load-in", metavar="8bit|4bit", help="frozen linear layers in so many bits, by bitsandbytes")
+        group.add_argument("--load-in", metavar="8bit|4bit", help="quantize the frozen linear layers, by bitsandbytes")
 
 
 def load_model(arguments):

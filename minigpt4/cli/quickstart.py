@@ -8,7 +8,7 @@ def add_arguments(parser):
         "--minutes",
         type=float,
         metavar="N",
-        help="take that long on this machine, all in all (default: as long as the recipes take; it is measured first)",
+        help="minutes to take on this machine, all in all (default: as long as the recipes take, which is measured first)",
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
 
@@ -22,17 +22,23 @@ def run(arguments):
     from ..quickstart import quickstart
 
     summary = quickstart(arguments.output, arguments.minutes, arguments.seed)
-    first, before, after = summary["stage1"], summary["before_stage2"], summary["stage2"]
-    trained, whole = summary["train_seconds"] / 60, summary["total_seconds"] / 60
     print(
         f"""
-held-out scenes     captions name {first["object_recall"]:.0%} of the objects, {first["caption_exact"]:.0%} are exact
-                    (with shuffled pictures: {first["object_recall_shuffled"]:.0%} of the objects)
-questions           {before["questions_right"]:.0%} right before stage 2, {after["questions_right"]:.0%} after
-descriptions        name {after["description_recall"]:.0%} of the objects, {after["failures"]:.1%} of all answers fail
-cost                {trained:.1f} min of training, {whole:.1f} min in all, {summary["peak_rss_mb"] / 1000:.1f} GB
+{told(summary)}
 
-{arguments.output}/report.html shows pictures, truth and answers. Next:
+{arguments.output}/report.html shows images, truth and answers. Next:
   minigpt4 chat --model {arguments.output}/model --image FILE
   minigpt4 chat --image PHOTO --ask "Describe this image in detail."     (the shipped model)"""
     )
+
+
+def told(summary):
+    """What a run measured, from its summary.json, in four lines."""
+    first, before, after = summary["stage1"], summary["before_stage2"], summary["stage2"]
+    trained, whole = summary["train_seconds"] / 60, summary["total_seconds"] / 60
+    return f"""\
+held-out scenes     captions name {first["object_recall"]:.0%} of the objects, {first["caption_exact"]:.0%} are exact
+                    (with shuffled images: {first["object_recall_shuffled"]:.0%} of the objects)
+questions           {before["questions_right"]:.0%} right before stage 2, {after["questions_right"]:.0%} after
+descriptions        name {after["description_recall"]:.0%} of the objects, {after["failures"]:.1%} of all answers fail
+cost                {trained:.1f} min of training, {whole:.1f} min in all, {summary["peak_rss_mb"] / 1000:.1f} GB"""

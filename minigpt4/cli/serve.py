@@ -1,6 +1,6 @@
 """Serve a model over HTTP as OpenAI's API does: POST /v1/chat/completions, GET /v1/models.
 
-Further flags go to the engine as they are: those of `transformers serve`, or of `vllm serve`.
+Further flags go to the engine: those of `transformers serve`, or of `vllm serve`.
 """
 
 import importlib
@@ -12,14 +12,14 @@ def add_arguments(parser):
     """Adds the arguments of `minigpt4 serve`."""
     parser.add_argument("--model", default="embedded", help='"embedded" (the default), a folder, or a Hub id')
     parser.add_argument("--engine", choices=["transformers", "vllm"], default="transformers", help="(default: transformers)")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: 127.0.0.1, this machine alone)")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, only this machine)")
     parser.add_argument("--port", type=int, default=8000, metavar="N", help="(default: 8000)")
     parser.add_argument(
         "--allow-host",
         action="append",
         default=[],
         metavar="H",
-        help="fetch pictures from this host; may be repeated (default: from none, clients send data URLs)",
+        help="fetch images from this host; may be repeated (default: none, clients send data URLs)",
     )
     loading.add_arguments(parser)
 

@@ -1,4 +1,4 @@
-"""Talk about pictures in the browser: a page on this machine, for others with --host."""
+"""Talk about images in the browser: a page on this machine, for others with --host."""
 
 import importlib.util
 from pathlib import Path

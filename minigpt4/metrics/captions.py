@@ -38,7 +38,7 @@ def caption_rows(captions, references):
         from pycocoevalcap.cider.cider import Cider
         from rouge_score.rouge_scorer import RougeScorer
     except ImportError as error:
-        raise ValueError(f"caption metrics: {error}; run `pip install 'minigpt4-hf[metrics]'`") from error
+        raise ValueError(f"caption metrics: {error}; run `pip install -e '.[metrics]'` in the clone") from error
     truth = [[_words(text) for text in texts] for texts in references]
     found = [_words(text) for text in captions]
     _, cider = Cider().compute_score(dict(enumerate(truth)), {i: [text] for i, text in enumerate(found)})

@@ -1,4 +1,4 @@
-"""CHAIR (Rohrbach et al. 2018): objects of COCO's 80 kinds that a caption names and that are not in the picture.
+"""CHAIR (Rohrbach et al. 2018): objects of COCO's 80 kinds that a caption names and that are not in the image.
 
     chair_i   of the objects that are named, the share that is not there (the paper's figure)
     chair_s   of the captions, the share with such an object

@@ -53,7 +53,7 @@ def failure(text, instruction=None):
         return "fragment"
     if instruction is None:
         return None
-    own_words = re.sub(r"[\"\u201c][^\"\u201d\n]*[\"\u201d]", "", text)  # what a picture's sign says is no refusal
+    own_words = re.sub(r"[\"\u201c][^\"\u201d\n]*[\"\u201d]", "", text)  # a sign in the image may say it; that is no refusal
     off_topic = _OFF_TOPIC.search(own_words) or _words(instruction) == _words(text)
     return "unrelated" if off_topic or (poem and not verse) else None
 

@@ -17,7 +17,7 @@ from minigpt4.processing.photo_texts import written
 
 
 def there(row):
-    """The COCO kinds in an image with a list, those of people's captions included; of a label alone none."""
+    """The COCO kinds in an image with a list, including those of people's captions; none if there is only a label."""
     listed = row.get("objects")
     return {kind for text in written(row) for kind in named_kinds(text)} | set(listed) if listed else set()
 

@@ -35,7 +35,7 @@ _CONTRACTIONS = {
     for place, letter in enumerate(word)
     if letter == "'"
 }
-# What stands before the answer in a sentence: "The answer is", "It is", "The background is", "There are".
+# What comes before the answer in a sentence: "The answer is", "It is", "The background is", "There are".
 _LEAD_IN = re.compile(
     r"^(?:(?:so|well|okay),? )?(?:(?:the|a|an|this|that|these|it|they|he|she|there|his|her|its|their|in)\b[\w', ]*?"
     r"\b(?:is|are|was|were|has|have|looks like|appears to be|seems to be)\b|it's|that's|there's|answer:|a:) "
@@ -46,8 +46,8 @@ _LEAD_IN = re.compile(
 def normalise(text):
     """An answer as VQA compares it: "The two dogs!" -> "2 dogs".
 
-    A mark beside a space goes, any other becomes one ("black/white" is two words); all of them go where a comma stands in a
-    number. A full stop stays before a digit alone: "2.5", but "a.m." -> "am".
+    A mark beside a space goes, any other becomes one ("black/white" is two words); all of them go where a number has a
+    comma. A full stop stays only before a digit: "2.5", but "a.m." -> "am".
     """
     text = text.replace("\n", " ").replace("\t", " ").strip()
     in_number = re.search(r"\d,\d", text)

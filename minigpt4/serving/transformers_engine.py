@@ -18,6 +18,7 @@ from starlette.applications import Starlette
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from ..processing.chat_templates import ASKING
 from . import batches
 from .allocator import return_large_buffers
 from .answers import StopText
@@ -222,7 +223,7 @@ class _Chat:
         """A request's messages as the model's inputs."""
         return self.processor.apply_chat_template(
             [{**message, "content": [_part(part) for part in message["content"]]} for message in messages],
-            add_generation_prompt=True,
+            **ASKING,
             tokenize=True,
             return_dict=True,
             return_tensors="pt",

@@ -23,14 +23,15 @@ from pathlib import Path
 
 import torch
 
-from ...files import write_bytes, write_json
-from ...generation import answers, chat_prompt
-from ...metrics import composed
-from ...metrics.failures import failure_rate
-from ...modeling_minigpt4.parts import language_model
-from ...models import load
-from ...recipes import load_recipe
-from ...training import cache_features, train, versions
+from minigpt4.files import write_bytes, write_json
+from minigpt4.generation import answers, chat_prompt
+from minigpt4.metrics import composed
+from minigpt4.metrics.failures import failure_rate
+from minigpt4.modeling_minigpt4.parts import language_model
+from minigpt4.models import load
+from minigpt4.recipes import load_recipe
+from minigpt4.training import cache_features, train, versions
+
 from ..collator import IGNORE, MiniGPT4DataCollator
 from ..image_processing_minigpt4 import load_image
 from ..samples import clean_caption

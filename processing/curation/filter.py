@@ -14,7 +14,8 @@ import zlib
 import numpy as np
 from tqdm.auto import tqdm
 
-from ...metrics.failures import failure
+from minigpt4.metrics.failures import failure
+
 from .report import Report, chunks
 from .sample import read_picture
 from .texts import APOLOGY, AS_AN_AI, is_english

@@ -15,6 +15,8 @@ from accelerate import PartialState
 from tqdm.auto import tqdm
 
 from ...generation import batch_answers, caption_prompt
+from ...modeling_minigpt4.chat import end_ids
+from ..chat_templates import ASKING
 from ..image_processing_minigpt4 import load_image
 from .endpoint import Stop
 from .report import Report, chunks
@@ -145,14 +147,11 @@ class Describer:
     def _answers(self, conversations, features):
         # The paper asks in the form of stage 2's training: "###Human: <Img>...</Img> ... ###Assistant: ".
         form = {"training": True} if "training" in self.processor.chat_template else {}
-        prompts = [
-            self.processor.apply_chat_template(messages, add_generation_prompt=True, **form) for messages in conversations
-        ]
+        prompts = [self.processor.apply_chat_template(messages, **ASKING, **form) for messages in conversations]
         return batch_answers(self.model, self.processor, prompts, features, **self.decoding)
 
     def _captions(self, features):
-        tokenizer = self.processor.tokenizer
-        ends = [tokenizer.eos_token_id, tokenizer.encode("\n", add_special_tokens=False)[-1]]
+        ends = [*end_ids(self.model, self.processor), self.processor.encode("\n")[-1]]
         prompts = [caption_prompt(self.processor)] * len(features)
         return batch_answers(self.model, self.processor, prompts, features, **{**self.decoding, "eos_token_id": ends})
 

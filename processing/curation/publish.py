@@ -17,7 +17,8 @@ from datasets import Features, Image, Value
 from PIL import Image as PILImage
 from tqdm.auto import tqdm
 
-from ...files import sync_files, write_bytes
+from minigpt4.files import sync_files, write_bytes
+
 from ..image_processing_minigpt4 import load_image
 from .card import dataset_card
 from .report import Report, chunks

@@ -13,8 +13,9 @@ from pathlib import Path
 from PIL import Image
 from tqdm.auto import tqdm
 
-from ...files import write_bytes
-from ...recipes import SourceSection
+from minigpt4.files import write_bytes
+from minigpt4.recipes import SourceSection
+
 from ..image_processing_minigpt4 import load_image
 from ..samples import BrokenSample, content
 from ..sources import open_source

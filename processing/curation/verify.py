@@ -11,7 +11,8 @@ import os
 import time
 from pathlib import Path
 
-from ...files import write_bytes
+from minigpt4.files import write_bytes
+
 from .report import Report
 from .store import now
 

@@ -58,11 +58,11 @@ def test_commands(base, photo, tmp_path, capsys, monkeypatch):
     ]
     out, err = typed(lines, ["--model", base, "--max-new-tokens", "4"], capsys, monkeypatch)
     for told in (
-        "/reset        forget everything said",
+        "/reset        forget the conversation",
         "nowhere.png: no such file",
         "expected /image FILE",
-        "2 picture(s) for the next question",
-        "notes.txt: is there already",
+        "2 image(s) for the next question",
+        "notes.txt: exists already",
         "expected /save FILE",
         "/delete: no such command",
         f"{saved}: 4 messages",

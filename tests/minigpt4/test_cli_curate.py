@@ -84,7 +84,7 @@ def test_two_processes_share_the_generation(base, tmp_path):
         (["sample", "--store", "{tmp}/s", "--pictures", "{tmp}/none"], "no such file or folder"),
         (["sample", "--store", "{tmp}/no/folder/s", "--pictures", "{tmp}"], "unable to open database file"),
         (["filter", "--store", "{tmp}/s"], "no such curation store"),
-        (["fix", "filter", "--store", "{store}", "--fixer", "m", "--dry-run"], "--dry-run is about fix alone"),
+        (["fix", "filter", "--store", "{store}", "--fixer", "m", "--dry-run"], "--dry-run is only for fix"),
         (["fix", "--store", "{store}", "--fixer", "m"], "OPENAI_API_KEY is not set"),
         (["fix", "--store", "{store}", "--fixer", "m", "--fixer-url", "ftp://x"], "not the address of a server"),
         (["generate", "--store", "{store}", "--model", "/nowhere/model"], "no such folder"),

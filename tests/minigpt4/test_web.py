@@ -1,6 +1,6 @@
 """`minigpt4 web` in a real Chromium: upload, ask, stream, stop, several people, hostile answers, a phone's width.
 
-Screenshots lie in pytest's folder for the test; MINIGPT4_SCREENSHOTS names another one.
+Screenshots go to pytest's folder for the test; MINIGPT4_SCREENSHOTS names another one.
 """
 
 import argparse
@@ -51,7 +51,7 @@ class Visitor:
             feature = {"name": "prefers-color-scheme", "value": "dark"}
             self.browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
         self.browser.get(url)
-        self.until(lambda: len(self.all("#chat .example")) == len(app.ABILITIES))
+        self.until(lambda: len(self.all("#chat .example")) == len(app.EXAMPLES))
 
     def all(self, selector):
         return self.browser.find_elements(By.CSS_SELECTOR, selector)
@@ -277,6 +277,9 @@ class Parrot:
     def chat_session(self, processor):
         return Parrot()
 
+    def num_parameters(self):
+        return 10**6
+
     def cancel(self):
         pass
 
@@ -292,6 +295,7 @@ def test_what_a_model_writes_is_not_trusted(visit, free_port):
         app.serve(app.build(Parrot(), None, "parrot"), server_port=port)
 
     eve = visit(serve, width=390, height=844, dark=True)
+    eve.until(lambda: eve.all("#chat .example")[0].rect["y"] > eve.all("#chat")[0].rect["y"])  # not scrolled out of sight
     eve.shot("examples-phone-dark")
     asked = f"<img src=x onerror=hacked=1><h1>Big</h1> ![spy](http://127.0.0.1:{free_port}/spy) `a<b>` **bold**"
     assert eve.ask(asked) == asked.replace("**", "").replace("`", "")
@@ -347,8 +351,15 @@ def test_answers_become_markdown_without_html():
 
 def test_every_ability_ships_with_a_picture():
     assert len(app.ABILITIES) == 12
-    sizes = {path.stem: path.stat().st_size for path in app._FOLDER.glob("*.png")}
-    assert set(sizes) == {Path(file).stem for file, _, _ in app.ABILITIES} and max(sizes.values()) < 10_000
+    sizes = {path.stem: path.stat().st_size for path in app._FOLDER.iterdir() if path.suffix != ".json"}
+    assert set(sizes) == {Path(file).stem for file, _, _ in app.EXAMPLES} and max(sizes.values()) < 15_000
+
+
+def test_the_page_says_what_a_small_model_cannot_do():
+    small, large = app._description("<embedded>", 140e6), app._description("minigpt4-7b", 7.8e9)
+    assert "<b>&lt;embedded&gt;</b>, 140 million parameters" in small and "7.8 billion" in large
+    assert "try the first three examples" in small and "examples" not in large
+    assert [question for _, _, question in app.EXAMPLES[:3]][-1] == "Describe this image in detail."
 
 
 def test_taking_back_counts_turns_that_the_model_forgot(original, processor, picture):

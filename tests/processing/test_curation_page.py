@@ -1,6 +1,6 @@
 """The verify page in a real Chromium: keys, edit, undo, two reviewers, a reload in the middle, a phone's width.
 
-Screenshots lie in pytest's folder for the test; MINIGPT4_SCREENSHOTS names another one.
+Screenshots go to pytest's folder for the test; MINIGPT4_SCREENSHOTS names another one.
 """
 
 import json
