@@ -135,7 +135,7 @@ def test_llama_cpp_writes_what_generate_writes(tiny, tmp_path, picture):
         (lambda: MiniGPT4Config.preset("embedded"), "vision tower is 'efficientnet_lite'"),
         (lambda: MiniGPT4Config.preset("vicuna-7b"), "vision tower is 'blip_2_vision_model'"),
         (lambda: config(LlamaConfig(**TEXT), siglip(hidden_act="relu")), "activation 'relu'"),
-        (lambda: config(LlamaConfig(**TEXT), patch_merge=4), "patch_merge is 4"),
+        (lambda: config(LlamaConfig(**TEXT), patch_merge=2), "patch_merge is 2"),
         (lambda: config(LlamaConfig(**TEXT), projection_layers=2), "projection_layers is 2"),
         (lambda: config({"model_type": "gpt2"}), "language model is 'gpt2'"),
         (

@@ -326,7 +326,7 @@ def test_a_full_repository_remembers_what_it_was_made_from(original, processor, 
     assert read_json(again / "config.json")["made_from"] == {"language_model": origins["language_model"]}
     card = ModelCard.load(again / "README.md")
     assert card.data.base_model == ["NAME/llm"]
-    assert "| language_model | NAME/llm | NAME/llm main | see there |" in card.text
+    assert "| language_model | NAME/llm | NAME/llm main | see its source |" in card.text
 
 
 def test_model_card_takes_what_it_is_given(original, processor, tmp_path):
