@@ -27,8 +27,6 @@ CODE = {
     "configuration_minigpt4.py",
     "modeling_minigpt4.py",
     "efficientnet_lite.py",
-    "frozen_linear.py",
-    "grouped_loss.py",
     "convert.py",
     "from_parts.py",
     "light.py",
