@@ -12,7 +12,7 @@ _HOME = {
     "EfficientNetLiteConfig": "configuration.configuration_minigpt4",
     "MiniGPT4Config": "configuration.configuration_minigpt4",
     "MiniGPT4Model": "modeling_minigpt4.modeling_minigpt4",
-    "MiniGPT4ForConditionalGeneration": "modeling_minigpt4.modeling_minigpt4",
+    "MiniGPT4ForConditionalGeneration": "modeling_minigpt4.light",
     "MiniGPT4ImageProcessor": "processing.image_processing_minigpt4",
     "MiniGPT4Processor": "processing.processing_minigpt4",
     "MiniGPT4DataCollator": "processing.collator",
