@@ -4,14 +4,14 @@ import dataclasses
 import json
 import time
 from pathlib import Path
-from statistics import median
+from statistics import mean
 
 from .files import write_json
 from .frozen_llm import FrozenLLM
 from .processing.collator import MiniGPT4DataCollator
 from .processing.datasets import training_data
 
-TIMED = 3  # steps of each stage that are timed, after one that warms up
+TIMED = 5  # steps of each stage that are timed, after one that warms up
 TAIL = 20  # seconds for export, report and what else comes at the end
 SLACK = 1.1  # steps of a long run take longer than a few: checkpoints, data, a warm machine
 PLAN = "plan.json"  # what an unfinished run goes on with, however fast the machine is by then
@@ -59,16 +59,17 @@ class Budget:
             recipe.data.scenes = kept["scenes"]
 
     def step_seconds(self, recipe):
-        """Seconds of a real training step of a recipe: forward, loss and backward of a batch of its own texts."""
+        """Seconds of a real training step of a recipe: forward, loss and backward of batches of its own texts, from short
+        to long, for the Trainer makes batches of like length."""
         section = dataclasses.replace(recipe.data, scenes=len(self.features))
-        texts = training_data(section, recipe.stage).texts
         collator = MiniGPT4DataCollator(self.processor, max_answer_tokens=recipe.train.max_answer_tokens)
-        size, seconds = recipe.train.batch_size, []
+        texts = sorted(training_data(section, recipe.stage).texts, key=lambda text: len(collator.encode(text)[0]))
+        size, seconds = min(recipe.train.batch_size, len(texts)), []
+        starts = [round((len(texts) - size) * i / (TIMED - 1)) for i in range(TIMED)]
         frozen_llm = FrozenLLM(self.model, recipe.train.tokens_at_once, recipe.train.float8)
         self.model.train()
-        for start in range(0, (1 + TIMED) * size, size):
-            batch = [texts[i % len(texts)] for i in range(start, start + size)]
-            seen = [{**text, "vision_features": self.features[text["picture"]]} for text in batch]
+        for start in (starts[-1], *starts):
+            seen = [{**text, "vision_features": self.features[text["picture"]]} for text in texts[start : start + size]]
             inputs = {name: tensor.to(self.model.device) for name, tensor in collator(seen).items()}
             started = time.monotonic()
             with frozen_llm:
@@ -76,7 +77,7 @@ class Budget:
             seconds.append(time.monotonic() - started)
             self.model.zero_grad()
         self.model.eval()
-        return median(seconds[1:])
+        return mean(seconds[1:])
 
 
 def _kept_plan(output, seconds, recipes):

@@ -5,13 +5,14 @@ from tqdm.auto import tqdm
 
 from .modeling_minigpt4.chat import answer_text, end_ids
 from .processing.collator import IGNORE, MiniGPT4DataCollator
+from .processing.processing_minigpt4 import ASKING
 
 
 def chat_prompt(processor, question):
     """The prompt of a first question about one picture, as the chat template writes it."""
     content = [{"type": "image"}, {"type": "text", "text": question}]
     messages = [{"role": "user", "content": content}]
-    return processor.apply_chat_template(messages, add_generation_prompt=True)
+    return processor.apply_chat_template(messages, **ASKING)
 
 
 def caption_prompt(processor):

@@ -182,7 +182,9 @@ def load_model(section):
     for parameter in model.parameters():
         if parameter.requires_grad and parameter.dtype != torch.float32:
             parameter.data = parameter.data.float()
-    attending = ["", "qformer_config", "text_config"]
+    attending = ["", "qformer_config"]
+    if section.attn_implementation != "sdpa" or model.model.language_model._supports_sdpa:
+        attending.append("text_config")  # else it stays with its own, eager: Gemma-2's soft cap on attention
     if model.model.vision_tower._supports_sdpa:  # a tower of convolutions has no attention to choose
         attending.append("vision_config")
     model.set_attn_implementation(dict.fromkeys(attending, section.attn_implementation))

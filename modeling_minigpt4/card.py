@@ -47,10 +47,18 @@ _DATA = [
     {"what": "SBU Captions (stage 1)", "licence": "pictures and captions belong to their authors on Flickr"},
 ]
 
-# What a recipe's data section names, by `source` or by a folder of its `path`.
+# What a recipe's data section names, by `source` or by a word of its paths.
 _KNOWN_DATA = {
     "scenes": ("composed scenes of OpenMoji artwork (openmoji.org)", "CC BY-SA 4.0"),
     "flickr8k": ("Flickr8k (Hodosh, Young, Hockenmaier 2013)", "research use; pictures belong to their Flickr authors"),
+    "coco": ("COCO (Lin et al. 2014), captions and objects", "annotations CC BY 4.0; images under their Flickr licences"),
+    "ccsbu": (
+        "cc_sbu_align, the stage-2 data of MiniGPT-4 (Zhu et al. 2023)",
+        "research use; images belong to their owners",
+    ),
+    "imagenet": ("ImageNet (Russakovsky et al. 2015), class names", "non-commercial research"),
+    "caltech101": ("Caltech101 (Fei-Fei, Fergus, Perona 2004), class names", "images from the web, of their owners"),
+    "grocery": ("Grocery Store Dataset (Klasson, Zhang, Kjellstrom 2019)", "MIT"),
 }
 
 # What `config.trained_parts` names, in words.
@@ -150,10 +158,10 @@ def _data_sources(training):
     """[{"what", "licence"}, ...] of what the runs learned from."""
     sources = []
     for data in (run["recipe"].get("data") or {} for run in training):
-        path = str(data.get("path", ""))
-        names = [data.get("source"), *(part.lower() for part in Path(path).parts)]
-        known = next((_KNOWN_DATA[name] for name in names if name in _KNOWN_DATA), (path, "see its source"))
-        sources.append(dict(zip(("what", "licence"), known, strict=True)))
+        for path in [part.get("path", "") for part in data.get("sources") or [data]]:
+            names = [data.get("source"), *re.findall(r"[a-z0-9]+", str(path).lower())]
+            known = next((_KNOWN_DATA[name] for name in names if name in _KNOWN_DATA), (str(path), "see its source"))
+            sources.append(dict(zip(("what", "licence"), known, strict=True)))
     return [source for i, source in enumerate(sources) if source not in sources[:i]]
 
 

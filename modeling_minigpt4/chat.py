@@ -28,6 +28,7 @@ from transformers.generation import BaseStreamer, StoppingCriteria, StoppingCrit
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from ..processing.image_processing_minigpt4 import load_image
+from ..processing.processing_minigpt4 import ASKING
 
 # The longest answer in the original's demo, where the model's own generation config names none.
 MAX_NEW_TOKENS = 300
@@ -149,7 +150,7 @@ class ChatSession:
         """The conversation with a question, made to fit; raises ValueError if it cannot be."""
         context = getattr(self.model.config.text_config, "max_position_embeddings", None) or float("inf")
         messages, dropped, shown = [*self.messages, question], [], max(len(_pictures([question])), 1)
-        ids = self.processor.conversation_ids(messages, add_generation_prompt=True)
+        ids = self.processor.conversation_ids(messages, **ASKING)
         wanted = context - new_tokens
         while len(ids) > wanted:
             if shorter := _without_oldest_turn(messages):
@@ -159,7 +160,7 @@ class ChatSession:
                 messages = _without_oldest_picture(messages)
             else:
                 break
-            ids = self.processor.conversation_ids(messages, add_generation_prompt=True)
+            ids = self.processor.conversation_ids(messages, **ASKING)
         if len(ids) > context - new_tokens:
             raise ValueError(
                 f"the conversation takes {len(ids)} tokens and the answer up to {new_tokens}, more than the {context} that "

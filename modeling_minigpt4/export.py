@@ -34,7 +34,7 @@ from safetensors import SafetensorError
 
 from ..configuration.configuration_minigpt4 import MiniGPT4Config
 from ..processing.image_processing_minigpt4 import MiniGPT4ImageProcessor
-from ..processing.processing_minigpt4 import MiniGPT4Processor
+from ..processing.processing_minigpt4 import ASKING, MiniGPT4Processor
 from .card import EXAMPLE_QUESTION, Answered, as_dict, model_card, origins_to_publish
 from .light import MiniGPT4ForConditionalGeneration, own_parameters
 from .lora import LORA, has_lora, merged_state_dict
@@ -253,7 +253,7 @@ def _answer(model, processor, picture):
     content = [{"type": "image", "path": str(picture)}, {"type": "text", "text": EXAMPLE_QUESTION}]
     inputs = processor.apply_chat_template(
         [{"role": "user", "content": content}],
-        add_generation_prompt=True,
+        **ASKING,
         tokenize=True,
         return_dict=True,
         return_tensors="pt",

@@ -5,6 +5,7 @@
 The configuration follows from those of the parts; `config.base_parts` names them, so that the model can be saved light.
 """
 
+import math
 from pathlib import Path
 
 import torch
@@ -44,11 +45,12 @@ def from_parts(
     """See `MiniGPT4ForConditionalGeneration.from_parts`."""
     given = {} if projection is None else read_projection(projection)
     hub = {name: arguments.pop(name) for name in ("token", "cache_dir", "local_files_only") if name in arguments}
-    tokenizer, ends = load_tokenizer(text, hub), end_ids(text, hub)
-    rows = text_config_of(text, load_config(text, hub)).vocab_size
-    own = template_text(template or tokenizer.chat_template)
-    fields = {"image_token_id": image_token_id(tokenizer, image_token, text, ends, own, rows), **(config or {})}
+    tokenizer, fields = load_tokenizer(text, hub), config or {}
     config = config_of_parts(vision, text, qformer, hub, **fields)
+    ends = end_ids(text, config.text_config, hub)
+    if "image_token_id" not in fields:
+        own, rows = template_text(template or tokenizer.chat_template), config.text_config.vocab_size
+        config.image_token_id = image_token_id(tokenizer, image_token, text, ends, own, rows)
     processor = MiniGPT4Processor.for_model(config, tokenizer, template)
     model = assemble(cls, config, given, source=str(projection), hub=hub, **arguments)
     if projection is None:
@@ -141,6 +143,7 @@ def text_config_of(source, config):
     if text is not config:  # what transformers goes by
         text.tie_word_embeddings = config.tie_word_embeddings
         text.dtype = text.dtype or config.dtype
+        text.eos_token_id = getattr(config, "eos_token_id", None) or text.eos_token_id
     return mend_llama_config(text)
 
 
@@ -164,15 +167,10 @@ def load_tokenizer(text, hub=None):
     return mend_llama_tokenizer(AutoTokenizer.from_pretrained(repo, revision=revision, **(hub or {})))
 
 
-def end_ids(text, hub=None):
-    """The ids that end what an LLM writes: all that its config and its generation config name, in that order.
-
-    Raises: as `load_config` does.
-    """
+def end_ids(text, text_config, hub=None):
+    """The ids that end what the LLM in a repository writes: all that its config and its generation config name."""
     repo, revision = split_revision(text)
-    whole = load_config(text, hub)
-    configs = [text_config_of(text, whole), whole]
-    hub = {"revision": revision, **(hub or {})}
+    configs, hub = [text_config], {"revision": revision, **(hub or {})}
     if file := cached_file(repo, GENERATION_CONFIG_NAME, **hub, _raise_exceptions_for_missing_entries=False):
         generation = GenerationConfig.from_pretrained(Path(file).parent)
         if not generation._from_model_config:  # else it says what the config says, mended above
@@ -182,7 +180,7 @@ def end_ids(text, hub=None):
     return list(dict.fromkeys(token for ids in named for token in ids))
 
 
-def image_token_id(tokenizer, image_token, source, ends=(), template="", rows=None):
+def image_token_id(tokenizer, image_token, source, ends=(), template="", rows=math.inf):
     """The id that stands for visual tokens: of `image_token`, or else one that the LLM never writes.
 
     That is its <unk>, if its tokenizer falls back on bytes and so never gives it; a reserved special token; or a row of the
@@ -192,22 +190,28 @@ def image_token_id(tokenizer, image_token, source, ends=(), template="", rows=No
     Args:
         ends: ids that end what the LLM writes, see `end_ids`.
         template: its chat template.
-        rows: of its embedding table.
+        rows: of its embedding table. Without them no row is taken that has no token.
 
     Raises:
-        ValueError: the tokenizer has none, or not the one that is named.
+        ValueError: the tokenizer has none, or not the one that is named, or that has no row.
     """
+    vocabulary = tokenizer.get_vocab()
+    if image_token is not None:
+        if image_token not in vocabulary:
+            raise ValueError(f"{source}: its vocabulary does not hold the image token {image_token!r}")
+        if vocabulary[image_token] >= rows:
+            raise ValueError(
+                f"{source}: the image token {image_token!r} is id {vocabulary[image_token]}, outside the embedding table of "
+                f"{rows} rows"
+            )
+        return vocabulary[image_token]
     template = written(template, tokenizer)
     used = {*ends, tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
-    if image_token is not None:
-        if image_token not in tokenizer.get_vocab():
-            raise ValueError(f"{source}: its vocabulary does not hold the image token {image_token!r}")
-        return tokenizer.convert_tokens_to_ids(image_token)
     reserved = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
     for token in [*_never_given(tokenizer), *(token for token in reserved if token != tokenizer.unk_token)]:
-        if token not in template and tokenizer.convert_tokens_to_ids(token) not in used:
-            return tokenizer.convert_tokens_to_ids(token)
-    if rows is not None and len(tokenizer) < rows and IMAGE_TOKEN not in tokenizer.get_vocab():
+        if token not in template and vocabulary[token] not in used and vocabulary[token] < rows:
+            return vocabulary[token]
+    if len(tokenizer) < rows < math.inf and IMAGE_TOKEN not in vocabulary:
         return len(tokenizer)
     raise ValueError(f"{source}: its tokenizer reserves no token that could stand for a picture; name one with image_token")
 

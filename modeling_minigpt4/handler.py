@@ -61,6 +61,7 @@ class EndpointHandler:
         inputs = self.processor.apply_chat_template(
             self._messages(data.get("inputs")),
             add_generation_prompt=True,
+            enable_thinking=False,  # as in training, for templates that have such a switch
             tokenize=True,
             return_dict=True,
             return_tensors="pt",

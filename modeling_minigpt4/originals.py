@@ -56,7 +56,7 @@ def load_originals(projection, vision, text, qformer=None, dims=None, **argument
         parts = _qformer_part(qformer, **(dims or {}).get("qformer_config", {}))
         fields, weights, origins = fields | parts[0], weights | parts[1], origins | parts[2]
     text_config, tokenizer = text_config_of(text, load_config(text)), load_tokenizer(text)
-    ends, template = end_ids(text), LLAMA_2 if qformer is None else VICUNA_V0
+    ends, template = end_ids(text, text_config), LLAMA_2 if qformer is None else VICUNA_V0
     config = MiniGPT4Config(
         text_config=text_config,
         image_token_id=image_token_id(tokenizer, None, text, ends, template),

@@ -30,7 +30,7 @@ class OwnHead:
     """
 
     def __init__(self, text_config):
-        self._llm = without_weights(text_config)
+        self._llm = without_weights(text_config).eval()
         name, linear = type(self._llm).__name__, self._llm.get_output_embeddings()
         [self._place] = [path for path, part in self._llm.named_modules() if part is linear] or [None]
         for part in base_models(self._llm).values():

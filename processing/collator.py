@@ -13,6 +13,8 @@ import random
 
 import torch
 
+from .processing_minigpt4 import UNTHINKING
+
 IGNORE = -100
 
 
@@ -99,7 +101,7 @@ class MiniGPT4DataCollator:
         Where the template itself says what an answer is, as the original's do here, each is encoded on its own. In an LLM's
         own template it has the ids that the LLM's tokenizer gives for the whole conversation.
         """
-        segments, apart = self.processor.segments(messages, **template)
+        segments, apart = self.processor.segments(messages, **UNTHINKING, **template)
         while segments and not segments[-1][1]:
             segments.pop()
         if self.answer_end is not None:

@@ -24,6 +24,11 @@ from transformers.processing_utils import MultiModalData, ProcessorMixin
 # noncharacter: no text that is meant for exchange holds one.
 BREAK = "\ufdd0"
 
+# How this package trains answers, and asks for them: without thoughts before them. Templates with such a switch (Qwen3's,
+# SmolLM3's, GLM's) call it so; others ignore it.
+UNTHINKING = {"enable_thinking": False}
+ASKING = {"add_generation_prompt": True, **UNTHINKING}
+
 
 class SpokenMessage(dict):
     """An assistant's message that remembers the ids that the model wrote, without the end of its turn.

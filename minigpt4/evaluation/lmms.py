@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 
 from ..generation import answer_text
 from ..models import load
+from ..processing.processing_minigpt4 import ASKING
 
 
 def manifest():
@@ -59,7 +60,7 @@ class MiniGPT4(lmms):
     def _answers(self, conversations, max_new_tokens):
         inputs = self.processor.apply_chat_template(
             conversations,
-            add_generation_prompt=True,
+            **ASKING,
             tokenize=True,
             return_dict=True,
             return_tensors="pt",

@@ -17,6 +17,7 @@ from starlette.applications import Starlette
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from ..processing.processing_minigpt4 import ASKING, UNTHINKING
 from .allocator import return_large_buffers
 from .answers import SEED, QueueStreamer, StopText
 from .guard import CHAT, Guard, RequestError, error_body, error_response, read
@@ -193,6 +194,7 @@ class _Chat:
         engine_body = {
             "model": self.manager.force_model,
             "messages": body["messages"],
+            "chat_template_kwargs": UNTHINKING,
             "generation_config": json.dumps(config),
             "stream": True,
         }
@@ -238,7 +240,7 @@ def _count_tokens(processor, messages):
         {**message, "content": [part if part["type"] == "text" else {"type": "image"} for part in message["content"]]}
         for message in messages
     ]
-    return len(processor.conversation_ids(shown, add_generation_prompt=True))
+    return len(processor.conversation_ids(shown, **ASKING))
 
 
 def _generation_config(model, prompt_tokens, settings):

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 
+from ..processing.processing_minigpt4 import UNTHINKING
 from .guard import MAX_PICTURES, Guard
 
 # vLLM starts the middleware by its name alone; this says what it is to do.
@@ -29,12 +30,14 @@ def loading_flags(folder, device, dtype, load_in):
     """The engine's name for --dtype: "auto" means to it as stored, which may be slow on this machine.
 
     Raises:
-        ValueError: a device or a quantization is asked for, which vLLM does not take in this way.
+        ValueError: a device or a quantization is asked for, which vLLM does not take in this way; or the LLM has a head
+            that vLLM does not compute.
     """
     if device != "auto":
         raise ValueError(f"--device {device}: vLLM runs on the device that it was built for; leave --device out")
     if load_in is not None:
         raise ValueError(f"--load-in {load_in}: vLLM has flags of its own for it, which are passed on: --quantization, ...")
+    _check_head(folder)
     if dtype == "auto":
         from ..modeling_minigpt4.precision import compute_dtype, default_device
         from ..models import load_config
@@ -77,14 +80,48 @@ def serve(folder, name, host, port, hosts, flags):
 
 
 class VllmGuard(Guard):
-    """`Guard` that takes what it has to know from the environment, and makes each text data, as our processor does.
+    """`Guard` that takes what it has to know from the environment, and says what our processor and `generate` see to.
 
-    vLLM renders messages with the tokenizer's template, where what a person types could spell a turn or a picture.
+    vLLM renders messages with the tokenizer's template, where what a person types could spell a turn or a picture. It ends
+    an answer at the ids of the generation config, not at a turn marker in letters; and it would write the image token.
     """
 
     def __init__(self, app):
         from transformers import AutoProcessor
 
         # Not our own class: importing that would register our models in this process, and vLLM needs the exported ones.
-        processor = AutoProcessor.from_pretrained(os.environ[MODEL], trust_remote_code=True)
-        super().__init__(app, json.loads(os.environ[HOSTS]), processor.plain_text)
+        self.processor = AutoProcessor.from_pretrained(os.environ[MODEL], trust_remote_code=True)
+        super().__init__(app, json.loads(os.environ[HOSTS]), self.processor.plain_text)
+
+    def completed(self, body):
+        """The body with the turn's markers among what ends the answer, the image token among what is not written, and a
+        turn as training shows it.
+
+        Where the client's own `stop` or `logit_bias` is of another type, vLLM refuses it.
+        """
+        stops, biases = body.get("stop") or [], body.get("logit_bias") or {}
+        stops = [stops] if isinstance(stops, str) else stops
+        if isinstance(stops, list):
+            body = {**body, "stop": [*stops, *self.processor.turn_markers]}
+        if isinstance(biases, dict):
+            body = {**body, "logit_bias": {**biases, str(self.processor.image_token_id): -100}}
+        return {"chat_template_kwargs": UNTHINKING, **body}
+
+
+def _check_head(folder):
+    """Raises ValueError if the LLM's head is more than vLLM's own, which is a linear layer and Cohere's scale."""
+    import torch
+
+    from ..modeling_minigpt4.own_head import OwnHead
+    from ..models import load_config
+
+    text_config = load_config(folder).text_config
+    head = OwnHead(text_config)
+    linear, hidden = torch.nn.Linear(head.in_features, 1, bias=False), torch.ones(1, 1, head.in_features)
+    torch.nn.init.ones_(linear.weight)
+    expected = linear(hidden) * getattr(text_config, "logit_scale", 1.0)
+    if head.bias or not torch.allclose(head(linear, hidden), expected):
+        raise ValueError(
+            f"--engine vllm: {type(text_config).__name__} computes more behind its hidden states than a linear layer (a "
+            "soft cap, a scale, a bias), which vLLM leaves out in a model of code from the Hub; use --engine transformers"
+        )

@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 from ...generation import batch_answers, caption_prompt
 from ...modeling_minigpt4.chat import end_ids
 from ..image_processing_minigpt4 import load_image
+from ..processing_minigpt4 import ASKING
 from .endpoint import Stop
 from .report import Report, chunks
 from .sample import read_picture
@@ -146,9 +147,7 @@ class Describer:
     def _answers(self, conversations, features):
         # The paper asks in the form of stage 2's training: "###Human: <Img>...</Img> ... ###Assistant: ".
         form = {"training": True} if "training" in self.processor.chat_template else {}
-        prompts = [
-            self.processor.apply_chat_template(messages, add_generation_prompt=True, **form) for messages in conversations
-        ]
+        prompts = [self.processor.apply_chat_template(messages, **ASKING, **form) for messages in conversations]
         return batch_answers(self.model, self.processor, prompts, features, **self.decoding)
 
     def _captions(self, features):

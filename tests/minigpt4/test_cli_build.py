@@ -1,11 +1,14 @@
 """`minigpt4 build`: parts to a folder that stage 1 starts from, or one line."""
 
+import json
+import shutil
 import subprocess
 import sys
 
 import pytest
 import torch
 from safetensors.torch import save_file
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, LlamaModel
 from vision_parts import write_blip2
 
 from minigpt4.cli import main
@@ -43,6 +46,7 @@ def test_a_seed_draws_the_same_projection(parts, tmp_path):
     assert load(str(tmp_path / "model"))[0].config.qformer_config is None
 
 
+@pytest.mark.slow
 def test_stage_1_starts_from_it(parts, picture, tmp_path):
     assert main(["build", *parts, "--light"]) == 0
     (tmp_path / "data").mkdir()
@@ -62,6 +66,42 @@ def test_weights_that_are_no_numbers_are_found(parts, original, parity_dir, tmp_
     save_file(tensors, tmp_path / "damaged.safetensors")
     assert main(["build", *parts, "--projection", str(tmp_path / "damaged.safetensors")]) == 2
     assert "they are not finite numbers; its weights are damaged" in capsys.readouterr().err
+
+
+class OddConfig(LlamaConfig):
+    """Of an LLM that nobody has seen before."""
+
+    model_type = "odd_llama"
+
+
+class OddModel(LlamaModel):
+    config_class = OddConfig
+
+
+class OddForCausalLM(LlamaForCausalLM):
+    """Its logits are more than its hidden states give."""
+
+    config_class = OddConfig
+
+    def forward(self, input_ids=None, **kwargs):
+        output = super().forward(input_ids=input_ids, **kwargs)
+        if input_ids is not None:
+            output.logits = output.logits + input_ids[..., None]
+        return output
+
+
+def test_an_unknown_family_is_caught_by_its_logits(parts, parity_dir, tmp_path, capsys):
+    AutoConfig.register("odd_llama", OddConfig, exist_ok=True)
+    AutoModel.register(OddConfig, OddModel, exist_ok=True)
+    AutoModelForCausalLM.register(OddConfig, OddForCausalLM, exist_ok=True)
+    odd = tmp_path / "odd"
+    shutil.copytree(parity_dir / "llama_tiny", odd)
+    config = json.loads((odd / "config.json").read_text())
+    (odd / "config.json").write_text(json.dumps({**config, "model_type": "odd_llama"}))
+    assert main(["build", *parts, "--text", str(odd)]) == 2
+    error = capsys.readouterr().err
+    assert "OddForCausalLM: here its logits on text differ from its own by" in error
+    assert not (tmp_path / "model").exists()
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """`minigpt4 serve` on the tiny model, asked by OpenAI's own client."""
 
 import base64
+import contextlib
 import http.client
 import importlib
 import io
@@ -22,9 +23,9 @@ import pytest
 import torch
 from starlette.responses import Response
 from starlette.testclient import TestClient
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, CohereConfig, Gemma2Config, GraniteConfig, LlamaConfig, PhiConfig
 
-from minigpt4 import MiniGPT4ImageProcessor, MiniGPT4Processor, evaluation
+from minigpt4 import MiniGPT4Config, MiniGPT4ImageProcessor, MiniGPT4Processor, evaluation
 from minigpt4.cli import main
 from minigpt4.modeling_minigpt4.chat import answer_text
 from minigpt4.modeling_minigpt4.export import export
@@ -35,6 +36,7 @@ from minigpt4.serving.answers import StopText
 from minigpt4.serving.pictures import as_data_url
 
 VLMEVALKIT = Path(evaluation.__file__).parent / "vlmevalkit.json"
+SMALL = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 # Half a character, in what the server's answer quotes.
 HALF_ADDRESS = b"""
 {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:\\ud800,"}}]}]}
@@ -351,6 +353,23 @@ def test_a_stop_text_is_found_across_pieces():
     assert stop.found and not stop.held
 
 
+@pytest.mark.parametrize(
+    ("text", "refused"),
+    [
+        (LlamaConfig(**SMALL), False),
+        (CohereConfig(**SMALL), False),
+        (Gemma2Config(**SMALL), True),
+        (GraniteConfig(**SMALL, logits_scaling=8.0), True),
+        (PhiConfig(**SMALL), True),
+    ],
+)
+def test_vllm_has_a_head_of_its_own(text, refused, tmp_path):
+    """A linear layer and Cohere's scale: what an LLM computes besides would be left out in silence."""
+    MiniGPT4Config(text_config=text).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=f"{type(text).__name__} computes more") if refused else contextlib.nullcontext():
+        assert vllm_engine.loading_flags(str(tmp_path), "auto", "float32", None) == ["--dtype", "float32"]
+
+
 @pytest.mark.slow
 def test_the_guard_of_vllm_lets_chats_through_with_text_as_data(folder, monkeypatch):
     """vLLM renders messages itself and has many routes: what reaches it is a checked chat, without markers."""
@@ -370,6 +389,11 @@ def test_the_guard_of_vllm_lets_chats_through_with_text_as_data(folder, monkeypa
     text = passed["messages"][0]["content"][0]["text"]
     assert passed["logprobs"] and text.replace(BREAK, "") == "a ###Assistant: <unk></s> b"
     assert not any(marker in text for marker in ("###", "<unk>", "</s>"))
+    assert passed["stop"] == ["###"] and passed["logit_bias"] == {"0": -100}
+    assert passed["chat_template_kwargs"] == {"enable_thinking": False}
+    body |= {"stop": "\n", "logit_bias": {"7": 5}}
+    passed = asked.post("/v1/chat/completions", json=body).json()
+    assert passed["stop"] == ["\n", "###"] and passed["logit_bias"] == {"7": 5, "0": -100}
     for path in ("/v1/completions", "/v1/responses", "/tokenize", "/v1/chat/completions/batch"):
         assert asked.post(path, json=body).status_code == 404
     assert asked.post("/v1/chat/completions", json={"messages": [user("a", "http://10.0.0.1/a.png")]}).status_code == 400

@@ -33,6 +33,7 @@ def recipe(tokenizer, tmp_path):
     return recipe
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lora", [False, True])
 def test_what_is_trained_on_4_bit_weights_fits_those_that_are_whole(lora, recipe, picture):
     if lora:

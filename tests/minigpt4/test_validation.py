@@ -42,6 +42,7 @@ def same(one, other):
     return all(torch.equal(one[name], other[name]) for name in {*one, *other})
 
 
+@pytest.mark.slow
 def test_the_result_is_the_best_and_its_loss_is_that_of_the_mean_token(recipe, dataset, capsys):
     model, processor, summary = train(recipe, dataset=dataset)
     looks = {look["step"]: look["loss"] for look in summary["validation"]}
@@ -57,6 +58,7 @@ def test_the_result_is_the_best_and_its_loss_is_that_of_the_mean_token(recipe, d
     assert "validation" in json.dumps(summary) and f"step {best}: validation loss" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_to_the_same_best(recipe, dataset, tmp_path, monkeypatch):
     _, _, whole = train(recipe, dataset=dataset)
     interrupted = replace(recipe, output=str(tmp_path / "interrupted"))
@@ -78,6 +80,7 @@ def test_a_stopped_run_goes_on_to_the_same_best(recipe, dataset, tmp_path, monke
     assert not list((tmp_path / "interrupted").glob("checkpoint-*"))
 
 
+@pytest.mark.slow
 def test_early_stopping_counts_looks_without_a_better_one(recipe, dataset, tmp_path):
     recipe.train = replace(recipe.train, steps=40, keep_steps=[], early_stopping=2)
     _, _, summary = train(recipe, dataset=dataset)
@@ -87,6 +90,7 @@ def test_early_stopping_counts_looks_without_a_better_one(recipe, dataset, tmp_p
         train(replace(recipe, output=str(tmp_path / "other")), dataset=dataset)
 
 
+@pytest.mark.slow
 def test_answers_are_measured_by_this_packages_metric(recipe, dataset):
     recipe.train = replace(recipe.train, metric="bleu4", steps=4, keep_steps=[2, 4], learning_rate=1e-3)
     _, _, summary = train(recipe, dataset=dataset)
@@ -94,6 +98,7 @@ def test_answers_are_measured_by_this_packages_metric(recipe, dataset):
     assert summary["best_step"] in (2, 4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", [1, 2])
 def test_data_from_a_path_or_a_share(stage, recipe, picture, tmp_path):
     for name, number in (("train", 8), ("other", 3)):

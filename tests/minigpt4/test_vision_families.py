@@ -107,6 +107,7 @@ def llms(tmp_path_factory, parity_dir):
     return folders
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("llm", LLMS)
 @pytest.mark.parametrize("family", TOWERS)
 def test_the_whole_way(family, llm, towers, llms, picture, tmp_path, capsys):

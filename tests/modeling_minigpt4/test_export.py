@@ -2,6 +2,7 @@
 import ast
 import this package (elsewhere.py), and what is in them."""
 
+import ast
 import json
 import os
 import re
@@ -19,6 +20,7 @@ from safetensors.torch import load_file
 from transformers import GenerationConfig, LlamaConfig
 
 from minigpt4 import EfficientNetLiteConfig, MiniGPT4Config, MiniGPT4ForConditionalGeneration, MiniGPT4Processor
+from minigpt4.modeling_minigpt4 import card as card_module
 from minigpt4.modeling_minigpt4 import export as export_module
 from minigpt4.modeling_minigpt4.card import EXAMPLE_QUESTION, Example, model_card
 from minigpt4.modeling_minigpt4.export import export
@@ -409,3 +411,17 @@ def test_a_parent_that_cannot_be_written(original, processor, tmp_path, monkeypa
     monkeypatch.setattr(os, "access", lambda *_: False)  # root may write anywhere
     with pytest.raises(OSError, match=r"model: cannot be written \(no permission to write to .*\)$"):
         export(original, processor, tmp_path / "model")
+
+
+def test_the_card_names_each_source_of_a_mixture_with_its_licence():
+    mixture = {
+        "sources": [{"path": "data/photos-coco*.tar", "weight": 4}, {"path": "OWN/shards"}, {"path": ["FLICKR8K/train"]}]
+    }
+    sources = card_module._data_sources([{"recipe": {"data": mixture}}, {"recipe": {"data": {"source": "scenes"}}}])
+    licences = {source["what"].split(" (")[0].split(",")[0]: source["licence"] for source in sources}
+    assert licences == {
+        "COCO": "annotations CC BY 4.0; images under their Flickr licences",
+        "OWN/shards": "see its source",
+        "Flickr8k": "research use; pictures belong to their Flickr authors",
+        "composed scenes of OpenMoji artwork": "CC BY-SA 4.0",
+    }

@@ -28,7 +28,7 @@ from vision_parts import write_blip2
 from minigpt4 import MiniGPT4Config, MiniGPT4ForConditionalGeneration, MiniGPT4Processor
 from minigpt4.modeling_minigpt4 import parts as parts_of_the_default
 from minigpt4.modeling_minigpt4.export import export
-from minigpt4.modeling_minigpt4.from_parts import check_logits, end_ids, image_token_id
+from minigpt4.modeling_minigpt4.from_parts import check_logits, end_ids, image_token_id, load_config
 from minigpt4.modeling_minigpt4.lora import add_lora
 from minigpt4.modeling_minigpt4.own_head import OwnHead
 from minigpt4.modeling_minigpt4.repositories import StoredTensors, common_prefix
@@ -287,7 +287,11 @@ def test_the_token_of_a_picture_ends_nothing_and_is_never_written():
     llama = byte_tokenizer(special=reserved)
     template = "{% for m in messages %}{{ '<|' + m.role + '|>' }}{{ m.content }}{% endfor %}"
     ends = [llama.convert_tokens_to_ids(token) for token in reserved[:2]]
-    assert image_token_id(llama, None, "it", ends, template) == llama.convert_tokens_to_ids("<|reserved_0|>")
+    found = llama.convert_tokens_to_ids("<|reserved_0|>")
+    assert image_token_id(llama, None, "it", ends, template) == found
+    with pytest.raises(ValueError, match=f"the image token '<.reserved_0.>' is id {found}, outside the embedding table"):
+        image_token_id(llama, "<|reserved_0|>", "it", ends, template, rows=found)
+    assert image_token_id(llama, None, "it", ends[:1], "", rows=found) == ends[1]
 
 
 def test_smollm2s_unk_ends_documents_and_is_no_picture():
@@ -310,9 +314,9 @@ def test_all_that_ends_what_the_llm_writes(parts, blip2, tmp_path, parity_dir):
     """A list stays a list; a template's end is added, for a base model that was tuned on nothing."""
     folder = tmp_path / "llm"
     shutil.copytree(parity_dir / "llama_tiny", folder)
-    assert end_ids(str(folder)) == [2]
+    assert end_ids(str(folder), load_config(str(folder))) == [2]
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [7, 2, 9]}))
-    assert end_ids(str(folder)) == [2, 7, 9]
+    assert end_ids(str(folder), load_config(str(folder))) == [2, 7, 9]
     template = "{% for m in messages %}{{ m.content }}<s>{% endfor %}"
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.chat_template = template

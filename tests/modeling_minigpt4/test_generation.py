@@ -8,8 +8,7 @@ from transformers.generation import utils as generation
 
 from minigpt4 import MiniGPT4ForConditionalGeneration
 
-# Random weights would write the image token (id 0) where a trained LLM never does.
-ARGUMENTS = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None, "pad_token_id": 2, "suppress_tokens": [0]}
+ARGUMENTS = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None, "pad_token_id": 2}
 WAYS = {
     "greedy": {},
     "beams": {"num_beams": 3, "num_return_sequences": 2},
@@ -156,3 +155,16 @@ def test_every_step_tells_its_scores_states_and_attentions(model, batch):
         assert [tuple(state.shape) for state in states] == [(rows, new, text.hidden_size)] * (text.num_hidden_layers + 1)
         shape = (rows, text.num_attention_heads, new, seen)
         assert [tuple(attention.shape) for attention in attentions] == [shape] * text.num_hidden_layers
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_image_token_is_never_written(way, model, batch):
+    """Not where it is the likeliest, as untrained weights may have it."""
+    model = copy.deepcopy(model)
+    head, image_token = model.lm_head.weight.data, model.config.image_token_id
+    likeliest = answers(model, batch)[0][0]
+    head[image_token] = 2 * head[likeliest]
+    arguments = {**WAYS[way], "return_dict_in_generate": True, "output_logits": True}
+    output = model.generate(**batch, **{**ARGUMENTS, **arguments})
+    assert output.logits[0].argmax(-1)[0] == image_token
+    assert not (output.sequences[:, batch["input_ids"].shape[1] :] == image_token).any()

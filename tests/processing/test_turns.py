@@ -7,6 +7,7 @@ from real_templates import byte_tokenizer, of_trl, of_unsloth
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from minigpt4 import MiniGPT4Config, MiniGPT4DataCollator, MiniGPT4ImageProcessor, MiniGPT4Processor
+from minigpt4.generation import chat_prompt
 from minigpt4.processing.chat_templates import own_template
 from minigpt4.processing.turns import segments, turn_end, written
 
@@ -171,13 +172,24 @@ def llms_own(tiny_config):
 def test_labels_are_the_answers_with_the_ids_of_the_whole_conversation(name, llms_own, picture):
     processor = llms_own(TRL[name])
     input_ids, labels = MiniGPT4DataCollator(processor).encode({"images": [picture()], "messages": MESSAGES})
-    found, _ = processor.segments(MESSAGES)
+    found, _ = processor.segments(MESSAGES, enable_thinking=False)
     assert processor.tokenizer.decode([token for token in labels if token != -100]) == "".join(
         text for text, is_answer in found if is_answer
     )
     text = "".join(text for text, _ in found[:-1])
     assert input_ids == processor.encode(text)
     assert input_ids.count(processor.image_token_id) == processor.num_image_tokens
+
+
+@pytest.mark.parametrize("name", ["llama3_2", "gemma", "phi3", "qwen3", "cohere"])
+def test_an_answer_is_asked_for_as_training_shows_one(name, llms_own, picture):
+    """Qwen3's has empty thoughts before it in training, and asks for full ones unless it is told otherwise."""
+    processor = llms_own(TRL[name])
+    example = {"image": picture(), "instruction": "What is it?", "text": "A cat."}
+    input_ids, labels = MiniGPT4DataCollator(processor).encode(example)
+    asked = processor.encode(chat_prompt(processor, "What is it?"))
+    assert input_ids[: len(asked)] == asked
+    assert len(asked) == next(place for place, label in enumerate(labels) if label != -100)
 
 
 def test_answers_cut_short_and_ended_otherwise(llms_own, picture):

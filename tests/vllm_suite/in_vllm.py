@@ -4,6 +4,7 @@ not registered: vLLM takes those of the exported folder."""
 import json
 import os
 import sys
+from pathlib import Path
 
 # One process, so that nothing is left behind; one thread and 1 GB for keys and values.
 os.environ.update(
@@ -27,7 +28,8 @@ def main(folder, conversations):
         max_num_seqs=4,
         limit_mm_per_prompt={"image": 2},
     )
-    sampling = vllm.SamplingParams(max_tokens=12, temperature=0, logprobs=5)
+    image_token = json.loads(Path(folder, "config.json").read_text())["image_token_id"]
+    sampling = vllm.SamplingParams(max_tokens=12, temperature=0, logprobs=5, logit_bias={image_token: -100})
     answers = []
     for messages in json.loads(conversations):
         [answer] = engine.chat(messages, sampling, use_tqdm=False)

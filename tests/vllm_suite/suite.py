@@ -74,10 +74,10 @@ def generated(model, processor, pictures):
     """(ids of the prompt, greedy ids of the answer, log-probabilities of its first token), from `generate`."""
     form = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
     inputs = processor.apply_chat_template(ours(pictures), **form)
-    how = {"max_new_tokens": 12, "do_sample": False, "output_scores": True, "return_dict_in_generate": True}
+    how = {"max_new_tokens": 12, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
     output = model.generate(**inputs, eos_token_id=2, **how)
     prompt = inputs["input_ids"][0].tolist()
-    return prompt, output.sequences[0, len(prompt) :].tolist(), output.scores[0][0].log_softmax(-1)
+    return prompt, output.sequences[0, len(prompt) :].tolist(), output.logits[0][0].log_softmax(-1)
 
 
 def test_vllm_answers_as_generate_does(wide, processor, picture, tmp_path):
