@@ -23,6 +23,8 @@ _AT_LEAST = {
     **dict.fromkeys(("data.detailed_answers", "data.short_answers", "data.plain_captions", "train.warmup_steps"), 0),
     **dict.fromkeys(("data.joined_captions", "data.varied_captions", "data.questions", "data.conversations"), 0),
     **dict.fromkeys(("train.steps", "train.batch_size", "train.accumulation", "train.max_answer_tokens"), 1),
+    **dict.fromkeys(("train.max_batch_size", "train.save_total_limit"), 1),
+    "train.processes": 0,
     **dict.fromkeys(("train.weight_decay", "train.feature_dropout", "train.min_learning_rate", "train.seed"), 0),
     **dict.fromkeys(("train.save_steps", "model.projection_layers"), 1),
     **dict.fromkeys(
@@ -93,9 +95,11 @@ class TrainSection:
     """How the projection is trained; the learning rate follows the original's schedule (see training.learning_rate)."""
 
     steps: int = 400
-    batch_size: int = 16  # examples at a time on each device
-    accumulation: int = 1  # batches whose gradients are added up to one step
-    global_batch: int = 0  # if given: what batch_size x accumulation x processes must be, else the run does not start
+    batch_size: int = 16  # examples at a time on each device; not read where global_batch is given
+    accumulation: int = 1  # batches whose gradients are added up to one step; not read where global_batch is given
+    global_batch: int = 0  # examples in a step, however many processes share them; 0: batch_size x accumulation x processes
+    max_batch_size: int = 64  # with global_batch: the most examples at a time on a device; what is left is accumulated
+    processes: int = 0  # the most processes that take part, of those that are started; 0: all of them
     learning_rate: float = 1e-2  # after warm-up
     min_learning_rate: float = 0.0  # at the end
     warmup_learning_rate: float = 0.0  # at the start
@@ -107,6 +111,7 @@ class TrainSection:
     max_answer_tokens: int = 32  # answers are cut there, the original: 32 in stage 1, 160 in stage 2
     cache_features: bool = True  # compute the frozen vision part once for each picture, not once for each step
     save_steps: int = 100  # a checkpoint every so many steps; the last one is resumed from
+    save_total_limit: int = 1  # checkpoints that are kept while the run is not finished: the last so many
     keep_steps: list[int] = field(default_factory=list)  # after these the model is kept besides, in OUTPUT/step-N
     sample_steps: int = 0  # every so many steps: what the model says about a few fixed pictures; 0 is never
     workers: int = 0  # processes beside each device's that read and decode pictures
@@ -157,6 +162,12 @@ def load_recipe(path, settings=()):
     recipe = _build(Recipe, values, str(path))
     if recipe.stage not in (1, 2):
         raise ValueError(f"{path}: stage is {recipe.stage}, expected 1 or 2")
+    for setting in settings:
+        if recipe.train.global_batch and setting.startswith(("train.batch_size=", "train.accumulation=")):
+            raise ValueError(
+                f"--set {setting}: follows from train.global_batch={recipe.train.global_batch} and the number of processes; "
+                "set train.max_batch_size for less at a time, train.global_batch for another step, or 0 there to give both"
+            )
     return recipe
 
 

@@ -23,6 +23,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback, Tra
 
 import minigpt4
 
+from .batches import share_batch
 from .callbacks import KeepModel, LiveLoss, SampleAnswers, StopOnSignal
 from .checkpoints import last_checkpoint, load_trained, remove_checkpoints
 from .devices import loading
@@ -54,19 +55,22 @@ def train(recipe, model=None, processor=None, dataset=None, resume=True):
         resume: go on from the last checkpoint of an unfinished run in the output folder; else it is removed.
 
     Raises:
-        ValueError: the output folder holds an unfinished run of another recipe, or cannot be written; the batches do not
-            make up the recipe's global batch; a step to keep that it does not have; a loss that says what is broken.
+        ValueError: the output folder holds an unfinished run of another recipe, or cannot be written; the processes cannot
+            share the recipe's global batch; a step to keep that it does not have; a loss that says what is broken.
         SystemExit: status 130 or 143 after Ctrl-C or SIGTERM, when the checkpoint is written.
     """
     started = time.monotonic()
     use_every_core()
     arguments = _arguments(recipe)
     arguments._setup_devices  # noqa: B018 - with several processes this is where they meet
+    arguments._n_gpu = min(1, arguments._n_gpu)  # a process has one GPU, or its batches would be others'
     processes = arguments.distributed_state
-    _check_batch(recipe, processes.num_processes)
+    written, recipe = recipe, share_batch(recipe, processes.num_processes)
+    arguments.per_device_train_batch_size = recipe.train.batch_size
+    arguments.gradient_accumulation_steps = recipe.train.accumulation
     _check_kept(recipe.train)
     if processes.is_main_process:
-        _prepare_output(recipe, resume)
+        _prepare_output(written, resume)
     processes.wait_for_everyone()
     transformers.set_seed(recipe.train.seed)
     if model is None:
@@ -219,8 +223,6 @@ def _arguments(recipe):
     return TrainingArguments(
         output_dir=recipe.output,
         max_steps=train.steps,
-        per_device_train_batch_size=train.batch_size,
-        gradient_accumulation_steps=train.accumulation,
         learning_rate=train.learning_rate,
         weight_decay=train.weight_decay,
         adam_beta1=0.9,
@@ -240,17 +242,6 @@ def _arguments(recipe):
         ignore_data_skip=recipe.data.streaming,  # a stream keeps its own place
         report_to=train.report_to or "none",
     )
-
-
-def _check_batch(recipe, world_size):
-    """Raises ValueError unless the recipe's batches make up its global batch on so many processes."""
-    train = recipe.train
-    total = train.batch_size * train.accumulation * world_size
-    if train.global_batch not in (0, total):
-        raise ValueError(
-            f"train.global_batch is {train.global_batch}, but {train.batch_size} a device x {train.accumulation} "
-            f"accumulated x {world_size} processes is {total}; set train.accumulation or train.batch_size to match"
-        )
 
 
 def _check_kept(train):
@@ -319,9 +310,15 @@ def resumable(recipe):
     return last_checkpoint(recipe.output) is not None
 
 
+def global_batch(trainer):
+    """How many examples a step of a Trainer takes, all processes together."""
+    arguments = trainer.args
+    return arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
+
+
 def _print_batch(recipe, trainer, dataset):
-    train, world = recipe.train, trainer.args.world_size
-    total = train.batch_size * train.accumulation * world
+    train, world, total = recipe.train, trainer.args.world_size, global_batch(trainer)
+    assert train.global_batch in (0, total), (train, world)
     trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
     texts = f"{len(dataset)} texts about {len(dataset.pictures)} pictures" if trainer.stream is None else "streamed texts"
     print(
@@ -338,7 +335,7 @@ def _finish(trainer, dataset, seconds, seconds_per_step):
     summary = {
         "stage": recipe.stage,
         "steps": trainer.state.global_step,
-        "global_batch": recipe.train.batch_size * recipe.train.accumulation * world,
+        "global_batch": global_batch(trainer),
         "processes": world,
         "seed": recipe.train.seed,
         "first_loss": history[0]["loss"],

@@ -51,7 +51,7 @@ def settings(original, processor, tmp_path, shards):
     def make(output, *more):
         return [
             f"model.base={base}", "model.projection=base", f"data.path={shards}", "data.streaming=true",
-            "data.random_crop=true", "data.image_size=56", "data.shuffle_buffer=100", "train.steps=30", "train.batch_size=8",
+            "data.random_crop=true", "data.image_size=56", "data.shuffle_buffer=100", "train.steps=30", "train.global_batch=8",
             "train.save_steps=3", "train.warmup_steps=3", "train.standardize=false", f"output={output}", *more,
         ]  # fmt: skip
 
@@ -144,7 +144,7 @@ _SMALL = ("data.streaming=false", "data.random_crop=false", "data.path=''")
 )
 def test_two_processes_killed_end_bit_identical(kills, data, settings, child, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    more = ("train.batch_size=4", "train.global_batch=8", "train.workers=1", *data)
+    more = ("train.workers=1", *data)
 
     def start(output):
         with socket.socket() as free:
@@ -172,28 +172,30 @@ def test_two_processes_killed_end_bit_identical(kills, data, settings, child, tm
     assert _outcome(killed) == _outcome(whole)
 
 
-def _launch(config, script, settings, **popen):
+def _launch(config, script, processes, settings, **popen):
     command = [
         *(sys.executable, "-m", "accelerate.commands.launch", "--config_file", f"configuration/accelerate/{config}.yaml"),
-        *("--num_processes", "2", "--main_process_port", "0", script, "--set", *settings),
+        *("--num_processes", str(processes), "--main_process_port", "0", script, "--set", *settings),
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, env=environment, text=True, start_new_session=True, **popen)
 
 
 @pytest.mark.parametrize(
-    ("config", "script"), [("ddp", "trainer_scripts/stage1.py"), ("fsdp2", "tests/minigpt4/fsdp2_on_cpu.py")]
+    ("config", "script", "started"),
+    [("ddp", "trainer_scripts/stage1.py", 3), ("fsdp2", "tests/minigpt4/fsdp2_on_cpu.py", 2)],
+    ids=["ddp, one more started than take part", "fsdp2"],
 )
-def test_two_processes_have_the_losses_of_one(config, script, settings, child, tmp_path):
+def test_two_processes_have_the_losses_of_one(config, script, started, settings, child, tmp_path):
     small = (*_SMALL, "data.scenes=40", "train.steps=6")
     one, two = tmp_path / "one", tmp_path / "two"
-    process = child(settings(one, *small, "train.batch_size=8"))
+    process = child(settings(one, *small))
     process.join(120)
-    done = _launch(
-        config, script, settings(two, *small, "train.batch_size=4", "train.global_batch=8"), stderr=subprocess.PIPE
-    )
-    _, stderr = done.communicate(timeout=300)
+    asked = settings(two, *small, "train.processes=2")
+    done = _launch(config, script, started, asked, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    stdout, stderr = done.communicate(timeout=300)
     assert done.returncode == 0, stderr[-2000:]
+    assert "6 steps x 8 (4 a device x 1 accumulated x 2 processes)" in stdout
     losses = [json.loads((output / "summary.json").read_text())["losses"] for output in (one, two)]
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
     assert sum(file.stat().st_size for file in (two / "model").glob("*.safetensors")) < 20_000

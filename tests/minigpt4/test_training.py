@@ -185,10 +185,13 @@ def test_a_run_killed_after_its_last_step_only_finishes(recipe, dataset, monkeyp
     assert summary["steps"] == 8
 
 
-def test_a_batch_that_is_not_the_global_batch_does_not_start(recipe, dataset):
-    recipe.train.global_batch = 256
-    with pytest.raises(ValueError, match=r"global_batch is 256, but 2 a device x 1 accumulated x 1 processes is 2; set"):
-        train(recipe, dataset=dataset)
+@pytest.mark.slow
+def test_a_global_batch_is_worked_out_and_printed(recipe, dataset, capsys):
+    recipe.train.global_batch, recipe.train.max_batch_size = 6, 2
+    _, _, summary = train(recipe, dataset=dataset)
+    assert summary["global_batch"] == 6
+    assert "8 steps x 6 (2 a device x 3 accumulated x 1 processes)" in capsys.readouterr().out
+    assert load_recipe(f"{recipe.output}/recipe.yaml") == recipe  # as it was asked for: other processes work it out anew
 
 
 @pytest.mark.slow
