@@ -1,7 +1,7 @@
 """How a step's examples are shared: a recipe says how many make up a step, the processes at hand say the rest.
 
-    train.global_batch = 256, 4 processes, at most 64 at a time -> 64 on each, none accumulated
-    train.global_batch = 256, 1 process,   at most 64 at a time -> 64, four batches accumulated
+train.global_batch = 256, 4 processes, at most 64 at a time -> 64 on each, none accumulated
+train.global_batch = 256, 1 process,   at most 64 at a time -> 64, four batches accumulated
 """
 
 import os

@@ -51,8 +51,9 @@ def settings(original, processor, tmp_path, shards):
     def make(output, *more):
         return [
             f"model.base={base}", "model.projection=base", f"data.path={shards}", "data.streaming=true",
-            "data.random_crop=true", "data.image_size=56", "data.shuffle_buffer=100", "train.steps=30", "train.global_batch=8",
-            "train.save_steps=3", "train.warmup_steps=3", "train.standardize=false", f"output={output}", *more,
+            "data.random_crop=true", "data.image_size=56", "data.shuffle_buffer=100", "train.steps=30",
+            "train.global_batch=8", "train.save_steps=3", "train.warmup_steps=3", "train.standardize=false",
+            f"output={output}", *more,
         ]  # fmt: skip
 
     return make
