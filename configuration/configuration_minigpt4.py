@@ -8,6 +8,9 @@
 A preset holds dimensions only; weights come from a repository, from parts or from converted checkpoints.
 """
 
+import math
+import re
+
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, Blip2QFormerConfig, Blip2VisionConfig, LlamaConfig
 from transformers.configuration_utils import PreTrainedConfig
@@ -76,9 +79,17 @@ class MiniGPT4Config(PreTrainedConfig):
         vision_config: `Blip2VisionConfig` (EVA ViT-g, the default), `EfficientNetLiteConfig`, or the config of any
             `AutoModel` vision tower; also as a dict with its `model_type`.
         qformer_config: `Blip2QFormerConfig`, or None for the variant without Q-Former.
-        text_config: the config of any `AutoModelForCausalLM`; LLaMA by default.
+        text_config: the config of any `AutoModelForCausalLM`; LLaMA by default. Of a vision-language LLM, its text model's.
         num_query_tokens: learned queries of the Q-Former, and so visual tokens for a picture.
-        patch_merge: without Q-Former, how many neighbouring patches are concatenated into one visual token.
+        patch_merge: without Q-Former, which neighbouring patches are concatenated into one visual token: "2x2" or "4x4",
+            rows and columns of the grid, or a number of patches in a row. None is the original's 4 in a row for its own
+            tower, EVA ViT-g, and "2x2" for any other.
+        patch_fit: where a grid does not divide into such blocks: "pad" adds empty patches at its right and bottom, "pool"
+            averages it down to the next smaller grid that does.
+        vision_feature_layer: which of the tower's hidden states are looked at: -1 is its output, -2 what goes into its last
+            layer, as LLaVA takes it. With a Q-Former, which was trained on the output, it is -1.
+        vision_grid, vision_width: rows and columns of the tower's patches, and the width of one. None: what the tower's
+            config says of a plain ViT; for any other tower it is measured, and kept here.
         projection_layers: linear layers between vision and LLM; the paper has one. With more, GELU stands between them
             and the inner widths are the LLM's (the paper's ablation does not publish either).
         image_token_id: id that stands in `input_ids` for a visual token; inside the embedding table, never written by
@@ -101,7 +112,11 @@ class MiniGPT4Config(PreTrainedConfig):
     qformer_config: dict | PreTrainedConfig | None = None
     text_config: dict | PreTrainedConfig | None = None
     num_query_tokens: int = 32
-    patch_merge: int = 4
+    patch_merge: int | str | None = None
+    patch_fit: str = "pad"
+    vision_feature_layer: int = -1
+    vision_grid: list[int] | tuple[int, ...] | None = None
+    vision_width: int | None = None
     projection_layers: int = 1
     image_token_id: int = 0
     trained_parts: list[str] | tuple[str, ...] = ("projection",)
@@ -114,9 +129,15 @@ class MiniGPT4Config(PreTrainedConfig):
         self.vision_config = _as_config(self.vision_config, default="blip_2_vision_model")
         if isinstance(self.qformer_config, dict):
             self.qformer_config = Blip2QFormerConfig(**self.qformer_config)
-        self.text_config = _as_config(self.text_config, default="llama")
+        self.text_config = _as_config(self.text_config, default="llama").get_text_config(decoder=True)
+        if hasattr(self.vision_config, "vision_use_head"):
+            self.vision_config.vision_use_head = False  # SigLIP's pooling head, which nothing here looks at
+        if self.patch_merge is None:
+            self.patch_merge = 4 if isinstance(self.vision_config, Blip2VisionConfig) else "2x2"
+        if self.vision_grid is None and _grid_of_vit(self.vision_config) is None:
+            *self.vision_grid, self.vision_width = _measured(self.vision_config, self.vision_feature_layer)
         if self.qformer_config is not None:
-            self.qformer_config.encoder_hidden_size = self.vision_config.hidden_size
+            self.qformer_config.encoder_hidden_size = self.feature_width
         self.tie_word_embeddings = bool(self.text_config.tie_word_embeddings)
         self.trained_parts = list(self.trained_parts)
         super().__post_init__(**kwargs)
@@ -125,30 +146,86 @@ class MiniGPT4Config(PreTrainedConfig):
     @property
     def num_image_tokens(self):
         """Visual tokens that a picture takes in the LLM's sequence."""
-        return self.num_query_tokens if self.qformer_config is not None else self.num_patches // self.patch_merge
+        if self.qformer_config is not None:
+            return self.num_query_tokens
+        (rows, columns), (down, across) = self.grid, self.merged_block
+        if self.patch_fit == "pool":
+            return (rows // down) * (columns // across)
+        return -(-rows // down) * -(-columns // across)
+
+    @property
+    def image_size(self):
+        """(height, width) in pixels of a picture as the vision tower takes it."""
+        return _pair(self.vision_config.image_size)
+
+    @property
+    def grid(self):
+        """(rows, columns) of the vision tower's patches."""
+        return tuple(self.vision_grid or _grid_of_vit(self.vision_config))
 
     @property
     def num_patches(self):
         """Patches of the vision tower, without class or register tokens."""
-        vision = self.vision_config
-        own = getattr(vision, "num_patches", None)
-        return own if own is not None else (vision.image_size // vision.patch_size) ** 2
+        return math.prod(self.grid)
+
+    @property
+    def merged_block(self):
+        """(rows, columns) of the patches that become one visual token; see `patch_merge`."""
+        across = str(self.patch_merge).split("x")
+        return (1, int(across[0])) if len(across) == 1 else (int(across[0]), int(across[1]))
+
+    @property
+    def feature_width(self):
+        """Width of one patch as the vision tower gives it."""
+        return self.vision_width or self.vision_config.hidden_size
+
+    @property
+    def projection_width(self):
+        """What the projection reads for each visual token: the Q-Former's width, or that of the merged patches."""
+        if self.qformer_config is not None:
+            return self.qformer_config.hidden_size
+        return self.feature_width * math.prod(self.merged_block)
 
     def _check(self):
         if self.projection_layers < 1:
             raise ValueError(f"projection_layers is {self.projection_layers}; at least one linear layer is needed")
-        for name in ("patch_merge", "num_query_tokens"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1")
+        if self.num_query_tokens < 1:
+            raise ValueError(f"num_query_tokens is {self.num_query_tokens}; expected at least 1")
         if not 0 <= self.image_token_id < self.text_config.vocab_size:
             raise ValueError(
                 f"image_token_id is {self.image_token_id}, outside the LLM's embedding table of "
                 f"{self.text_config.vocab_size} rows; choose a reserved token that the LLM never writes"
             )
-        if self.qformer_config is None and self.num_patches % self.patch_merge:
+        layers = getattr(self.vision_config, "num_hidden_layers", None)
+        if layers is not None and not -layers - 1 <= self.vision_feature_layer <= layers:
             raise ValueError(
-                f"patch_merge is {self.patch_merge}, which does not divide the vision tower's {self.num_patches} patches"
+                f"vision_feature_layer is {self.vision_feature_layer}, but the vision tower has {layers} layers; expected "
+                f"-1 (its output) down to {-layers - 1}"
             )
+        if self.qformer_config is None:
+            self._check_patches()
+        elif self.vision_feature_layer != -1:
+            raise ValueError(
+                f"vision_feature_layer is {self.vision_feature_layer}, but a Q-Former reads the vision tower's output; "
+                "expected -1, or no Q-Former"
+            )
+
+    def _check_patches(self):
+        """Whether the grid of patches divides into the blocks that are merged, or can be made to."""
+        if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)?", str(self.patch_merge)):
+            raise ValueError(
+                f'patch_merge is {self.patch_merge!r}; expected "2x2", "4x4" or the like, or at least 1 in a row'
+            )
+        if self.patch_fit not in ("pad", "pool"):
+            raise ValueError(f'patch_fit is {self.patch_fit!r}; expected "pad" or "pool"')
+        (rows, columns), (down, across) = self.grid, self.merged_block
+        if isinstance(self.patch_merge, int) and columns % across:
+            raise ValueError(
+                f"patch_merge is {across}, which does not divide the {columns} patches of a row ({rows} x {columns} = "
+                f'{self.num_patches} patches): tokens would join the end of a row and the start of the next; take "2x2"'
+            )
+        if down > rows or across > columns:
+            raise ValueError(f"patch_merge is {self.patch_merge}, more than the vision tower's {rows} x {columns} patches")
 
     @classmethod
     def preset(cls, name, **overrides):
@@ -169,6 +246,31 @@ def _as_config(config, default):
     if model_type not in CONFIG_MAPPING:
         raise ValueError(f"unknown model_type {model_type!r} in a sub-config; expected one that transformers knows")
     return CONFIG_MAPPING[model_type](**fields)
+
+
+def _pair(size):
+    """(height, width) of a size that a config gives as one number or as two."""
+    return tuple(size) if isinstance(size, list | tuple) else (size, size)
+
+
+def _grid_of_vit(config):
+    """(rows, columns) of the patches of a plain ViT, or of our own tower, from its config; None for any other tower.
+
+    Towers that halve their grid from stage to stage have `patch_size`, too: `depths` or `hidden_sizes` tell them.
+    """
+    if hasattr(config, "pool_grid"):  # EfficientNet-Lite's feature map as it leaves our tower
+        return (config.pool_grid, config.pool_grid)
+    staged = hasattr(config, "depths") or hasattr(config, "hidden_sizes")
+    fields = [getattr(config, name, None) for name in ("image_size", "patch_size", "hidden_size")]
+    if staged or not all(fields):
+        return None
+    return tuple(side // patch for side, patch in zip(_pair(fields[0]), _pair(fields[1]), strict=True))
+
+
+def _measured(config, layer):
+    from ..modeling_minigpt4.vision_tower import measure  # torch, which most configs do without
+
+    return measure(config, layer)
 
 
 def _eva_with_qformer(text_config):

@@ -89,6 +89,10 @@ class LiveLoss(ProgressCallback):
         if self.training_bar is not None and "loss" in (logs or {}):
             shown = {label: form.format(logs[name]) for name, (label, form) in _SHOWN.items() if name in logs}
             self.training_bar.set_postfix(loss=f"{float(logs['loss']):.3f}", **shown)
+        if self.training_bar is not None and "eval_loss" in (logs or {}):
+            others = ", ".join(f"{name} {logs[f'eval_{name}']:.3f}" for name in ("cider", "bleu4") if f"eval_{name}" in logs)
+            said = f"step {state.global_step}: validation loss {logs['eval_loss']:.4f}"
+            self.training_bar.write(f"{said}, {others}" if others else said)
 
 
 class SampleAnswers(TrainerCallback):

@@ -21,12 +21,13 @@ ASIDE = ".checkpoint-unfinished"
 
 
 @contextmanager
-def replacing_checkpoint(accelerator, output):
+def replacing_checkpoint(accelerator, output, best=None):
     """A folder that every process writes its files of a checkpoint into; whole, it takes the place of the older ones.
 
     Args:
         accelerator: an `accelerate.Accelerator`; its processes enter and leave together.
         output: the run's folder, the same file system for all.
+        best: name of an older checkpoint that stays, "checkpoint-STEP".
 
     Yields a path; what is written is its single subfolder "checkpoint-STEP".
     """
@@ -48,7 +49,7 @@ def replacing_checkpoint(accelerator, output):
         _sync_folder(output)
         aside.rmdir()
         for older in output.glob("checkpoint-*"):
-            if older.name != written.name:
+            if older.name not in (written.name, best):
                 older.rename(aside)  # half removed, it would look whole
                 shutil.rmtree(aside)
     accelerator.wait_for_everyone()
@@ -82,6 +83,7 @@ def load_trained(model, folder):
         if expected != tuple(tensor.shape):
             raise ValueError(f"{folder}: tensor {name!r} has shape {tuple(tensor.shape)}, the model expects {expected}")
         tensors[name].copy_(_placed_like(tensor, tensors[name]))
+    model.stored = getattr(model, "stored", frozenset()) | trained.keys()  # what is saved from now on has them, too
     if (Path(folder) / LORA).is_dir():
         load_lora(model, folder)
 

@@ -3,7 +3,7 @@
 import torch
 from tqdm.auto import tqdm
 
-from .modeling_minigpt4.chat import answer_text
+from .modeling_minigpt4.chat import answer_text, end_ids
 from .processing.collator import IGNORE, MiniGPT4DataCollator
 
 
@@ -26,16 +26,15 @@ def batch_answers(model, processor, prompts, features, **settings):
     Args:
         prompts: rendered prompts, each with one picture's image token.
         features: [prompts, Q, C], the frozen vision part's output for each (`MiniGPT4Model.get_vision_features`).
-        settings: of `generate`.
+        settings: of `generate`; an answer ends where the model's turn ends, unless `eos_token_id` says otherwise.
     """
     tokenizer = processor.tokenizer
-    texts = [prompt.replace(processor.image_token, processor.replace_image_token({}, 0)) for prompt in prompts]
+    texts = [processor.expand(prompt) for prompt in prompts]
     inputs = tokenizer(texts, padding=True, padding_side="left", add_special_tokens=False, return_tensors="pt")
     output = model.generate(
         **inputs.to(model.device),
         vision_features=features.to(model.device),
-        pad_token_id=tokenizer.pad_token_id,
-        **settings,
+        **{"pad_token_id": tokenizer.pad_token_id, "eos_token_id": end_ids(model, processor), **settings},
     )
     return [answer_text(processor, new) for new in output[:, inputs["input_ids"].shape[1] :]]
 
@@ -47,8 +46,7 @@ def answers(model, processor, prompts, features, max_new_tokens=60, stop=None, b
         stop: text of one token that ends an answer besides the model's own end of turn ("\\n" after a caption).
         desc: label of a progress bar; none is shown without it.
     """
-    tokenizer = processor.tokenizer
-    ends = [tokenizer.eos_token_id, *(tokenizer.encode(stop, add_special_tokens=False)[-1:] if stop else [])]
+    ends = [*end_ids(model, processor), *(processor.encode(stop)[-1:] if stop else [])]
     settings = {"max_new_tokens": max_new_tokens, "do_sample": False, "eos_token_id": ends}
     texts = []
     for start in tqdm(range(0, len(prompts), batch_size), desc=desc, disable=desc is None, unit="batch"):

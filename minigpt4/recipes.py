@@ -18,21 +18,25 @@ RECIPES = Path(__file__).parent.parent / "configuration" / "recipes"
 
 # Where a number is too small to mean anything.
 _AT_LEAST = {
-    **dict.fromkeys(("data.scenes", "data.views", "data.shuffle_buffer", "data.image_size"), 1),
-    **dict.fromkeys(("data.held_out", "data.max_dropped_share"), 0),
+    **dict.fromkeys(("data.scenes", "data.views", "data.joined_captions", "data.shuffle_buffer"), 1),
+    **dict.fromkeys(("data.held_out", "data.max_dropped_share", "data.image_size", "data.validation_share"), 0),
     **dict.fromkeys(("data.detailed_answers", "data.short_answers", "data.plain_captions", "train.warmup_steps"), 0),
     **dict.fromkeys(("data.joined_captions", "data.varied_captions", "data.questions", "data.conversations"), 0),
     **dict.fromkeys(("train.steps", "train.batch_size", "train.accumulation", "train.max_answer_tokens"), 1),
     **dict.fromkeys(("train.max_batch_size", "train.save_total_limit"), 1),
     "train.processes": 0,
     **dict.fromkeys(("train.weight_decay", "train.feature_dropout", "train.min_learning_rate", "train.seed"), 0),
-    **dict.fromkeys(("train.save_steps", "model.projection_layers"), 1),
-    **dict.fromkeys(
-        ("train.global_batch", "train.sample_steps", "train.workers", "train.tokens_at_once", "model.lora_rank"), 0
-    ),
-    "model.lora_rank": 0,
+    **dict.fromkeys(("train.save_steps", "train.eval_steps", "data.validation_limit", "model.projection_layers"), 1),
+    **dict.fromkeys(("train.global_batch", "train.sample_steps", "train.workers", "train.tokens_at_once"), 0),
+    **dict.fromkeys(("model.lora_rank", "model.lora_alpha", "train.early_stopping"), 0),
     "train.adam_beta2": 0,
     "train.learning_rate": 1e-12,
+}
+_AT_MOST = {"data.validation_share": 0.5}
+_ONE_OF = {
+    "model.patch_fit": ("pad", "pool"),
+    "model.load_in": ("", "4bit", "8bit"),
+    "train.metric": ("loss", "cider", "bleu4", "rouge_l"),
 }
 
 
@@ -44,10 +48,18 @@ class ModelSection:
     vision: str = ""  # from parts: a BLIP-2 or any vision tower, as ID or ID@REVISION or a folder
     text: str = ""  # from parts: any causal LLM
     qformer: bool = True  # from parts: take the Q-Former of the vision repository; false: the variant without one
+    template: str = ""  # from parts: "vicuna", "llama-2", "chatml" or a file with a Jinja template; "": the LLM's own
+    patch_merge: str | int = ""  # from parts, no Q-Former: "2x2" or "4x4" patches a token, or 4 in a row; "": by the tower
+    patch_fit: str = "pad"  # from parts: a grid that does not divide gets empty patches, or is averaged down: "pool"
+    vision_feature_layer: int = -1  # from parts, no Q-Former: -1 is the tower's output, -2 what goes into its last layer
+    image_token: str = ""  # from parts: the LLM's token that stands for a picture; "": its <unk> or a reserved one
     projection: str = "fresh"  # "fresh": drawn at random; "base": the base's own; or the folder of an earlier stage
     projection_layers: int = 1  # of parts or "embedded": the paper's ablation has three (GELU between, widths of the LLM)
     trained_parts: list[str] = field(default_factory=lambda: ["projection"])  # and "qformer" in an ablation
     lora_rank: int = 0  # rank of LoRA on the LLM's attention, through peft (an ablation of the paper); 0 is none
+    lora_alpha: int = 16  # its updates are scaled by alpha / rank
+    lora_targets: list[str] = field(default_factory=lambda: ["q_proj", "v_proj"])  # linear layers of the LLM by name
+    load_in: str = ""  # "4bit" or "8bit": the frozen parts packed by bitsandbytes, with LoRA this is QLoRA
     dtype: str = "auto"  # of the frozen parts: "bfloat16", ...; "auto": as stored, or as is fast here
     attn_implementation: str = "sdpa"  # "eager" is faster for short sequences on a CPU
 
@@ -73,9 +85,12 @@ class DataSection(SourceSection):
     streaming: bool = False  # read without end as it comes, for data that are large or remote; without: looked at first
     shuffle_buffer: int = 1000  # streaming: encoded samples that each loader worker holds and shuffles
     random_crop: bool = False  # 50 to 100% of a picture's area, 3:4 to 4:3, as the published training; cached: see views
-    image_size: int = 224  # the model's; a larger JPEG is scaled down while it is decoded, a crop keeps that many pixels
+    image_size: int = 0  # a larger JPEG is scaled down to it while it is decoded, a crop keeps as many; 0: the model's
     max_dropped_share: float = 0.01  # broken samples are skipped and counted; more than this share stops the run
     held_out: int = 0  # not streamed: pictures kept out of the training, to be shown before and after
+    validation: str | list = ""  # pictures with texts as in `path`, with its columns: the loss on them is logged
+    validation_share: float = 0.0  # or a share of the training's pictures, kept out of it
+    validation_limit: int = 200  # at most so many pictures of either
     holdout_share: float = 0.0  # tar shards: share kept out of training, by key; `minigpt4 evaluate --holdout-share` asks it
     scenes: int = 8000  # scenes: how many pictures are composed
     scene_seed: int = 0  # scenes: which
@@ -112,6 +127,9 @@ class TrainSection:
     cache_features: bool = True  # compute the frozen vision part once for each picture, not once for each step
     save_steps: int = 100  # a checkpoint every so many steps; the last one is resumed from
     save_total_limit: int = 1  # checkpoints that are kept while the run is not finished: the last so many
+    eval_steps: int = 100  # with validation data: every so many steps they are looked at; the best checkpoint is the result
+    metric: str = "loss"  # what the best has: the least "loss", or greedy answers of the highest "cider", "bleu4", "rouge_l"
+    early_stopping: int = 0  # stop after so many looks without a better one; 0: never
     keep_steps: list[int] = field(default_factory=list)  # after these the model is kept besides, in OUTPUT/step-N
     sample_steps: int = 0  # every so many steps: what the model says about a few fixed pictures; 0 is never
     workers: int = 0  # processes beside each device's that read and decode pictures
@@ -231,6 +249,12 @@ def _build(cls, values, source, prefix=""):
             least = _AT_LEAST.get(prefix + key)
             if least is not None and built[key] < least:
                 raise ValueError(f"{source}: {prefix}{key} is {value}, expected at least {least}")
+            most = _AT_MOST.get(prefix + key)
+            if most is not None and built[key] > most:
+                raise ValueError(f"{source}: {prefix}{key} is {value}, expected at most {most}")
+            choices = _ONE_OF.get(prefix + key, (value,))
+            if value not in choices:
+                raise ValueError(f"{source}: {prefix}{key} is {value!r}, expected {' or '.join(map(repr, choices))}")
     return cls(**built)
 
 

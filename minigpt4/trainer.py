@@ -3,6 +3,7 @@
 import math
 import signal
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -10,17 +11,20 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import IterableDataset
 from torchdata.stateful_dataloader import StatefulDataLoader
 from transformers import Trainer
-from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import LengthGroupedSampler
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from .callbacks import EpochBegins
 from .checkpoints import load_trained, replacing_checkpoint
 from .modeling_minigpt4.export import export
 from .modeling_minigpt4.light import own_tensors
 from .modeling_minigpt4.lora import has_lora
+from .processing.collator import IGNORE
 from .processing.samples import DroppedSamples
 from .standardized import StandardizedAdamW
 from .throughput import Throughput
+from .validation import greedy_answers
 
 # How near the first loss may be to that of a model that finds every token as likely as any other.
 UNIFORM = 0.02
@@ -51,7 +55,8 @@ class MiniGPT4Trainer(Trainer):
     """
 
     def __init__(self, *args, recipe, lengths=None, cached=False, **kwargs):
-        super().__init__(*args, **kwargs)
+        with _trainable_though_quantized(kwargs.get("model")):
+            super().__init__(*args, **kwargs)
         self.recipe = recipe
         self.lengths = lengths
         self.throughput = Throughput(self.model, self.args.world_size, cached)
@@ -170,20 +175,64 @@ class MiniGPT4Trainer(Trainer):
                 "download); check that it writes sensible text on its own, or set train.check_first_loss=false"
             )
 
+    # Validation
+
+    def evaluation_loop(self, *args, metric_key_prefix="eval", **kwargs):
+        """The library's, but for the loss: that of the mean answer token, however the answers fall into batches."""
+        self._validated = torch.zeros(2, device=self.args.device)
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        summed, tokens = self.accelerator.reduce(self._validated).tolist()
+        output.metrics[f"{metric_key_prefix}_loss"] = summed / tokens
+        self.throughput.restart()
+        return output
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        """(loss, ids of greedy answers, labels) of a batch; the last two only where metrics want them."""
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            loss = model(**inputs).loss
+        tokens = (inputs["labels"][:, 1:] != IGNORE).sum()
+        self._validated += torch.stack([loss.float() * tokens, tokens])
+        if prediction_loss_only:
+            return loss, None, None
+        return (
+            loss,
+            greedy_answers(model, self.processing_class, inputs, self.recipe.train.max_answer_tokens),
+            inputs["labels"],
+        )
+
+    def _determine_best_metric(self, metrics, trial):
+        """The library's; a checkpoint is written wherever the model is the best so far."""
+        best = super()._determine_best_metric(metrics, trial)
+        self.control.should_save |= best
+        return best
+
+    def _load_best_model(self):
+        load_trained(self.accelerator.unwrap_model(self.model), self.state.best_model_checkpoint)
+
     # Checkpoints
 
     def _get_output_dir(self, trial):
         return getattr(self, "_aside", None) or super()._get_output_dir(trial)
 
     def _save_checkpoint(self, model, trial):
-        """Writes the checkpoint aside, then renames it: a kill leaves the last whole one."""
+        """Writes the checkpoint aside, then renames it: a kill leaves the last whole one, and the best."""
         self._check_finite()
-        with replacing_checkpoint(self.accelerator, self.args.output_dir) as self._aside:
+        best = self.state.best_global_step and f"{PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}"
+        with replacing_checkpoint(self.accelerator, self.args.output_dir, best) as self._aside:
             super()._save_checkpoint(model, trial)
+            if best:
+                self._name_best(best)
             if self.stream is not None:
                 state = {"loader": self._stream_loader.state_dict(), "dropped": self.dropped.state_dict()}
                 torch.save(state, self._data_state(next(self._aside.iterdir())))
         self._aside = None
+
+    def _name_best(self, best):
+        """Where the best checkpoint is when the one that is being written has been renamed."""
+        self.state.best_model_checkpoint = str(Path(self.args.output_dir) / best)
+        if self.args.should_save:
+            self.state.save_to_json(str(next(self._aside.iterdir()) / TRAINER_STATE_NAME))
 
     def save_model(self, output_dir=None, _internal_call=False):
         """Writes a light repository: the trained tensors, gathered if they are spread over the processes."""
@@ -254,6 +303,19 @@ class LengthBuckets(LengthGroupedSampler):
         whole = len(indices) // self.batch_size
         order = [*torch.randperm(whole, generator=self.generator).tolist(), *range(whole, len(batches))]
         return iter([index for position in order for index in batches[position]])
+
+
+@contextmanager
+def _trainable_though_quantized(model):
+    """The library trains small weights only beside peft's adapters: it does not know of a projection in fp32."""
+    quantized = getattr(model, "is_quantized", False)
+    try:
+        if quantized:
+            model.is_quantized = False
+        yield
+    finally:
+        if quantized:
+            model.is_quantized = True
 
 
 def _whole_tensors():

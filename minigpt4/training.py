@@ -11,6 +11,7 @@ import json
 import os
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -33,11 +34,14 @@ from .modeling_minigpt4.from_parts import load_tokenizer
 from .modeling_minigpt4.lora import add_lora
 from .modeling_minigpt4.modeling_minigpt4 import MiniGPT4ForConditionalGeneration
 from .models import load
+from .processing.chat_templates import TEMPLATES
 from .processing.collator import MiniGPT4DataCollator
 from .processing.datasets import PictureTexts, random_view, training_data
 from .processing.processing_minigpt4 import MiniGPT4Processor
 from .processing.streams import training_stream
+from .recipes import ModelSection
 from .trainer import MiniGPT4Trainer
+from .validation import StopEarly, answer_metrics, validate_while_training
 
 RECIPE_FILE = "recipe.yaml"
 SAMPLES_FILE = "samples.jsonl"
@@ -77,7 +81,7 @@ def train(recipe, model=None, processor=None, dataset=None, resume=True):
         model, processor = load_model(recipe.model)
     transformers.set_seed(recipe.train.seed)
     if dataset is None:
-        dataset = _load_data(recipe, processes)
+        dataset = _load_data(recipe, processes, max(model.config.image_size))
     trainer = _make_trainer(recipe, arguments, model, processor, dataset)
     if processes.is_main_process:
         _print_batch(recipe, trainer, dataset)
@@ -95,10 +99,17 @@ def _make_trainer(recipe, arguments, model, processor, dataset):
     model._no_split_modules = [name for name in model._no_split_modules if name in layers]  # FSDP wants to find them all
     collator = MiniGPT4DataCollator(processor, max_answer_tokens=recipe.train.max_answer_tokens)
     small = isinstance(dataset, PictureTexts)  # not a stream
+    validation = getattr(dataset, "validation", None)
+    metrics = None
+    if validation is not None:
+        validate_while_training(arguments, recipe.train)
+        metrics = None if recipe.train.metric == "loss" else answer_metrics(processor, recipe.stage)
     trainer = MiniGPT4Trainer(
         model=model,
         args=arguments,
         train_dataset=dataset,
+        eval_dataset=validation,
+        compute_metrics=metrics,
         data_collator=collator,
         processing_class=processor,
         recipe=recipe,
@@ -109,8 +120,17 @@ def _make_trainer(recipe, arguments, model, processor, dataset):
         if recipe.train.cache_features and dataset.features is None:  # the Trainer has put the model on its device
             dataset.features = cache_features(model, processor, dataset.pictures, recipe.data.views)
         dataset.feature_dropout, dataset.seed = recipe.train.feature_dropout, recipe.train.seed
+        if validation is not None and recipe.train.cache_features:
+            validation.features = _features_for_validation(model, processor, dataset)
     _choose_callbacks(trainer, dataset)
     return trainer
+
+
+def _features_for_validation(model, processor, dataset):
+    """[pictures, 1, Q, C]: of a share of the training's own pictures the first look is there already."""
+    if dataset.validation.pictures is dataset.pictures:
+        return dataset.features[:, :1]
+    return cache_features(model, processor, dataset.validation.pictures)
 
 
 def _run(trainer):
@@ -126,6 +146,8 @@ def _run(trainer):
     else:  # killed after its last step; the Trainer would take one more
         load_trained(trainer.model, checkpoint)
         trainer.state = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
+        if trainer.state.best_model_checkpoint is not None:
+            load_trained(trainer.model, trainer.state.best_model_checkpoint)
     if stop.signum is not None:
         if trainer.is_world_process_zero():
             print(f"stopped; the checkpoint is in {output}, the same command goes on from it")
@@ -133,10 +155,12 @@ def _run(trainer):
     return (time.monotonic() - started) / max(1, trainer.state.global_step - begun)
 
 
-def _load_data(recipe, processes):
-    if not recipe.data.streaming:
-        return training_data(recipe.data, recipe.stage)
-    return training_stream(recipe.data, recipe.stage, recipe.train.seed, processes.process_index, processes.num_processes)
+def _load_data(recipe, processes, image_size):
+    """`image_size`: the vision tower's, where the recipe says none."""
+    data = replace(recipe.data, image_size=recipe.data.image_size or image_size)
+    if not data.streaming:
+        return training_data(data, recipe.stage)
+    return training_stream(data, recipe.stage, recipe.train.seed, processes.process_index, processes.num_processes)
 
 
 def load_model(section):
@@ -150,43 +174,79 @@ def load_model(section):
             f'model.projection is {section.projection!r}: no model.safetensors there; expected "fresh", "base" or the '
             "output folder of an earlier stage"
         )
-    model, processor = _load_parts(section) if section.text else _load_base(section)
+    model, processor = load_parts(section) if section.text else _load_base(section)
     if model.config.base_parts is None:  # what is saved is light all the same
         base = Path(section.base)
         model.config.base_parts = {"model": {"repo": str(base.absolute() if base.is_dir() else base), "revision": None}}
     model.config.trained_parts = list(section.trained_parts)
     model.freeze()
     if section.lora_rank:
-        add_lora(model, section.lora_rank)
+        add_lora(model, section.lora_rank, section.lora_alpha, target_modules=section.lora_targets)
     if section.projection == "fresh":
         model.draw_projection()
     elif section.projection != "base":
         load_trained(model, projection)
     for parameter in model.parameters():
-        if parameter.requires_grad:
+        if parameter.requires_grad and parameter.dtype != torch.float32:
             parameter.data = parameter.data.float()
-    model.set_attn_implementation(section.attn_implementation)
+    attending = ["", "qformer_config", "text_config"]
+    if model.model.vision_tower._supports_sdpa:  # a tower of convolutions has no attention to choose
+        attending.append("vision_config")
+    model.set_attn_implementation(dict.fromkeys(attending, section.attn_implementation))
     return model, processor
 
 
-def _load_parts(section):
+def load_parts(section, **parts):
+    """(model, processor) of the parts that a model section names; `parts`: further ones, see `from_parts`."""
     if section.projection == "base":
         raise ValueError(
             'model.projection is "base", but model.text names parts, which have none; expected "fresh" or a folder'
         )
-    parts = {} if section.qformer else {"qformer": None}
-    fields = {"projection_layers": section.projection_layers}
+    if not section.qformer:
+        parts["qformer"] = None
+    template = _template(section.template)
     model = MiniGPT4ForConditionalGeneration.from_parts(
-        vision=section.vision, text=section.text, config=fields, **loading(None, section.dtype), **parts
+        vision=section.vision,
+        text=section.text,
+        image_token=section.image_token or None,
+        template=template,
+        config=part_fields(section),
+        **parts,
+        **loading(None, section.dtype, section.load_in or None),
     )
-    return model, MiniGPT4Processor.for_model(model.config, load_tokenizer(section.text))
+    return model, MiniGPT4Processor.for_model(model.config, load_tokenizer(section.text), template)
+
+
+def part_fields(section):
+    """What a model section says of the config of its parts, as fields of `MiniGPT4Config`."""
+    fields = {name: getattr(section, name) for name in ("projection_layers", "patch_fit", "vision_feature_layer")}
+    return fields | ({"patch_merge": section.patch_merge} if section.patch_merge else {})
+
+
+def _template(named):
+    """A chat template as a recipe names it: by one of our names, or a file's text; None for the LLM's own."""
+    if not named or named in TEMPLATES:
+        return named or None
+    try:
+        return Path(named).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"model.template is {named!r}: no such file; expected {', '.join(TEMPLATES)} or a file with a Jinja template"
+        ) from error
 
 
 def _load_base(section):
+    default = ModelSection()
+    for name in ("patch_merge", "patch_fit", "vision_feature_layer", "image_token", "template"):
+        if getattr(section, name) != getattr(default, name):
+            raise ValueError(
+                f"model.{name} is {getattr(section, name)!r}, but the base {section.base} has its own; it is for a model of "
+                "parts: set model.vision and model.text, or make a base with it by `minigpt4 build`"
+            )
     if section.base == "embedded" and section.projection != "base":
-        arguments = loading(None, section.dtype)
+        arguments = loading(None, section.dtype, section.load_in or None)
         return load_embedded(projection=None, loading=arguments, projection_layers=section.projection_layers)
-    return load(section.base, dtype=section.dtype)
+    return load(section.base, dtype=section.dtype, load_in=section.load_in or None)
 
 
 @torch.inference_mode()
@@ -257,6 +317,10 @@ def _choose_callbacks(trainer, dataset):
     trainer.add_callback(LiveLoss)
     trainer.add_callback(KeepModel(trainer.recipe.train.keep_steps, trainer.save_model))
     recipe = trainer.recipe
+    if recipe.train.early_stopping:
+        if trainer.eval_dataset is None:
+            raise ValueError("train.early_stopping needs data.validation or data.validation_share")
+        trainer.add_callback(StopEarly(recipe.train.early_stopping))
     pictures = [row["image"] for row in _pictures_to_show(recipe, dataset)]
     if pictures:
         path = Path(recipe.output) / SAMPLES_FILE
@@ -347,6 +411,10 @@ def _finish(trainer, dataset, seconds, seconds_per_step):
         "peak_rss_mb": peak_rss_mb(),
         "versions": versions(),
     }
+    looks = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
+    if looks:
+        summary["validation"] = [_look_at_validation(entry) for entry in looks]
+        summary["best_step"] = trainer.state.best_global_step
     dropped = trainer.dropped if trainer.stream is not None else dataset.dropped
     if dropped is not None:
         summary["samples"] = dropped.state_dict()
@@ -356,6 +424,12 @@ def _finish(trainer, dataset, seconds, seconds_per_step):
         _draw(recipe, dataset, output, summary)
         remove_checkpoints(output)
     return summary
+
+
+def _look_at_validation(entry):
+    """{"step", "loss", and what train.metric adds} of an entry of the Trainer's log."""
+    names = ("loss", "cider", "bleu4", "rouge_l", "repetition")
+    return {"step": entry["step"], **{name: entry[f"eval_{name}"] for name in names if f"eval_{name}" in entry}}
 
 
 def _draw(recipe, dataset, output, summary):

@@ -133,11 +133,10 @@ class ChatSession:
 
     def _with_defaults(self, generation):
         """Arguments of `generate`, with what neither they nor the model's generation config say."""
-        tokenizer = self.processor.tokenizer
         defaults = {
             "max_new_tokens": MAX_NEW_TOKENS,
-            "eos_token_id": tokenizer.eos_token_id,
-            "pad_token_id": tokenizer.pad_token_id,
+            "eos_token_id": end_ids(self.model, self.processor),
+            "pad_token_id": self.processor.tokenizer.pad_token_id,
         }
         own = {name: self._setting(generation, name) for name in defaults}
         return {**defaults, **{name: value for name, value in own.items() if value is not None}, **generation}
@@ -337,6 +336,14 @@ class _Cancelled(StoppingCriteria):
 
     def __call__(self, input_ids, scores, **kwargs):
         return torch.full((len(input_ids),), self.event.is_set(), device=input_ids.device)
+
+
+def end_ids(model, processor):
+    """The ids that each end an answer: those of the model's generation config, or of the tokenizer where that has none."""
+    ids = getattr(model.generation_config, "eos_token_id", None)
+    if ids is None:
+        ids = list(dict.fromkeys([processor.tokenizer.eos_token_id, *processor.turn_end_ids]))
+    return list(ids) if isinstance(ids, list | tuple) else [ids]
 
 
 def answer_text(processor, ids):

@@ -9,28 +9,46 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+from transformers.utils import GENERATION_CONFIG_NAME, cached_file
 
 from ..configuration.configuration_minigpt4 import MiniGPT4Config
-from ..processing.processing_minigpt4 import MiniGPT4Processor
+from ..processing.chat_templates import template_text
+from ..processing.processing_minigpt4 import IMAGE_TOKEN, MiniGPT4Processor
+from ..processing.turns import written
 from .convert import mend_llama_config, mend_llama_tokenizer, projection_weights, read_checkpoint
 from .light import assemble
+from .own_head import check_logits, is_causal_llm
 from .repositories import split_revision
+from .vision_tower import measure, sees_images
 
 FROM_VISION_REPO = "from vision repo"
 
 
-def from_parts(cls, vision, text, qformer=FROM_VISION_REPO, projection=None, image_token=None, config=None, **arguments):
+def from_parts(
+    cls,
+    vision,
+    text,
+    qformer=FROM_VISION_REPO,
+    projection=None,
+    image_token=None,
+    template=None,
+    config=None,
+    **arguments,
+):
     """See `MiniGPT4ForConditionalGeneration.from_parts`."""
     given = {} if projection is None else read_projection(projection)
     hub = {name: arguments.pop(name) for name in ("token", "cache_dir", "local_files_only") if name in arguments}
-    tokenizer = load_tokenizer(text, hub)
-    fields = {"image_token_id": image_token_id(tokenizer, image_token, text), **(config or {})}
+    tokenizer, ends = load_tokenizer(text, hub), end_ids(text, hub)
+    rows = text_config_of(text, load_config(text, hub)).vocab_size
+    own = template_text(template or tokenizer.chat_template)
+    fields = {"image_token_id": image_token_id(tokenizer, image_token, text, ends, own, rows), **(config or {})}
     config = config_of_parts(vision, text, qformer, hub, **fields)
+    processor = MiniGPT4Processor.for_model(config, tokenizer, template)
     model = assemble(cls, config, given, source=str(projection), hub=hub, **arguments)
     if projection is None:
         model.draw_projection()
-    processor = MiniGPT4Processor.for_model(model.config, tokenizer)
-    model.generation_config = generation_defaults(model.config, processor)
+    check_logits(model)
+    model.generation_config = generation_defaults(model.config, processor, ends)
     return model
 
 
@@ -46,9 +64,10 @@ def config_of_parts(vision, text, qformer=FROM_VISION_REPO, hub=None, **fields):
         OSError: a repository that is not there.
         ValueError: a repository without the part.
     """
-    eyes, text_config = load_config(vision, hub), mend_llama_config(load_config(text, hub))
+    eyes, whole = load_config(vision, hub), load_config(text, hub)
+    text_config = text_config_of(text, whole)
     found = vision_fields(vision, eyes)
-    origins = {"vision_tower": origin_of(vision, eyes), "language_model": origin_of(text, text_config)}
+    origins = {"vision_tower": origin_of(vision, eyes), "language_model": origin_of(text, whole)}
     if qformer == FROM_VISION_REPO:
         qformer = vision if getattr(eyes, "qformer_config", None) is not None else None
     if qformer is not None:
@@ -62,12 +81,35 @@ def vision_fields(source, config):
     """What the config of a repository says of its vision tower, as fields of `MiniGPT4Config`.
 
     Raises:
-        ValueError: it has no vision tower.
+        ValueError: it has no vision tower, or one that does not take images of one size alone.
     """
     tower = getattr(config, "vision_config", None) or config
-    if not hasattr(tower, "image_size"):
+    if not sees_images(tower):
         raise ValueError(f"{source}: a {config.model_type}, which has no vision tower; expected a BLIP-2 or a vision model")
+    try:
+        measure(tower)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
     return {"vision_config": tower}
+
+
+def text_config_of(source, config):
+    """The config of the LLM in a repository: of a vision-language model, that of its text model.
+
+    Raises:
+        ValueError: it is no causal LLM.
+    """
+    text = config.get_text_config(decoder=True)
+    if not is_causal_llm(text):
+        where = "" if text is config else f"its text model is a {text.model_type}, "
+        raise ValueError(
+            f"{source}: a {config.model_type}; {where}which transformers has no causal LLM for (AutoModelForCausalLM); "
+            "expected one"
+        )
+    if text is not config:  # what transformers goes by
+        text.tie_word_embeddings = config.tie_word_embeddings
+        text.dtype = text.dtype or config.dtype
+    return mend_llama_config(text)
 
 
 def qformer_fields(source, config):
@@ -90,28 +132,68 @@ def load_tokenizer(text, hub=None):
     return mend_llama_tokenizer(AutoTokenizer.from_pretrained(repo, revision=revision, **(hub or {})))
 
 
-def image_token_id(tokenizer, image_token, source):
-    """The id that stands for visual tokens: of `image_token`, or else of `<unk>` or a reserved special token.
+def end_ids(text, hub=None):
+    """The ids that end what an LLM writes: all that its config and its generation config name, in that order.
+
+    Raises: as `load_config` does.
+    """
+    repo, revision = split_revision(text)
+    whole = load_config(text, hub)
+    configs = [text_config_of(text, whole), whole]
+    hub = {"revision": revision, **(hub or {})}
+    if file := cached_file(repo, GENERATION_CONFIG_NAME, **hub, _raise_exceptions_for_missing_entries=False):
+        generation = GenerationConfig.from_pretrained(Path(file).parent)
+        if not generation._from_model_config:  # else it says what the config says, mended above
+            configs.append(generation)
+    named = [getattr(config, "eos_token_id", None) for config in configs]
+    named = [ids if isinstance(ids, list | tuple) else [ids] for ids in named if ids is not None]
+    return list(dict.fromkeys(token for ids in named for token in ids))
+
+
+def image_token_id(tokenizer, image_token, source, ends=(), template="", rows=None):
+    """The id that stands for visual tokens: of `image_token`, or else one that the LLM never writes.
+
+    That is its <unk>, if its tokenizer falls back on bytes and so never gives it; a reserved special token; or a row of the
+    embedding table that no token has, which then gets one (see `MiniGPT4Processor.for_model`). None of them ends anything,
+    or is in the LLM's template.
+
+    Args:
+        ends: ids that end what the LLM writes, see `end_ids`.
+        template: its chat template.
+        rows: of its embedding table.
 
     Raises:
         ValueError: the tokenizer has none, or not the one that is named.
     """
+    template = written(template, tokenizer)
+    used = {*ends, tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
     if image_token is not None:
         if image_token not in tokenizer.get_vocab():
             raise ValueError(f"{source}: its vocabulary does not hold the image token {image_token!r}")
         return tokenizer.convert_tokens_to_ids(image_token)
-    ends = {tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token}
-    template = str(tokenizer.chat_template or "")
-    reserved = [str(t) for t in tokenizer.added_tokens_decoder.values() if t.special and str(t) not in template]
-    for token in [tokenizer.unk_token, *reserved]:
-        if token is not None and token not in ends:
+    reserved = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+    for token in [*_never_given(tokenizer), *(token for token in reserved if token != tokenizer.unk_token)]:
+        if token not in template and tokenizer.convert_tokens_to_ids(token) not in used:
             return tokenizer.convert_tokens_to_ids(token)
+    if rows is not None and len(tokenizer) < rows and IMAGE_TOKEN not in tokenizer.get_vocab():
+        return len(tokenizer)
     raise ValueError(f"{source}: its tokenizer reserves no token that could stand for a picture; name one with image_token")
 
 
-def generation_defaults(config, processor):
-    """The original demo's settings: top-p 0.9 at temperature 1, 300 tokens; an answer ends where the LLM's turn ends."""
+def _never_given(tokenizer):
+    """[<unk>] of a tokenizer that spells what it does not know in bytes, as SentencePiece's do; or []."""
+    spells = getattr(tokenizer.backend_tokenizer.model, "byte_fallback", False)
+    return [tokenizer.unk_token] if spells and tokenizer.unk_token is not None else []
+
+
+def generation_defaults(config, processor, ends):
+    """The original demo's settings: top-p 0.9 at temperature 1, 300 tokens; an answer ends where the LLM's turn ends.
+
+    Args:
+        ends: see `end_ids`; what the template puts behind an answer is added to them.
+    """
     text = config.text_config
+    ends = list(dict.fromkeys([*ends, *processor.turn_end_ids]))
     return GenerationConfig(
         do_sample=True,
         top_p=0.9,
@@ -119,8 +201,8 @@ def generation_defaults(config, processor):
         repetition_penalty=1.05,
         max_new_tokens=300,
         bos_token_id=text.bos_token_id,
-        eos_token_id=text.eos_token_id,
-        pad_token_id=text.pad_token_id if text.pad_token_id is not None else text.eos_token_id,
+        eos_token_id=ends[0] if len(ends) == 1 else ends or None,
+        pad_token_id=processor.tokenizer.pad_token_id if text.pad_token_id is None else text.pad_token_id,
         turn_ends=processor.turn_ends,
     )
 

@@ -29,6 +29,9 @@ _VARIANTS = {
     (4096, 5632): "MiniGPT-4 with Llama-2-7B-chat, without Q-Former",
 }
 
+# How the names of the LLM's tensors begin.
+_OF_THE_LLM = ("model.language_model.", "lm_head.")
+
 # Arguments of `from_pretrained` that say which copy of a repository to read.
 _HUB_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only", "force_download", "subfolder", "code_revision")
 
@@ -50,6 +53,7 @@ def load_light(cls, repo, config=None, **arguments):
     token = {name: hub[name] for name in ("token", "cache_dir", "local_files_only") if name in hub}
     loaded = assemble(cls, config, trained, source=str(repo), hub=token, **arguments)
     model = loaded[0] if isinstance(loaded, tuple) else loaded
+    model.stored = frozenset(trained)
     with contextlib.suppress(OSError):  # there may be none
         model.generation_config = GenerationConfig.from_pretrained(repo, **hub)
     return loaded
@@ -93,6 +97,9 @@ def assemble(cls, config, given, source="the trained tensors", hub=None, **argum
     missing = sorted(name for name in info["missing_keys"] if drawn is None or not name.startswith(drawn))
     if missing:
         raise ValueError(f"{source}: not complete with its base parts; missing: {missing[0]}, the first of {len(missing)}")
+    if unused := sorted(name for name in info["unexpected_keys"] if name.startswith(_OF_THE_LLM)):
+        llm = type(model.model.language_model).__name__
+        raise ValueError(f"{llm}: does not use the tensor {unused[0]!r} of its repository, the first of {len(unused)}")
     _round(model)
     return (model, info) if with_info else model
 
@@ -113,7 +120,7 @@ def _norm_of_qformer(config):
 
 def _norm_without_qformer(config):
     """The authors' variant without Q-Former leaves that norm as a LayerNorm begins."""
-    name, width = _norm_of_qformer(config), config.vision_config.hidden_size
+    name, width = _norm_of_qformer(config), config.feature_width
     if name is None or config.qformer_config is not None:
         return {}
     return {f"{name}.weight": torch.ones(width), f"{name}.bias": torch.zeros(width)}
@@ -125,15 +132,17 @@ def variant_of(shape):
 
 
 def own_parameters(model):
-    """{name: parameter} of what no base part gives, and what training moves, but for LoRA adapters (see lora.py).
+    """{name: parameter} of what no base part gives, what training moves, and what was stored before; no adapters (lora.py).
 
     Raises:
         ValueError: one of them is quantized.
     """
+    stored = getattr(model, "stored", frozenset())  # a layer that was unfrozen by hand, when it was saved
     own = {
         plain_name(name): parameter
         for name, parameter in model.named_parameters()
-        if not is_adapter(name) and (parameter.requires_grad or not _is_given(name, model.config))
+        if not is_adapter(name)
+        and (parameter.requires_grad or plain_name(name) in stored or not _is_given(name, model.config))
     }
     if quantized := [name for name, tensor in own.items() if not tensor.is_floating_point()]:
         raise ValueError(f"{quantized[0]} is quantized, and no base part gives it; load the model without quantization")
@@ -179,21 +188,28 @@ def _part_tensors(part, origin, config, expected, hub):
 def _our_names(part, theirs, config, expected):
     """{name in a repository: name in the model}: the repository may call the part "vision_model." or "model."."""
     if part == "model":
-        return {name: name for name in expected if name in theirs}
+        return {name: name for name in theirs}  # stored under older names, too, which transformers knows to read
     ours = f"model.{part}."
     prefix = common_prefix(theirs, [name.removeprefix(ours) for name in expected if name.startswith(ours)])
     if prefix is None:
         return {}
     names = {name: ours + name.removeprefix(prefix) for name in theirs if name.startswith(prefix)}
-    for name in theirs:
-        if part == "qformer" and name.endswith("query_tokens"):
-            names[name] = "model.query_tokens"
-        elif part == "qformer" and (norm := re.search(r"(?:^|\.)vision_model\.post_layernorm(\.\w+)$", name)):
-            if ours := _norm_of_qformer(config):
-                names[name] = ours + norm[1]
-        elif part == "language_model" and name.startswith("lm_head."):
-            names[name] = name
+    if part == "qformer":
+        names |= {name: "model.query_tokens" for name in theirs if name.endswith("query_tokens")}
+        if norm := _norm_of_qformer(config):
+            found = [re.search(r"(?:^|\.)vision_model\.post_layernorm(\.\w+)$", name) for name in theirs]
+            names |= {match.string: norm + match[1] for match in found if match}
+    if part == "language_model":
+        names |= _head_names([name for name in theirs if name not in names], theirs, expected)
     return names
+
+
+def _head_names(left, theirs, expected):
+    """{name in a repository: name in the model} of the LLM's head: what else has its shape. (Its name is the LLM's own.)"""
+    heads = [name for name in left if name.endswith(".weight") and shape_of(theirs[name]) == expected["lm_head.weight"]]
+    # With several, that of a vision-language model's text: under the name that is the model's own.
+    stem = min(heads, key=lambda name: (not name.endswith("lm_head.weight"), name), default="").removesuffix("weight")
+    return {name: "lm_head." + name.removeprefix(stem) for name in left if stem and name.rpartition(".")[0] + "." == stem}
 
 
 def _is_given(name, config):

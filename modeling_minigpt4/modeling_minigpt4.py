@@ -3,11 +3,12 @@
     pixel_values [N, 3, H, W]
       -> vision_tower    frozen                                   [N, 1 + P, V]      EVA ViT-g: [N, 257, 1408]
       -> qformer         frozen, Q learned queries look at them   [N, Q, C]          BLIP-2:    [N, 32, 768]
-         or none: patches merged `patch_merge` at a time          [N, Q, C]          Llama-2:   [N, 64, 5632]
+         or none: neighbouring patches merged, see vision_tower   [N, Q, C]          Llama-2:   [N, 64, 5632]
       -> projection      ONE Linear, all that is trained          [N, Q, D]
     input_ids [B, L] -> embeddings [B, L, D], the N * Q image tokens replaced in reading order by the projected ones
       -> language_model  frozen, gradients pass through           [B, L, D]
-      -> lm_head         frozen; in training only where an answer token is predicted
+      -> lm_head         frozen, with what the LLM does behind it (see own_head); in training only where an answer token
+                         is predicted
 
 B batch rows, N pictures in all rows together, P patches, Q visual tokens of a picture, L sequence, V C D widths.
 
@@ -32,31 +33,33 @@ from typing import Unpack
 
 import torch
 from torch import nn
-from transformers import AutoModel, Blip2QFormerModel, Blip2VisionModel
+from transformers import AutoModel, Blip2QFormerModel
 from transformers.cache_utils import Cache
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.generation import (
     GenerationMixin,
+    LogitsProcessorList,
     RepetitionPenaltyLogitsProcessor,
     StoppingCriteria,
     StoppingCriteriaList,
+    SuppressTokensLogitsProcessor,
 )
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
 from transformers.modeling_utils import PreTrainedModel
+from transformers.quantizers import AutoQuantizationConfig
 from transformers.utils import TransformersKwargs, can_return_tuple, torch_compilable_check
 
 from ..configuration.configuration_minigpt4 import MiniGPT4Config
-from .efficientnet_lite import EfficientNetLiteModel
 from .frozen_linear import frozen_linears
 from .grouped_loss import loss_by_groups, may_group, unpack
 from .light import hub_arguments, is_light, load_light, own_tensors
 from .lora import LORA, has_lora, is_adapter, load_lora, plain_state_dict, save_lora
+from .own_head import OwnHead
 from .precision import compute_dtype, device_of
+from .vision_tower import build_vision_tower, look, merge_patches
 
 # Tokens that go through the vision tower, and through the LLM in training, at once: what fills the device's matrix units.
 TOKENS_AT_ONCE = {"cpu": 1024, "cuda": 4096}
-# Towers that `AutoModel` does not build from their config (see VISION_CONFIGS in the configuration).
-VISION_TOWERS = {"blip_2_vision_model": Blip2VisionModel, "efficientnet_lite": EfficientNetLiteModel}
 
 
 @dataclass
@@ -215,14 +218,14 @@ class MiniGPT4Model(MiniGPT4PreTrainedModel):
 
     def __init__(self, config):
         super().__init__(config)
-        self.vision_tower = _build_vision_tower(config.vision_config)
+        self.vision_tower = build_vision_tower(config.vision_config)
         self.query_tokens, self.qformer = None, None
-        vision_width = config.vision_config.hidden_size * config.patch_merge
         if config.qformer_config is not None:
-            vision_width = config.qformer_config.hidden_size
-            self.query_tokens = nn.Parameter(torch.zeros(1, config.num_query_tokens, vision_width))
+            self.query_tokens = nn.Parameter(torch.zeros(1, config.num_query_tokens, config.projection_width))
             self.qformer = _build_qformer(config.qformer_config)
-        self.projection = _build_projection(vision_width, config.text_config.hidden_size, config.projection_layers)
+        self.projection = _build_projection(
+            config.projection_width, config.text_config.hidden_size, config.projection_layers
+        )
         self.language_model = AutoModel.from_config(config.text_config)
         self.post_init()
         self.freeze()
@@ -238,21 +241,17 @@ class MiniGPT4Model(MiniGPT4PreTrainedModel):
 
         It is the same in every epoch, so that training may compute it once and pass it as `vision_features`.
         """
-        patches = self.vision_tower(pixel_values, return_dict=True).last_hidden_state
+        _, patches = look(self.vision_tower, pixel_values, self.config.vision_feature_layer)
         return patches if "qformer" in self.config.trained_parts else self._shorten(patches)
 
     def _shorten(self, patches):
         """The tower's [N, extra + P, V] to as many as there are visual tokens: [N, Q, C]."""
         if self.qformer is None:
-            return self._merge_patches(patches)
+            config = self.config
+            return merge_patches(patches, config.grid, config.merged_block, config.patch_fit)
         queries = self.query_tokens.expand(len(patches), -1, -1)
         patches = patches.to(queries.dtype)  # fp32 where it is trained
         return self.qformer(query_embeds=queries, encoder_hidden_states=patches, return_dict=True).last_hidden_state
-
-    def _merge_patches(self, patches):
-        """[N, extra + P, V] -> [N, P / merge, V * merge]: class and register tokens dropped, neighbours concatenated."""
-        patches = patches[:, -self.config.num_patches :]
-        return patches.reshape(len(patches), -1, patches.shape[-1] * self.config.patch_merge)
 
     @can_return_tuple
     def get_image_features(self, pixel_values=None, vision_features=None, **kwargs):
@@ -267,8 +266,8 @@ class MiniGPT4Model(MiniGPT4PreTrainedModel):
         """
         tower = {}
         if vision_features is None:
-            tower = self.vision_tower(pixel_values, return_dict=True, **kwargs)
-            vision_features = self._shorten(tower.last_hidden_state)
+            tower, patches = look(self.vision_tower, pixel_values, self.config.vision_feature_layer, **kwargs)
+            vision_features = self._shorten(patches)
         elif "qformer" in self.config.trained_parts:
             vision_features = self._shorten(vision_features)
         # The weights of a linear layer that is wrapped (LoRA) or quantized may lie deeper: any parameter tells the dtype.
@@ -390,7 +389,8 @@ class MiniGPT4ForConditionalGeneration(MiniGPT4PreTrainedModel, GenerationMixin)
     def __init__(self, config):
         super().__init__(config)
         self.model = MiniGPT4Model(config)
-        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        self._own_head = OwnHead(config.text_config)
+        self.lm_head = nn.Linear(self._own_head.in_features, self._own_head.out_features, bias=self._own_head.bias)
         embeddings = self.get_input_embeddings().weight  # not every LLM calls them embed_tokens
         [name] = [name for name, parameter in self.named_parameters() if parameter is embeddings]
         self._tied_weights_keys = {"lm_head.weight": name}
@@ -403,10 +403,13 @@ class MiniGPT4ForConditionalGeneration(MiniGPT4PreTrainedModel, GenerationMixin)
 
         Args:
             vision: a BLIP-2 (its tower and, unless told otherwise, its Q-Former), or any vision tower.
-            text: any causal LLM.
+            text: any causal LLM whose head is one linear layer and arithmetic (see own_head); of a vision-language LLM its
+                text model is taken. Its logits on a few tokens are compared with those of its own class.
             qformer: another BLIP-2 to take the Q-Former from, or None for the variant without one.
             projection: a file, the original's or safetensors; by default one is drawn afresh, to be trained.
-            image_token: the LLM's token that stands for a picture; by default its <unk> or a reserved special token.
+            image_token: the LLM's token that stands for a picture; by default its <unk>, a reserved special token or a
+                row of its embedding table that no token has.
+            template: of its conversations, see `MiniGPT4Processor.for_model`; give that the same.
             config: fields of `MiniGPT4Config` that the parts do not tell: patch_merge, projection_layers, ...
             arguments: of `from_pretrained`: dtype, device_map, quantization_config, token, ...
 
@@ -430,6 +433,10 @@ class MiniGPT4ForConditionalGeneration(MiniGPT4PreTrainedModel, GenerationMixin)
 
         return ChatSession(self, processor, messages, **generation)
 
+    def compute_logits(self, hidden):
+        """The LLM's hidden states [B, L, D] -> its logits [B, L, vocabulary], through its own head."""
+        return self._own_head(self.lm_head, hidden)
+
     def get_output_embeddings(self):
         return self.lm_head
 
@@ -449,10 +456,10 @@ class MiniGPT4ForConditionalGeneration(MiniGPT4PreTrainedModel, GenerationMixin)
         return super().generate(*args, **kwargs)
 
     def _get_logits_processor(self, generation_config, input_ids_seq_length=None, logits_processor=None, **kwargs):
-        """The library's, but for `repetition_penalty`: it leaves the prompt out of account (see the module).
+        """The library's, behind one that never writes the image token, and with another `repetition_penalty`.
 
-        On the prompt it would make the turn's end less likely, and whatever the question names. A processor that the
-        caller brings along stays as it is.
+        That leaves the prompt out of account (see the module): on the prompt it would make the turn's end less likely, and
+        whatever the question names. A processor that the caller brings along stays as it is.
         """
         processors = super()._get_logits_processor(
             generation_config, input_ids_seq_length, logits_processor=logits_processor, **kwargs
@@ -461,7 +468,8 @@ class MiniGPT4ForConditionalGeneration(MiniGPT4PreTrainedModel, GenerationMixin)
             ours = isinstance(processor, RepetitionPenaltyLogitsProcessor) and processor not in (logits_processor or [])
             if ours and input_ids_seq_length is not None:
                 processor.prompt_ignore_length = input_ids_seq_length
-        return processors
+        unwritten = SuppressTokensLogitsProcessor([self.config.image_token_id], device=kwargs.get("device", "cpu"))
+        return LogitsProcessorList([unwritten, *processors])
 
     def _get_stopping_criteria(self, generation_config, *args, **kwargs):
         """The library's, and where a turn ends in text and no special token: `generation_config.turn_ends`."""
@@ -544,7 +552,7 @@ class MiniGPT4ForConditionalGeneration(MiniGPT4PreTrainedModel, GenerationMixin)
         else:
             keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
             # A slice that is not contiguous would make PyTorch's CPU matmul copy the head's weights for each row.
-            logits = self.lm_head(hidden[:, keep, :].contiguous())
+            logits = self.compute_logits(hidden[:, keep, :].contiguous())
             if targets is not None:
                 loss = self.loss_function(logits, shift_labels=targets, vocab_size=logits.shape[-1], **loss_arguments)
         return MiniGPT4CausalLMOutputWithPast(
@@ -579,7 +587,7 @@ class MiniGPT4ForConditionalGeneration(MiniGPT4PreTrainedModel, GenerationMixin)
     def _answer_loss(self, hidden, targets, **loss_arguments):
         """Cross-entropy where a next token is named: hidden [B, L, D], targets [B, L] -> scalar."""
         predicts = targets != -100
-        logits = self.lm_head(hidden[predicts])
+        logits = self.compute_logits(hidden[predicts][None])[0]
         return self.loss_function(logits, shift_labels=targets[predicts], vocab_size=logits.shape[-1], **loss_arguments)
 
 
@@ -624,21 +632,13 @@ def _as_saved(model, light):
 
 def _sparing_the_projection(quantization_config):
     """A copy that quantizes neither the projection, which is trained, nor the head, unless it says itself what to spare."""
+    if isinstance(quantization_config, dict):
+        quantization_config = AutoQuantizationConfig.from_dict(quantization_config)
     quantization_config = copy.copy(quantization_config)
     for field in ("llm_int8_skip_modules", "modules_to_not_convert"):  # bitsandbytes', and the other libraries' name
         if getattr(quantization_config, field, ...) is None:
             setattr(quantization_config, field, [*MiniGPT4PreTrainedModel._keep_in_fp32_modules_strict, "lm_head"])
     return quantization_config
-
-
-def _build_vision_tower(config):
-    tower_class = VISION_TOWERS.get(config.model_type)
-    if tower_class is None:
-        return AutoModel.from_config(config)
-    tower = tower_class(config)
-    if isinstance(tower, Blip2VisionModel):
-        tower.post_layernorm.eps = 1e-5  # BLIP-2's ln_vision is a plain LayerNorm; transformers gives it the ViT's 1e-6
-    return tower
 
 
 def _build_qformer(config):

@@ -7,6 +7,7 @@ qformer     blip2_pretrained_flant5xxl.pth, or a BLIP-2; none for the Llama-2 va
 text        the LLM: a Hub id or a folder
 """
 
+import math
 from pathlib import Path
 
 from ..configuration.configuration_minigpt4 import MiniGPT4Config
@@ -14,7 +15,6 @@ from ..processing.chat_templates import LLAMA_2, VICUNA_V0
 from ..processing.processing_minigpt4 import MiniGPT4Processor
 from .convert import (
     eva_vit_weights,
-    mend_llama_config,
     projection_weights,
     qformer_config_of,
     qformer_weights,
@@ -22,12 +22,14 @@ from .convert import (
     vision_config_of,
 )
 from .from_parts import (
+    end_ids,
     generation_defaults,
     image_token_id,
     load_config,
     load_tokenizer,
     origin_of,
     qformer_fields,
+    text_config_of,
     vision_fields,
 )
 from .light import assemble, variant_of
@@ -54,10 +56,11 @@ def load_originals(projection, vision, text, qformer=None, dims=None, **argument
     if qformer is not None:
         parts = _qformer_part(qformer, **(dims or {}).get("qformer_config", {}))
         fields, weights, origins = fields | parts[0], weights | parts[1], origins | parts[2]
-    text_config, tokenizer = mend_llama_config(load_config(text)), load_tokenizer(text)
+    text_config, tokenizer = text_config_of(text, load_config(text)), load_tokenizer(text)
+    ends, template = end_ids(text), LLAMA_2 if qformer is None else VICUNA_V0
     config = MiniGPT4Config(
         text_config=text_config,
-        image_token_id=image_token_id(tokenizer, None, text),
+        image_token_id=image_token_id(tokenizer, None, text, ends, template),
         base_parts={"language_model": origin_of(text, text_config), **origins},
         **fields,
     )
@@ -65,9 +68,8 @@ def load_originals(projection, vision, text, qformer=None, dims=None, **argument
     weights |= given
     _check_finite(weights)
     model = assemble(MiniGPT4ForConditionalGeneration, config, weights, source=str(projection), **arguments)
-    template = LLAMA_2 if qformer is None else VICUNA_V0
     processor = MiniGPT4Processor.for_model(config, tokenizer, template)
-    model.generation_config = generation_defaults(config, processor)
+    model.generation_config = generation_defaults(config, processor, ends)
     return model.eval(), processor
 
 
@@ -100,14 +102,11 @@ def _is_file(source):
 
 def _check_variant(weight, config, qformer):
     """Raises ValueError, naming the published model that fits, if the projection was trained for other parts."""
-    from_width = config.vision_config.hidden_size * config.patch_merge
-    if config.qformer_config is not None:
-        from_width = config.qformer_config.hidden_size
-    found, expected = tuple(weight.shape), (config.text_config.hidden_size, from_width)
+    found, expected = tuple(weight.shape), (config.text_config.hidden_size, config.projection_width)
     if found == expected:
         return
     hint = "give the vision tower, Q-Former and LLM that it was trained with"
-    if found[1] == config.vision_config.hidden_size * config.patch_merge and qformer is not None:
+    if found[1] == config.feature_width * math.prod(config.merged_block) and qformer is not None:
         hint = "it is of the variant without Q-Former, so leave --qformer out"
     if variant := variant_of(found):
         hint += f"; it is that of {variant}"

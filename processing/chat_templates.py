@@ -2,11 +2,12 @@
 
     VICUNA_V0   "###Human: ...###Assistant: ...", the paper's; with `training=True` its stage-2 form
     LLAMA_2     "[INST] ... [/INST] ..."
-    CHATML      "<|im_start|>user ... <|im_end|>", for SmolLM2 and many newer LLMs
+    CHATML      "<|im_start|>user ... <|im_end|>", for SmolLM2 and other LLMs that were tuned on it
 
-Templates write IMAGE where a picture goes; `with_image_token` puts the model's own image token there. What the model says
-stands in a `generation` block: the collator and other trainers find the answers by it. Sources: the original's
-`conversation.py` and `minigpt_base.py`, SmolLM2's tokenizer configuration.
+They are for LLMs whose tokenizer brings no template of its own, and for whoever names one of them: an LLM's own template is
+kept (`own_template`). They write IMAGE where a picture goes; `with_image_token` puts the model's own image token there. What
+the model says stands in a `generation` block: the collator and other trainers find the answers by it. Sources: the
+original's `conversation.py` and `minigpt_base.py`, SmolLM2's tokenizer configuration.
 """
 
 _SYSTEM = (
@@ -76,32 +77,44 @@ CHATML = (
 )
 
 
-# Any other LLM's own template behind this reads plain strings: it knows no pictures.
+# What a recipe calls them.
+TEMPLATES = {"vicuna": VICUNA_V0, "llama-2": LLAMA_2, "chatml": CHATML}
+
+# An LLM's own template behind this reads plain strings, with an image token where a picture goes: it need not know pictures.
+# All else in a message (tool calls, reasoning) stays as it is. It ends with a line break, which Jinja drops, so that the
+# template begins as it does by itself.
 _AS_STRINGS = (
     _BARE
     + """
 {%- set found = namespace(messages=[]) -%}
 {%- for message in messages -%}
-    {%- set found.messages = found.messages + [{'role': message.role, 'content': parts(message.content)}] -%}
+    {%- if message.content is defined and message.content is not none -%}
+        {%- set message = dict(message, content=parts(message.content)) -%}
+    {%- endif -%}
+    {%- set found.messages = found.messages + [message] -%}
 {%- endfor -%}
-{%- set messages = found.messages -%}"""
+{%- set messages = found.messages %}
+"""
 )
 
 
-def template_for(own):
-    """The template here for an LLM whose tokenizer brings the template `own`, or None: then it is the paper's."""
-    if own is None:
-        return VICUNA_V0
-    if "<|im_start|>" in own:
-        return CHATML
-    return LLAMA_2 if "[INST]" in own else _AS_STRINGS + own
+def template_text(template):
+    """The Jinja text of a template: of one that `TEMPLATES` names, of a tokenizer's several the default one; "" for None."""
+    if isinstance(template, dict):
+        template = template.get("default") or next(iter(template.values()))
+    return TEMPLATES.get(template, template) or ""
+
+
+def own_template(template, image_token):
+    """An LLM's own template (one, or a tokenizer's several), kept as it is, with pictures in what it reads."""
+    return with_image_token(_AS_STRINGS, image_token) + template_text(template)
 
 
 def turn_markers(template):
-    """Texts that separate turns in a template without being special tokens."""
+    """Texts that separate turns in a template of the original's without being special tokens."""
     return {VICUNA_V0: ["###"], LLAMA_2: ["[INST]", "[/INST]"]}.get(template, [])
 
 
 def with_image_token(template, image_token):
-    """The template with a model's own image token where a picture goes."""
+    """A template of this module with a model's own image token where a picture goes."""
     return template.replace("IMAGE", image_token)

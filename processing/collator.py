@@ -7,10 +7,11 @@ Three forms of an example, from the paper's two stages and the Hub (`image` or `
     {"images": [...], "messages": [...]}  the chat template, a loss on every assistant turn
 """
 
+import bisect
+import itertools
 import random
 
 import torch
-from transformers.utils.chat_template_utils import render_jinja_template
 
 IGNORE = -100
 
@@ -63,12 +64,10 @@ class MiniGPT4DataCollator:
     def encode(self, example):
         """One example -> (input_ids, labels), two lists of the same length."""
         input_ids, labels = [], []
-        for text, is_answer in self._segments(example):
-            ids = self._tokenize(text)
-            if is_answer:
-                ids = ids[: self.max_answer_tokens]
-            input_ids += ids
-            labels += ids if is_answer else [IGNORE] * len(ids)
+        for ids, is_answer in self._encoded(example):
+            kept = ids[: self.max_answer_tokens] if is_answer else ids
+            input_ids += kept
+            labels += kept if is_answer else [IGNORE] * len(kept)
         if self.max_tokens is not None and len(input_ids) > self.max_tokens:
             raise ValueError(
                 f"an example takes {len(input_ids)} tokens, more than the {self.max_tokens} that the LLM reads; "
@@ -76,8 +75,8 @@ class MiniGPT4DataCollator:
             )
         return input_ids, labels
 
-    def _segments(self, example):
-        """An example as [(text, is_answer), ...], image tokens expanded."""
+    def _encoded(self, example):
+        """An example as [(ids, is_answer), ...]."""
         if "messages" in example:
             return self._conversation(example["messages"])
         if not isinstance(example.get("text"), str):
@@ -88,48 +87,41 @@ class MiniGPT4DataCollator:
         if instruction is None:
             bos = self.processor.tokenizer.bos_token or ""
             end = "\n" if self.answer_end is None else self.answer_end
-            prompt = bos + self.processor.image_token
-            return [(self._expand(prompt), False), (self.processor.plain_text(example["text"]) + end, True)]
+            answer = self.processor.plain_text(example["text"]) + end
+            return self._apart([(bos + self.processor.image_token, False), (answer, True)])
         question = [{"type": "image"}, {"type": "text", "text": instruction}]
         answer = [{"role": "user", "content": question}, {"role": "assistant", "content": example["text"]}]
         return self._conversation(answer, training=True)
 
-    def _conversation(self, messages, **template_arguments):
-        """Renders messages and cuts the text at the template's `generation` blocks, which are the answers."""
-        processor = self.processor
-        template_arguments = {**processor.tokenizer.special_tokens_map, **template_arguments}
-        [text], [spans] = render_jinja_template(
-            conversations=[processor._as_data(messages)],
-            chat_template=processor.chat_template,
-            return_assistant_tokens_mask=True,
-            **template_arguments,
-        )
-        segments, last = [], 0
-        for start, end in spans:
-            answer = text[start:end]
-            if self.answer_end is not None:
-                turn_end = self._turn_end()
-                answer = answer.removesuffix(turn_end) + self.answer_end
-            segments += [(self._expand(text[last:start]), False), (answer, True)]
-            last = end
-        return segments  # what follows the last answer teaches nothing
+    def _conversation(self, messages, **template):
+        """Messages as [(ids, is_answer), ...], up to the last answer: what follows it teaches nothing.
 
-    def _turn_end(self):
-        """What the template writes after an answer."""
-        [text], [[(start, end)]] = render_jinja_template(
-            conversations=[[{"role": "user", "content": ""}, {"role": "assistant", "content": ""}]],
-            chat_template=self.processor.chat_template,
-            return_assistant_tokens_mask=True,
-            **self.processor.tokenizer.special_tokens_map,
-        )
-        return text[start:end]
+        Where the template itself says what an answer is, as the original's do here, each is encoded on its own. In an LLM's
+        own template it has the ids that the LLM's tokenizer gives for the whole conversation.
+        """
+        segments, apart = self.processor.segments(messages, **template)
+        while segments and not segments[-1][1]:
+            segments.pop()
+        if self.answer_end is not None:
+            end = self.processor.turn_end
+            segments = [
+                (text.removesuffix(end) + self.answer_end, True) if kind else (text, kind) for text, kind in segments
+            ]
+        return self._apart(segments) if apart else self._together(segments)
 
-    def _expand(self, text):
-        processor = self.processor
-        return text.replace(processor.image_token, processor.replace_image_token({}, 0))
+    def _apart(self, segments):
+        """[(text, is_answer), ...] -> [(ids, is_answer), ...], each encoded on its own."""
+        return [(self.processor.encode(text), is_answer) for text, is_answer in segments]
 
-    def _tokenize(self, text):
-        return self.processor.tokenizer(text, add_special_tokens=False).input_ids
+    def _together(self, segments):
+        """The same, encoded as one text: a token is of the segment that it ends in."""
+        texts = [self.processor.expand(text) if not is_answer else text for text, is_answer in segments]
+        ends = list(itertools.accumulate(map(len, texts)))
+        encoded = self.processor.tokenizer("".join(texts), add_special_tokens=False, return_offsets_mapping=True)
+        found = [([], is_answer) for _, is_answer in segments]
+        for token, (start, end) in zip(encoded.input_ids, encoded.offset_mapping, strict=True):
+            found[bisect.bisect_right(ends, max(start, end - 1))][0].append(token)
+        return found
 
     def _pad(self, rows):
         longest = max(len(input_ids) for input_ids, _ in rows)

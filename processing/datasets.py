@@ -43,11 +43,22 @@ class PictureTexts(Dataset):
         random_crop: items hold a `random_view` of the image.
         held_out: rows {"image", "texts": [...]} that are not trained on.
         dropped: `DroppedSamples`, what of the data could not be used.
+        validation: a `PictureTexts` of other pictures, or None: the loss on it is logged while these are trained on.
 
     What is drawn for an item depends on `seed`, `epoch` and its index alone, so that a resumed run draws the same.
     """
 
-    def __init__(self, pictures, texts, features=None, feature_dropout=0.0, random_crop=False, held_out=(), dropped=None):
+    def __init__(
+        self,
+        pictures,
+        texts,
+        features=None,
+        feature_dropout=0.0,
+        random_crop=False,
+        held_out=(),
+        dropped=None,
+        validation=None,
+    ):
         self.pictures = pictures
         self.texts = texts
         self.features = features
@@ -55,6 +66,7 @@ class PictureTexts(Dataset):
         self.random_crop = random_crop
         self.held_out = held_out
         self.dropped = dropped or DroppedSamples()
+        self.validation = validation
         self.seed = self.epoch = 0
 
     def set_epoch(self, epoch):
@@ -103,12 +115,57 @@ def training_data(section, stage):
         raise ValueError(
             "data: detailed_answers, short_answers, plain_captions and questions are all 0, so stage 2 has no texts"
         )
-    if section.held_out >= len(pictures):
-        raise ValueError(f"data.held_out is {section.held_out} of {len(pictures)} pictures: none is left to train on")
-    held_out = random.Random(0).sample(range(len(pictures)), section.held_out)
+    check_validation(section)
+    kept_out = section.held_out + validation_pictures(section, len(pictures))
+    if kept_out >= len(pictures):
+        raise ValueError(
+            f"data.held_out and data.validation_share keep {kept_out} of {len(pictures)} pictures out of the training: none "
+            "is left to train on"
+        )
+    order = random.Random(0).sample(range(len(pictures)), kept_out)
+    held_out, validated = order[: section.held_out], order[section.held_out :]
     shown = [{"image": pictures[i]["image"], "texts": [text for text in texts if text["picture"] == i]} for i in held_out]
-    texts = [text for text in texts if text["picture"] not in held_out]
-    return PictureTexts(pictures, texts, random_crop=section.random_crop, held_out=shown, dropped=dropped)
+    validation = validation_data(section, stage)
+    if validated:
+        validation = PictureTexts(pictures, [text for text in texts if text["picture"] in validated])
+    texts = [text for text in texts if text["picture"] not in order]
+    return PictureTexts(
+        pictures, texts, random_crop=section.random_crop, held_out=shown, dropped=dropped, validation=validation
+    )
+
+
+def check_validation(section):
+    """Raises ValueError where a data section names both validation data and a share of its own."""
+    if section.validation and section.validation_share:
+        raise ValueError("data.validation and data.validation_share are both set; expected one of them")
+
+
+def validation_pictures(section, found):
+    """How many of the pictures found the section's share keeps out of the training."""
+    if not section.validation_share:
+        return 0
+    return min(section.validation_limit, max(1, round(section.validation_share * found)))
+
+
+def validation_data(section, stage):
+    """The `PictureTexts` of a data section's `validation`, or None where it names none.
+
+    Raises:
+        ValueError: as `training_data`.
+    """
+    if not section.validation:
+        return None
+    plain = {"validation": "", "validation_share": 0.0, "holdout_share": 0.0, "sources": [], "streaming": False}
+    section = replace(section, path=section.validation, **plain)
+    dropped = DroppedSamples(section.max_dropped_share, at_least=1)
+    try:
+        pictures = read_pictures(section, dropped)
+        check_stage(section, pictures.source, stage)
+    except ValueError as error:
+        raise ValueError(f"data.validation: {error}") from error
+    chosen = random.Random(0).sample(range(len(pictures)), min(section.validation_limit, len(pictures)))
+    texts = [text for text in _texts([pictures], section, stage)[0] if text["picture"] in chosen]
+    return PictureTexts(pictures, texts, dropped=dropped)
 
 
 class Pictures:

@@ -16,17 +16,21 @@ import re
 import uuid
 from importlib import import_module
 
+from jinja2.exceptions import TemplateError
 from tokenizers import AddedToken, Regex, normalizers, pre_tokenizers
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_utils import make_flat_list_of_images
 from transformers.processing_utils import MultiModalData, ProcessorMixin
 
-from .chat_templates import VICUNA_V0, template_for, turn_markers, with_image_token
+from .chat_templates import VICUNA_V0, own_template, template_text, turn_markers, with_image_token
 from .image_processing_minigpt4 import MiniGPT4ImageProcessor
+from .turns import segments, turn_end
 
 # Stands between the letters of a marker that user text spells; the tokenizer splits there and drops it. A Unicode
 # noncharacter: no text that is meant for exchange holds one.
 BREAK = "\ufdd0"
+# What the image token is called where no token of the tokenizer is to be had for it.
+IMAGE_TOKEN = "<image>"
 
 
 class SpokenMessage(dict):
@@ -89,21 +93,34 @@ class MiniGPT4Processor(ProcessorMixin):
         Args:
             config: the model's `MiniGPT4Config`.
             tokenizer: the LLM's.
-            chat_template: with IMAGE where a picture goes (see chat_templates.py); by default the conversation that the
-                LLM was tuned on, or the paper's if its tokenizer brings none.
-            image_processor: by default CLIP's colours, which EVA-CLIP was trained on, at the vision tower's size.
+            chat_template: "vicuna", "llama-2", "chatml" (see chat_templates.py), or Jinja with IMAGE where a picture goes;
+                by default the LLM's own, which its tokenizer brings, or the paper's if it brings none.
+            image_processor: by default that of the vision tower, see `MiniGPT4ImageProcessor.for_tower`.
+
+        Raises:
+            ValueError: a template that does not show what is said, or an image token that the tokenizer does not have.
         """
-        template = chat_template or template_for(tokenizer.chat_template)
-        side = config.vision_config.image_size
-        image_token = tokenizer.convert_ids_to_tokens(config.image_token_id)
-        return cls(
-            image_processor or MiniGPT4ImageProcessor(size={"height": side, "width": side}),
+        if image_processor is None:
+            origin = (config.base_parts or {}).get("vision_tower") or {}
+            image_processor = MiniGPT4ImageProcessor.for_tower(
+                config.vision_config, origin.get("repo"), revision=origin.get("revision")
+            )
+        image_token = _image_token(tokenizer, config.image_token_id)
+        named = template_text(chat_template) or ("" if tokenizer.chat_template else VICUNA_V0)
+        template = with_image_token(named, image_token) if named else own_template(tokenizer.chat_template, image_token)
+        processor = cls(
+            image_processor,
             tokenizer,
             image_token=image_token,
             num_image_tokens=config.num_image_tokens,
-            turn_markers=turn_markers(template),
-            chat_template=with_image_token(template, image_token),
+            turn_markers=turn_markers(named),
+            chat_template=template,
         )
+        processor._check_template()
+        end = processor.turn_end.strip()
+        if not named and any(token not in tokenizer.all_special_ids for token in processor.encode(end)):
+            processor.turn_markers = [end]
+        return processor
 
     def __call__(self, images=None, text=None, **kwargs):
         """A rendered prompt (or several) and its pictures -> `input_ids`, `attention_mask`, `pixel_values`.
@@ -162,6 +179,8 @@ class MiniGPT4Processor(ProcessorMixin):
         """
         if kwargs.get("tokenize") and any(hasattr(message, "ids_for") for message in conversation):
             return self._tokenize_spoken(conversation, **kwargs)
+        if kwargs.get("tokenize"):  # a template writes all special tokens itself, as with the LLM's own tokenizer
+            kwargs["processor_kwargs"] = {"add_special_tokens": False, **(kwargs.get("processor_kwargs") or {})}
         return super().apply_chat_template(self._as_data(conversation), *args, **kwargs)
 
     def spoken_message(self, text, ids):
@@ -183,18 +202,20 @@ class MiniGPT4Processor(ProcessorMixin):
         first, *behind = super().apply_chat_template(self._as_data(shown), **template).split(mark)
         if len(behind) != len(answers):  # a template that leaves answers out, or changes them
             first, behind = super().apply_chat_template(self._as_data(messages), **template), []
-        bos = self.tokenizer.bos_token
-        ids = self._encode(first, add_special_tokens=not (bos and first.startswith(bos)))
-        lone = self._encode("a")
+        ids = self.encode(first)
+        lone = self.encode("a")
         for answer, text in zip(answers, behind, strict=False):
-            joined = self._encode("a" + text)
-            ids += answer + (joined[len(lone) :] if joined[: len(lone)] == lone else self._encode(text))
+            joined = self.encode("a" + text)
+            ids += answer + (joined[len(lone) :] if joined[: len(lone)] == lone else self.encode(text))
         return ids
 
-    def _encode(self, prompt, add_special_tokens=False):
+    def encode(self, prompt):
         """Ids of a rendered prompt, or of a part of it."""
-        prompt = prompt.replace(self.image_token, self.replace_image_token({}, 0))
-        return self.tokenizer(prompt, add_special_tokens=add_special_tokens).input_ids
+        return self.tokenizer(self.expand(prompt), add_special_tokens=False).input_ids
+
+    def expand(self, prompt):
+        """A rendered prompt with an image token for each visual token."""
+        return prompt.replace(self.image_token, self.replace_image_token({}, 0))
 
     def _tokenize_spoken(self, messages, return_dict=False, return_tensors=None, **template):
         """`apply_chat_template(tokenize=True)` for one conversation with answers of a chat session in it."""
@@ -240,6 +261,46 @@ class MiniGPT4Processor(ProcessorMixin):
         beginnings = tuple(marker[:length] for marker in markers for length in range(1, len(marker)))
         return text + BREAK if text.endswith(beginnings) else text
 
+    def segments(self, messages, **template):
+        """A conversation as [(text, is_answer), ...], and whether `generation` blocks say so: see turns.py.
+
+        Args:
+            template: variables of the chat template; `training=True` renders the stage-2 form of a turn.
+        """
+        return segments(self.chat_template, self._as_data(messages), self.tokenizer, **template)
+
+    @property
+    def turn_end(self):
+        """What the chat template puts behind an answer, as text."""
+        return turn_end(self.chat_template, self.tokenizer)
+
+    @property
+    def turn_end_ids(self):
+        """[the id] that the model writes last in a turn, if that is a token of its own; else [], see `turn_ends`."""
+        ids = self.encode(self.turn_end.strip())
+        return ids[-1:] if all(token in self.tokenizer.added_tokens_decoder for token in ids) else []
+
+    def _check_template(self):
+        """Raises ValueError unless the chat template shows a question, its picture and the answer."""
+        question, answer = (f"{word}-{uuid.uuid4().hex}" for word in ("question", "answer"))
+        content = [{"type": "image"}, {"type": "text", "text": question}]
+        messages = [{"role": "user", "content": content}, {"role": "assistant", "content": answer}]
+        try:
+            found, _ = self.segments(messages)
+        except (ValueError, TemplateError) as error:
+            raise ValueError(f"the chat template cannot be used ({error}); name another") from error
+        prompt, answers = ("".join(text for text, is_answer in found if is_answer is kind) for kind in (False, True))
+        for what, count in {
+            "pictures": prompt.count(self.image_token),
+            "questions": prompt.count(question),
+            "answers": answers.count(answer),
+        }.items():
+            if count != 1:
+                raise ValueError(
+                    f"the chat template shows {count} {what} of a turn that has one of each; expected a template of "
+                    "conversations, or one of the names in chat_templates.py"
+                )
+
     @property
     def turn_ends(self):
         """What the model may write to end its turn where a marker, and no special token, does that: lists of ids.
@@ -257,6 +318,16 @@ class MiniGPT4Processor(ProcessorMixin):
     @property
     def model_input_names(self):
         return [*self.tokenizer.model_input_names, *self.image_processor.model_input_names]
+
+
+def _image_token(tokenizer, token_id):
+    """The token of an id; for the id behind the tokenizer's last one it is added. Raises ValueError if neither is there."""
+    if token_id == len(tokenizer):
+        tokenizer.add_tokens([AddedToken(IMAGE_TOKEN, special=True, normalized=False)], special_tokens=True)
+    token = tokenizer.convert_ids_to_tokens(token_id) if token_id < len(tokenizer) else None
+    if token is None:
+        raise ValueError(f"the tokenizer, of {len(tokenizer)} tokens, has none for image_token_id {token_id}")
+    return token
 
 
 def prepare_tokenizer(tokenizer, image_token):

@@ -19,6 +19,8 @@ IMAGE_COLUMNS = (
     *("file_name", "filename", "image_path", "filepath", "path"),
 )
 TEXT_COLUMNS = ("captions", "text", "caption", "txt", "description", "sentences", "sentence", "alt_text")
+CONVERSATION_COLUMNS = ("messages", "conversations")
+_LLAVA_ROLES = {"human": "user", "gpt": "assistant", "system": "system", "user": "user", "assistant": "assistant"}
 # What else may be known of a picture, and of which type it must be to be taken; see photo_texts.py.
 FACTS = {"objects": list, "label": str, "detail": str, "made": str, "source": str}
 MAX_BYTES = 64_000_000  # of one file or tar member; a larger one is not read
@@ -82,7 +84,8 @@ def content(sample, section, root=None):
     found = _first(fields, section.image_column, IMAGE_COLUMNS)
     pictures = [_encoded(value, root) for value in (found if isinstance(found, list) else [found])]
     if is_conversation(fields, section):
-        return Content(pictures, messages=_conversation(fields["messages"], len(pictures)))
+        messages = fields["messages"] if fields.get("messages") is not None else _from_llava(fields.get("conversations"))
+        return Content(pictures, messages=_conversation(messages, len(pictures)))
     if len(pictures) != 1:
         raise BrokenSample("several pictures for one text")
     captions = _first(fields, section.text_column, TEXT_COLUMNS)
@@ -104,8 +107,9 @@ def held_out(key, share):
 
 
 def is_conversation(fields, section):
-    """Whether fields (or column names) hold conversations: a column `messages`, and no column named in its place."""
-    return "messages" in fields and not section.text_column
+    """Whether fields (or column names) hold conversations: a column `messages`, or LLaVA's `conversations`, and no column
+    named in its place."""
+    return not section.text_column and any(name in fields for name in CONVERSATION_COLUMNS)
 
 
 def check_columns(columns, section, where):
@@ -244,6 +248,23 @@ def _encoded(value, root):
         raise BrokenSample(f"file over {MAX_BYTES // 1_000_000} MB")
     with open(path, "rb") as file:
         return file.read()
+
+
+def _from_llava(conversations):
+    """LLaVA's [{"from": "human" | "gpt", "value": text}, ...] as messages; "<image>" in a text is a picture's place."""
+    try:
+        return [{"role": _LLAVA_ROLES[turn["from"]], "content": _llava_parts(turn["value"])} for turn in conversations or ()]
+    except (TypeError, KeyError, AttributeError) as error:
+        raise BrokenSample("conversations of the wrong type") from error
+
+
+def _llava_parts(text):
+    """Text with "<image>" in it -> parts; the line breaks that LLaVA puts around the mark go with it."""
+    parts = []
+    for part in re.split(r"\n?(<image>)\n?", text):
+        if part:
+            parts.append({"type": "image"} if part == "<image>" else {"type": "text", "text": part})
+    return parts
 
 
 def _conversation(messages, pictures):

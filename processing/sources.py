@@ -218,6 +218,8 @@ def _folder(folder, section, where, streaming):
             names = ", ".join(path.name for path in files[:5])
             raise ValueError(f"{where}: {len(files)} tables ({names}); expected one, or set data.path to one of them")
     files = files or sorted(folder.rglob("*.tar")) or _of_split(sorted(folder.rglob("*.parquet")), section.split)
+    if not files and len(lists := sorted(folder.glob("*.json"))) == 1:  # as LLaVA's data come, the pictures beside it
+        files = lists
     if files:
         return _files([str(file) for file in files], section, where, streaming)
     names = ", ".join(sorted(path.name for path in folder.iterdir())[:5])

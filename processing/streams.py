@@ -14,8 +14,8 @@ from itertools import islice
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
-from .datasets import check_stage, crop_size, random_view, texts_about
-from .samples import BrokenSample, DroppedSamples, content, decode, sample_name
+from .datasets import PictureTexts, check_stage, check_validation, crop_size, random_view, texts_about, validation_data
+from .samples import BrokenSample, DroppedSamples, content, decode, held_out, sample_name
 from .sources import open_source
 
 MAX_BROKEN_IN_A_ROW = 1000
@@ -56,7 +56,42 @@ def training_stream(section, stage, seed=0, rank=0, world_size=1):
         check_stage(part, source, stage)
     if stage == 2 and not (section.detailed_answers or section.short_answers or section.plain_captions):
         raise ValueError("data: detailed_answers, short_answers and plain_captions are all 0, so stage 2 has no texts")
-    return TrainingStream(sources, section, stage, seed, rank, world_size)
+    check_validation(section)
+    stream = TrainingStream(sources, section, stage, seed, rank, world_size)
+    stream.validation = _validation_of(stream) if section.validation_share else validation_data(section, stage)
+    return stream
+
+
+def is_validated(sample, share):
+    """Whether a parsed `Sample` is kept for validation: by the name of its picture, so that all of its rows are."""
+    return held_out(sample.key.partition(" ")[2] or f"{os.path.basename(sample.shard)}/{sample.key}", share)
+
+
+def _validation_of(stream):
+    """The first samples of a stream's sources that are kept out of it, as a `PictureTexts`; others of the share are unused.
+
+    Raises:
+        ValueError: there is none that can be used.
+    """
+    section, pictures, texts = stream.section, [], []
+    for part, source in zip(stream.parts, stream.sources, strict=True):
+        samples = (source.parse(sample) for shard in range(len(source.shards)) for sample in source.read(shard))
+        for sample in samples:
+            if len(pictures) == section.validation_limit:
+                break
+            if sample.broken or not is_validated(sample, section.validation_share):
+                continue
+            try:
+                found = content(sample, part, source.root)
+                [picture] = [decode(data, section.image_size) for data in found.pictures]
+            except ValueError:  # broken, or several pictures: counted where it is trained on
+                continue
+            rng = random.Random(f"{sample.shard}/{sample.index}")
+            texts += [{"picture": len(pictures), **text} for text in texts_about(found, section, stream.stage, rng)]
+            pictures.append({"image": picture})
+    if not texts:
+        raise ValueError(f"data.validation_share is {section.validation_share}: no sample that can be used is among them")
+    return PictureTexts(pictures, texts)
 
 
 class TrainingStream(IterableDataset):
@@ -82,6 +117,7 @@ class TrainingStream(IterableDataset):
         self._loaded = None
         self._drawn = 0
         self._passes = []
+        self.validation = None
 
     def state_dict(self):
         """Where the stream stands: {"unit", "units", "drawn", "sources": a few numbers for each}; fits JSON."""
@@ -133,26 +169,33 @@ class TrainingStream(IterableDataset):
     def _next(self, i):
         """The next item of a source, with what was skipped before it."""
         dropped = []
-        while len(dropped) < MAX_BROKEN_IN_A_ROW:
+        for _ in range(MAX_BROKEN_IN_A_ROW):
             try:
                 sample = self._passes[i].next()
             except OSError as error:  # the connection or the disk; skipping would lose samples
                 line = (str(error).strip().splitlines() or [type(error).__name__])[0]
                 raise StreamError(f"data.path {self.parts[i].path} cannot be read any more: {line}") from error
             entry = {"shard": sample.shard, "key": sample.key}
+            sample = self.sources[i].parse(sample)
+            if is_validated(sample, self.section.validation_share):
+                continue
             try:
                 item = self._item(i, sample)
             except BrokenSample as error:
                 dropped.append({"kind": str(error), **entry})
                 continue
             return {**item, "key": sample_name(entry), "pass": sample.place[0], "dropped": dropped}
+        if not dropped:
+            raise StreamError(
+                f"data.path {self.parts[i].path}: data.validation_share keeps every sample out of the training"
+            )
         tally = DroppedSamples()
         tally.add(0, dropped)
         raise StreamError(f"{tally}; none between them can")
 
     def _item(self, i, sample):
         source, section = self.sources[i], self.section
-        found = content(source.parse(sample), self.parts[i], source.root)
+        found = content(sample, self.parts[i], source.root)
         # What is drawn for a sample depends on the sample and the pass, not on what was drawn before.
         rng = random.Random(f"{self.seed}/{i}/{sample.place[0]}/{os.path.basename(sample.shard)}/{sample.index}")
         generator = torch.Generator().manual_seed(rng.getrandbits(63))

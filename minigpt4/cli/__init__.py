@@ -18,6 +18,7 @@ COMMANDS = {
     "caption": "describe every picture in a folder",
     "evaluate": "measure a model: failures, captions, questions, composed scenes; figures, intervals and a report",
     "ablate": "train and measure the paper's ablations on the embedded default",
+    "build": "put a vision tower and an LLM together, for stage 1",
     "export": "write a model as a folder for the Hub",
     "convert": "turn the authors' published files into a model folder",
     "curate": "make a stage-2 data set of pictures: describe, fix, filter, verify, publish",

@@ -5,16 +5,19 @@ _TOKENS = 1000
 
 def add_arguments(parser):
     """Adds the arguments of `minigpt4 memory`."""
-    parser.add_argument(
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument(
         "--model",
-        required=True,
         metavar="M",
         help='"embedded", "vicuna-7b", "vicuna-13b", "llama2-7b-chat", a folder, or a Hub id',
     )
+    which.add_argument("--recipe", metavar="R", help="a recipe, for what its training takes on a device")
 
 
 def run(arguments):
-    """Prints a table: weights, keys and values of 1000 tokens, one picture, for each precision."""
+    """Prints a table: weights, keys and values of 1000 tokens, one picture, for each precision; or that of a recipe."""
+    if arguments.recipe:
+        return print_training(arguments.recipe)
     from ..memory import PRECISIONS, cache_bytes, empty_model, parameters_by_part, picture_bytes, weight_bytes
 
     config = read_config(arguments.model)
@@ -33,6 +36,31 @@ def run(arguments):
     for name, row in sizes.items():
         print(f"  {name:<30}" + "".join(f"{_gigabytes(size):>12}" for size in row))
     print(f"A picture is {config.num_image_tokens} tokens. A GB is 10^9 bytes; PyTorch itself and CUDA come on top.")
+
+
+def print_training(name):
+    """Prints what the training of a recipe takes; raises ValueError or OSError."""
+    from ..memory import training_bytes
+    from ..recipes import load_recipe
+
+    recipe = load_recipe(name)
+    sizes = training_bytes(recipe_config(recipe.model), recipe)
+    labels = {"weights": "weights", "trained": "gradients and Adam's moments", "a step": "activations of a step, at most"}
+    print(f"{name}: stage {recipe.stage}, {recipe.train.batch_size} examples a device at a time")
+    for part, size in {**{labels[part]: size for part, size in sizes.items()}, "in all": sum(sizes.values())}.items():
+        print(f"  {part:<32}{_gigabytes(size):>10}")
+    print("A GB is 10^9 bytes; PyTorch itself and CUDA, about one more, come on top.")
+
+
+def recipe_config(section):
+    """The config of the model that a recipe's model section names; of its parts only their config.json is read."""
+    from ..modeling_minigpt4.from_parts import config_of_parts
+    from ..training import part_fields
+
+    if not section.text:
+        return read_config(section.base)
+    parts = {} if section.qformer else {"qformer": None}
+    return config_of_parts(section.vision, section.text, **parts, **part_fields(section))
 
 
 def read_config(name):

@@ -15,6 +15,7 @@ from accelerate import PartialState
 from tqdm.auto import tqdm
 
 from ...generation import batch_answers, caption_prompt
+from ...modeling_minigpt4.chat import end_ids
 from ..image_processing_minigpt4 import load_image
 from .endpoint import Stop
 from .report import Report, chunks
@@ -151,8 +152,7 @@ class Describer:
         return batch_answers(self.model, self.processor, prompts, features, **self.decoding)
 
     def _captions(self, features):
-        tokenizer = self.processor.tokenizer
-        ends = [tokenizer.eos_token_id, tokenizer.encode("\n", add_special_tokens=False)[-1]]
+        ends = [*end_ids(self.model, self.processor), self.processor.encode("\n")[-1]]
         prompts = [caption_prompt(self.processor)] * len(features)
         return batch_answers(self.model, self.processor, prompts, features, **{**self.decoding, "eos_token_id": ends})
 

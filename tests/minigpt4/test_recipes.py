@@ -78,6 +78,11 @@ def test_a_saved_recipe_is_the_same_recipe(tmp_path):
         ("data.sources=3", "data.sources is 3, expected a list of sections"),
         ("data.sources=[{path: x, wieght: 2}]", "unknown key data.sources.wieght; did you mean data.sources.weight?"),
         ("data.path=3", "data.path is 3, expected"),
+        ("model.load_in=2bit", "model.load_in is '2bit', expected '' or '4bit' or '8bit'"),
+        ("model.patch_fit=crop", "model.patch_fit is 'crop', expected 'pad' or 'pool'"),
+        ("train.metric=f1", "train.metric is 'f1', expected 'loss' or"),
+        ("data.validation_share=0.6", "data.validation_share is 0.6, expected at most 0.5"),
+        ("train.eval_steps=0", "train.eval_steps is 0, expected at least 1"),
     ],
 )
 def test_a_bad_setting_is_named(setting, message):

@@ -37,6 +37,7 @@ CODE = {
     "parts.py",
     "precision.py",
     "repositories.py",
+    "vision_tower.py",
     "image_processing_minigpt4.py",
     "processing_minigpt4.py",
     "chat_templates.py",

@@ -1,26 +1,36 @@
 """MiniGPT-4 from base models: the same model as from the original's files, light and full, and what can go wrong."""
 
 import json
+import shutil
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from real_templates import byte_tokenizer
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
     BitsAndBytesConfig,
     Blip2QFormerConfig,
     Blip2VisionConfig,
     CLIPVisionConfig,
     CLIPVisionModel,
+    Gemma3Config,
     GPT2Config,
+    GraniteConfig,
     LlamaConfig,
+    Qwen2VLConfig,
+    RobertaConfig,
 )
 from vision_parts import write_blip2
 
 from minigpt4 import MiniGPT4Config, MiniGPT4ForConditionalGeneration, MiniGPT4Processor
+from minigpt4.modeling_minigpt4 import parts as parts_of_the_default
 from minigpt4.modeling_minigpt4.export import export
-from minigpt4.modeling_minigpt4.from_parts import image_token_id
+from minigpt4.modeling_minigpt4.from_parts import end_ids, image_token_id
 from minigpt4.modeling_minigpt4.lora import add_lora
+from minigpt4.modeling_minigpt4.own_head import OwnHead, check_logits
 from minigpt4.modeling_minigpt4.repositories import StoredTensors, common_prefix
 from minigpt4.models import load
 
@@ -152,6 +162,28 @@ def test_quantization_leaves_the_projection_alone(bits, dtype, loss, light, wide
             export(add_lora(small), processor, tmp_path / "full")
 
 
+def test_a_quantization_config_as_a_dict_spares_the_projection_too(wide, tokenizer, tmp_path):
+    folder = export(wide, MiniGPT4Processor.for_model(wide.config, tokenizer), tmp_path / "model")
+    bits = {"quant_method": "bitsandbytes", "load_in_8bit": True}
+    small = MiniGPT4ForConditionalGeneration.from_pretrained(folder, quantization_config=bits, device_map="cpu")
+    assert small.model.projection.weight.dtype == small.lm_head.weight.dtype == torch.float32
+    assert small.model.language_model.layers[0].mlp.up_proj.weight.dtype == torch.int8
+    assert bits == {"quant_method": "bitsandbytes", "load_in_8bit": True}
+
+
+def test_a_layer_unfrozen_by_hand_is_kept_however_often_it_is_saved(parts, tokenizer, tmp_path):
+    model = MiniGPT4ForConditionalGeneration.from_parts(**parts)
+    processor = MiniGPT4Processor.for_model(model.config, tokenizer)
+    name = "model.language_model.layers.1.mlp.up_proj.weight"
+    layer = model.get_parameter(name).requires_grad_()
+    layer.data.add_(1)
+    for number in range(3):
+        folder = export(model, processor, tmp_path / str(number), light=True)
+        assert set(StoredTensors(str(folder))) == {"model.projection.weight", "model.projection.bias", name}
+        model, _ = load(str(folder))
+        assert torch.equal(model.get_parameter(name), layer)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_trained_qformer_is_stored(dtype, parts, tokenizer, tmp_path, picture):
     """The paper's ablation: with its queries, and in the precision that it learned in, whatever that of the frozen parts."""
@@ -247,6 +279,104 @@ def test_the_token_of_a_picture(tokenizer):
     assert image_token_id(tokenizer, "</s>", "it") == 2
     with pytest.raises(ValueError, match="it: its vocabulary does not hold the image token '<image>'"):
         image_token_id(tokenizer, "<image>", "it")
+
+
+def test_the_token_of_a_picture_ends_nothing_and_is_never_written():
+    """As in Llama-3.2, one of whose ends only its generation config names; a template that puts tokens together."""
+    reserved = ["<|end_of_text|>", "<|eot_id|>", "<|user|>", "<|reserved_0|>"]
+    llama = byte_tokenizer(special=reserved)
+    template = "{% for m in messages %}{{ '<|' + m.role + '|>' }}{{ m.content }}{% endfor %}"
+    ends = [llama.convert_tokens_to_ids(token) for token in reserved[:2]]
+    assert image_token_id(llama, None, "it", ends, template) == llama.convert_tokens_to_ids("<|reserved_0|>")
+
+
+def test_smollm2s_unk_ends_documents_and_is_no_picture():
+    """It is <|endoftext|>, and no text ever gives it, for the tokenizer knows all bytes: but the LLM has learned it."""
+    smollm2 = parts_of_the_default.tokenizer()
+    assert smollm2.unk_token == "<|endoftext|>"
+    found = image_token_id(smollm2, None, "it", [smollm2.eos_token_id], smollm2.chat_template)
+    assert smollm2.convert_ids_to_tokens(found) not in ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+
+
+def test_an_llm_whose_tokenizer_reserves_nothing():
+    """GPT-2's has one special token, an end; GPT-NeoX's table has rows that no token has."""
+    tokenizer = byte_tokenizer()
+    assert image_token_id(tokenizer, None, "it", rows=len(tokenizer) + 1) == len(tokenizer)
+    with pytest.raises(ValueError, match="it: its tokenizer reserves no token that could stand for a picture; name one"):
+        image_token_id(tokenizer, None, "it", rows=len(tokenizer))
+
+
+def test_all_that_ends_what_the_llm_writes(parts, blip2, tmp_path, parity_dir):
+    """A list stays a list; a template's end is added, for a base model that was tuned on nothing."""
+    folder = tmp_path / "llm"
+    shutil.copytree(parity_dir / "llama_tiny", folder)
+    assert end_ids(str(folder)) == [2]
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [7, 2, 9]}))
+    assert end_ids(str(folder)) == [2, 7, 9]
+    template = "{% for m in messages %}{{ m.content }}<s>{% endfor %}"
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(folder)
+    model = MiniGPT4ForConditionalGeneration.from_parts(str(blip2), str(folder))
+    assert model.generation_config.eos_token_id == [2, 7, 9, 1]
+    model = MiniGPT4ForConditionalGeneration.from_parts(str(blip2), str(folder), template="vicuna")
+    assert model.generation_config.eos_token_id == [2, 7, 9]
+    assert model.generation_config.turn_ends
+
+
+def test_the_text_model_of_a_vision_language_model(blip2, tmp_path):
+    """Gemma-3-4b and others: their configs have parts of their own, and their tensors other names."""
+    sizes = {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    ids = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
+    seeing = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    whole = Gemma3Config(
+        text_config={**sizes, **ids, "head_dim": 8, "num_key_value_heads": 2, "initializer_range": 0.3},
+        vision_config={**seeing, "image_size": 28, "patch_size": 14},
+        mm_tokens_per_image=4,
+        **ids,
+    )
+    torch.manual_seed(0)
+    folder, llm = tmp_path / "llm", AutoModelForImageTextToText.from_config(whole).eval()
+    llm.save_pretrained(folder)
+    byte_tokenizer(special=["<image>"]).save_pretrained(folder)
+    model = MiniGPT4ForConditionalGeneration.from_parts(str(blip2), str(folder))
+    assert model.config.text_config.model_type == "gemma3_text"
+    assert same_weights(model.model.language_model, llm.model.language_model)
+    input_ids = torch.tensor([[0, 40, 41, 42]])
+    assert torch.allclose(model(input_ids).logits, llm(input_ids).logits, atol=1e-5)
+    assert MiniGPT4Config(text_config=whole).text_config.hidden_size == 32
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (RobertaConfig(is_decoder=True), "RobertaForCausalLM: its head has weights besides one linear layer"),
+        (CLIPVisionConfig(), "a clip_vision_model; which transformers has no causal LLM for .AutoModelForCausalLM.;"),
+        (Qwen2VLConfig(), "a qwen2_vl; its text model is a qwen2_vl_text, which transformers has no causal LLM for"),
+    ],
+)
+def test_an_llm_that_is_not_supported_is_named(config, message, blip2, tmp_path):
+    config.save_pretrained(tmp_path)
+    byte_tokenizer(special=["<a>", "<image>"]).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=message) as refused:
+        MiniGPT4ForConditionalGeneration.from_parts(str(blip2), str(tmp_path))
+    assert "\n" not in str(refused.value)
+
+
+def test_an_llm_whose_logits_are_others_is_caught_where_parts_are_put_together(original):
+    check_logits(original)
+    original._own_head = OwnHead(GraniteConfig(hidden_size=48, logits_scaling=8.0))
+    with pytest.raises(ValueError, match=r"LlamaForCausalLM: here its logits on text differ from its own by \d"):
+        check_logits(original)
+
+
+def test_a_tensor_that_the_llm_does_not_use_is_named(parts, tmp_path, parity_dir):
+    """An LLM whose head has a bias, under a config whose class has none: without it the logits would be others."""
+    shutil.copytree(parity_dir / "llama_tiny", tmp_path / "llm")
+    file = tmp_path / "llm" / "model.safetensors"
+    save_file({**load_file(file), "lm_head.bias": torch.ones(512)}, file, {"format": "pt"})
+    with pytest.raises(ValueError, match=r"LlamaModel: does not use the tensor 'lm_head\.bias' of its repository"):
+        MiniGPT4ForConditionalGeneration.from_parts(**{**parts, "text": str(tmp_path / "llm")})
 
 
 def test_common_prefix():

@@ -109,3 +109,28 @@ def test_the_tally_counts_by_kind_and_shard_and_stops_above_the_share():
     small.add(0, [{"kind": "no text", "shard": "a", "key": "2"}])
     with pytest.raises(ValueError, match=r"max_dropped_share=0.5"):
         small.check()
+
+
+def test_llavas_conversations_are_read_like_messages():
+    """`from` and `value`; "<image>" and the line break beside it are a picture's place."""
+    turns = [("human", "<image>\nWhat is it?"), ("gpt", "A cat."), ("human", "Is it\nred?"), ("gpt", "No.")]
+    fields = {"image": b"picture", "conversations": [{"from": who, "value": text} for who, text in turns]}
+    found = content(Sample("shard", "1", 0, fields, ()), SourceSection())
+    assert found.messages == [
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is it?"}]},
+        {"role": "assistant", "content": [{"type": "text", "text": "A cat."}]},
+        {"role": "user", "content": [{"type": "text", "text": "Is it\nred?"}]},
+        {"role": "assistant", "content": [{"type": "text", "text": "No."}]},
+    ]
+    behind = {
+        "image": b"picture",
+        "conversations": [{"from": "human", "value": "What?\n<image>"}, fields["conversations"][1]],
+    }
+    found = content(Sample("shard", "1", 0, behind, ()), SourceSection())
+    assert found.messages[0]["content"] == [{"type": "text", "text": "What?"}, {"type": "image"}]
+
+
+@pytest.mark.parametrize("turns", [3, [{"from": "someone", "value": "a"}], [{"from": "gpt"}], [{"from": "gpt", "value": 3}]])
+def test_conversations_of_another_form_are_broken(turns):
+    with pytest.raises(BrokenSample, match="conversations of the wrong type"):
+        content(Sample("shard", "1", 0, {"image": b"picture", "conversations": turns}, ()), SourceSection())

@@ -249,3 +249,16 @@ def test_a_tar_member_beyond_the_limit_is_not_read_and_spoils_its_sample_alone(t
     write_tar(tmp_path / "0.tar", members)
     source = open_source(SourceSection(path=str(tmp_path)), streaming=True)
     assert [(sample.key, sample.broken) for sample in source.read(0)] == [("a", None), ("b", "file over 0 MB"), ("c", None)]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_llavas_data_are_one_list_beside_the_pictures(streaming, tmp_path):
+    _pictures(tmp_path)
+    turns = [{"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": "A colour."}]
+    rows = [{"id": str(i), "image": f"{colour}.jpg", "conversations": turns} for i, colour in enumerate(COLOURS.values())]
+    (tmp_path / "llava.json").write_text(json.dumps(rows))
+    for path in (tmp_path, tmp_path / "llava.json"):
+        source = open_source(SourceSection(path=str(path)), streaming)
+        found = [content(source.parse(sample), SourceSection(), source.root) for sample in source.read(0)]
+        assert len(found) == len(COLOURS) and all(of_one.messages[1]["role"] == "assistant" for of_one in found)
+        assert found[0].messages[0]["content"][0] == {"type": "image"}
