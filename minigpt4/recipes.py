@@ -48,7 +48,7 @@ class ModelSection:
     vision: str = ""  # from parts: a BLIP-2 or any vision tower, as ID or ID@REVISION or a folder
     text: str = ""  # from parts: any causal LLM
     qformer: bool = True  # from parts: take the Q-Former of the vision repository; false: the variant without one
-    template: str = ""  # from parts: "vicuna", "llama-2", "chatml" or a file with a Jinja template; "": the LLM's own
+    template: str = ""  # from parts: "vicuna", "vicuna-v1", "llama-2", "chatml" or a file of Jinja; "": the LLM's own
     patch_merge: str | int = ""  # from parts, no Q-Former: "2x2" or "4x4" patches a token, or 4 in a row; "": by the tower
     patch_fit: str = "pad"  # from parts: a grid that does not divide gets empty patches, or is averaged down: "pool"
     vision_feature_layer: int = -1  # from parts, no Q-Former: -1 is the tower's output, -2 what goes into its last layer

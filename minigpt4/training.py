@@ -21,12 +21,14 @@ from tqdm.auto import tqdm
 from transformers import TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerState
+from transformers.utils import logging
 
 import minigpt4
 
 from .batches import share_batch
 from .callbacks import KeepModel, LiveLoss, SampleAnswers, StopOnSignal
 from .checkpoints import last_checkpoint, load_trained, remove_checkpoints
+from .configuration.configuration_minigpt4 import MiniGPT4Config
 from .devices import loading
 from .files import write_json
 from .modeling_minigpt4.embedded import load_embedded
@@ -42,6 +44,8 @@ from .processing.streams import training_stream
 from .recipes import ModelSection
 from .trainer import MiniGPT4Trainer
 from .validation import StopEarly, answer_metrics, validate_while_training
+
+logger = logging.get_logger(__name__)
 
 RECIPE_FILE = "recipe.yaml"
 SAMPLES_FILE = "samples.jsonl"
@@ -186,6 +190,7 @@ def load_model(section):
         model.draw_projection()
     elif section.projection != "base":
         load_trained(model, projection)
+        _warn_of_another_llm(projection, model.config)
     for parameter in model.parameters():
         if parameter.requires_grad and parameter.dtype != torch.float32:
             parameter.data = parameter.data.float()
@@ -194,6 +199,19 @@ def load_model(section):
         attending.append("vision_config")
     model.set_attn_implementation(dict.fromkeys(attending, section.attn_implementation))
     return model, processor
+
+
+def _warn_of_another_llm(projection, config):
+    """Says so where the stage before was trained with another LLM, whose shapes may be the same."""
+    before, now = (
+        (parts or {}).get("language_model", {}).get("repo")
+        for parts in (MiniGPT4Config.from_pretrained(projection).base_parts, config.base_parts)
+    )
+    if before and now and before != now:
+        logger.warning(
+            f"{projection}: this projection was trained with {before}, and goes on with {now}; if these are not the same "
+            "weights in two places, its visual tokens mean nothing to that LLM"
+        )
 
 
 def load_parts(section, **parts):
