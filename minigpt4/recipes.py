@@ -6,7 +6,7 @@ key that is not known stops with the nearest known one.
 """
 
 import difflib
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import get_args, get_origin, get_type_hints
 
@@ -32,6 +32,11 @@ _AT_LEAST = {
     "train.adam_beta2": 0,
     "train.learning_rate": 1e-12,
 }
+# Of `train`: what may be another when an unfinished run goes on. What a step takes together may not: the checkpoint has it.
+_OF_THE_MACHINE = (
+    *("batch_size", "accumulation", "global_batch", "max_batch_size", "processes", "workers", "tokens_at_once"),
+    *("gradient_checkpointing", "compile", "save_steps", "save_total_limit", "report_to"),
+)
 _AT_MOST = {"data.validation_share": 0.5}
 _ONE_OF = {
     "model.patch_fit": ("pad", "pool"),
@@ -187,6 +192,16 @@ def load_recipe(path, settings=()):
                 "set train.max_batch_size for less at a time, train.global_batch for another step, or 0 there to give both"
             )
     return recipe
+
+
+def same_training(path, recipe):
+    """Whether a recipe's file asks for the same training, though perhaps on other processes, or with other room to work."""
+    try:
+        other = load_recipe(path)
+    except ValueError:  # of another version
+        return False
+    machine = {name: getattr(recipe.train, name) for name in _OF_THE_MACHINE}
+    return replace(other, train=replace(other.train, **machine)) == recipe
 
 
 def _read(path, folder=None, depth=0):

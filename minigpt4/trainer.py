@@ -16,12 +16,14 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from .callbacks import EpochBegins
-from .checkpoints import load_trained, replacing_checkpoint
+from .checkpoints import STEP_FILE, load_trained, replacing_checkpoint
+from .files import write_json
 from .modeling_minigpt4.export import export
 from .modeling_minigpt4.light import own_tensors
 from .modeling_minigpt4.lora import has_lora
 from .processing.collator import IGNORE
 from .processing.samples import DroppedSamples
+from .processing.streams import unit_states
 from .standardized import StandardizedAdamW
 from .throughput import Throughput
 from .validation import greedy_answers
@@ -65,6 +67,11 @@ class MiniGPT4Trainer(Trainer):
         self._buckets = None
         self.add_callback(EpochBegins(self._begin_epoch))
         self._finite = torch.tensor(True, device=self.args.device)
+
+    @property
+    def global_batch(self):
+        """How many examples a step takes, all processes together."""
+        return self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
 
     # The optimizer, the schedule and the data
 
@@ -219,13 +226,16 @@ class MiniGPT4Trainer(Trainer):
         """Writes the checkpoint aside, then renames it: a kill leaves the last whole one, and the best."""
         self._check_finite()
         best = self.state.best_global_step and f"{PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}"
-        with replacing_checkpoint(self.accelerator, self.args.output_dir, best) as self._aside:
+        limit = self.recipe.train.save_total_limit
+        with replacing_checkpoint(self.accelerator, self.args.output_dir, best, limit) as self._aside:
             super()._save_checkpoint(model, trial)
             if best:
                 self._name_best(best)
+            [written] = self._aside.iterdir()
+            if self.args.should_save:
+                write_json(written / STEP_FILE, {"global_batch": self.global_batch})
             if self.stream is not None:
-                state = {"loader": self._stream_loader.state_dict(), "dropped": self.dropped.state_dict()}
-                torch.save(state, self._data_state(next(self._aside.iterdir())))
+                self._save_data_state(written)
         self._aside = None
 
     def _name_best(self, best):
@@ -270,15 +280,34 @@ class MiniGPT4Trainer(Trainer):
             set_optimizer_state_dict(self.model, self.optimizer.optimizer, state, options=_whole_tensors())
             self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
         if self.stream is not None:
-            path = self._data_state(Path(checkpoint))
-            if not path.is_file():
-                raise ValueError(f"{checkpoint}: no {path.name} in it; go on with as many processes as wrote it")
-            state = torch.load(path, weights_only=True)
-            self._stream_loader.load_state_dict(state["loader"])
-            self.dropped.load_state_dict(state["dropped"])
+            self._load_data_state(Path(checkpoint))
 
-    def _data_state(self, checkpoint):
-        return checkpoint / f"data_state_{self.args.process_index}_of_{self.args.world_size}.pt"
+    def _save_data_state(self, checkpoint):
+        """This process's place in the stream, in a file of its own."""
+        state = {
+            "workers": self.args.dataloader_num_workers,
+            "loader": self._stream_loader.state_dict(),
+            "deal": self.stream.deal,
+            "dropped": self.dropped.state_dict(),
+        }
+        torch.save(state, checkpoint / f"data_state_{self.args.process_index}_of_{self.args.world_size}.pt")
+
+    def _load_data_state(self, checkpoint):
+        """Goes on in the stream: exactly, or where processes or workers are more or fewer with a share of what is left."""
+        files = sorted(checkpoint.glob("data_state_*_of_*.pt"))
+        states = {path.name: torch.load(path, weights_only=True) for path in files}
+        if not states:
+            raise ValueError(f"{checkpoint}: no data_state_*.pt in it, so the place in the stream is not known")
+        mine = states.get(f"data_state_{self.args.process_index}_of_{self.args.world_size}.pt")
+        if mine is not None and mine["workers"] == self.args.dataloader_num_workers:
+            self.stream.deal = mine["deal"]
+            self._stream_loader.load_state_dict(mine["loader"])
+            self.dropped.load_state_dict(mine["dropped"])
+            return
+        units = [unit for state in states.values() for unit in unit_states(state["loader"])]
+        self.stream.redeal(units, next(iter(states.values()))["deal"])
+        if self.args.process_index == 0:  # who counts on for all
+            self.dropped.load_state_dict(*(state["dropped"] for state in states.values()))
 
 
 class LengthBuckets(LengthGroupedSampler):

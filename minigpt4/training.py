@@ -17,6 +17,7 @@ from pathlib import Path
 import psutil
 import torch
 import transformers
+from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 from transformers import TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
@@ -27,7 +28,7 @@ import minigpt4
 
 from .batches import share_batch
 from .callbacks import KeepModel, LiveLoss, SampleAnswers, StopOnSignal
-from .checkpoints import last_checkpoint, load_trained, remove_checkpoints
+from .checkpoints import STEP_FILE, last_checkpoint, load_trained, remove_checkpoints, step_of
 from .configuration.configuration_minigpt4 import MiniGPT4Config
 from .devices import loading
 from .files import write_json
@@ -41,7 +42,7 @@ from .processing.collator import MiniGPT4DataCollator
 from .processing.datasets import PictureTexts, random_view, training_data
 from .processing.processing_minigpt4 import MiniGPT4Processor
 from .processing.streams import training_stream
-from .recipes import ModelSection
+from .recipes import ModelSection, same_training
 from .trainer import MiniGPT4Trainer
 from .validation import StopEarly, answer_metrics, validate_while_training
 
@@ -143,7 +144,9 @@ def _run(trainer):
     stop = StopOnSignal()
     trainer.add_callback(stop)
     checkpoint = last_checkpoint(output)
-    begun = int(checkpoint.rsplit("-", 1)[1]) if checkpoint else 0
+    begun = step_of(checkpoint) if checkpoint else 0
+    if checkpoint:
+        _check_step(trainer, Path(checkpoint))
     started = time.monotonic()
     if begun < steps:
         trainer.train(resume_from_checkpoint=checkpoint)
@@ -157,6 +160,17 @@ def _run(trainer):
             print(f"stopped; the checkpoint is in {output}, the same command goes on from it")
         raise SystemExit(128 + stop.signum)
     return (time.monotonic() - started) / max(1, trainer.state.global_step - begun)
+
+
+def _check_step(trainer, checkpoint):
+    """Raises ValueError where a step of this run would not be one of the run that wrote the checkpoint."""
+    path = checkpoint / STEP_FILE
+    before = json.loads(path.read_text("utf-8"))["global_batch"] if path.is_file() else trainer.global_batch
+    if before != trainer.global_batch:
+        raise ValueError(
+            f"{checkpoint}: its steps took {before} examples, with {trainer.args.world_size} processes these would take "
+            f"{trainer.global_batch}; set train.global_batch={before}"
+        )
 
 
 def _load_data(recipe, processes, image_size):
@@ -376,8 +390,7 @@ def _prepare_output(recipe, resume):
     if not resume:
         remove_checkpoints(output)
     written = output / RECIPE_FILE
-    before = written.read_text(encoding="utf-8") if written.is_file() else None
-    if before not in (None, recipe.as_yaml()) and last_checkpoint(output):
+    if written.is_file() and last_checkpoint(output) and not same_training(written, recipe):
         raise ValueError(
             f"{output}: holds an unfinished run of another recipe; remove the folder, choose another with --set output=, or "
             "start over with --resume never"
@@ -392,14 +405,8 @@ def resumable(recipe):
     return last_checkpoint(recipe.output) is not None
 
 
-def global_batch(trainer):
-    """How many examples a step of a Trainer takes, all processes together."""
-    arguments = trainer.args
-    return arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
-
-
 def _print_batch(recipe, trainer, dataset):
-    train, world, total = recipe.train, trainer.args.world_size, global_batch(trainer)
+    train, world, total = recipe.train, trainer.args.world_size, trainer.global_batch
     assert train.global_batch in (0, total), (train, world)
     trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
     texts = f"{len(dataset)} texts about {len(dataset.pictures)} pictures" if trainer.stream is None else "streamed texts"
@@ -417,7 +424,7 @@ def _finish(trainer, dataset, seconds, seconds_per_step):
     summary = {
         "stage": recipe.stage,
         "steps": trainer.state.global_step,
-        "global_batch": global_batch(trainer),
+        "global_batch": trainer.global_batch,
         "processes": world,
         "seed": recipe.train.seed,
         "first_loss": history[0]["loss"],
@@ -433,6 +440,9 @@ def _finish(trainer, dataset, seconds, seconds_per_step):
     if looks:
         summary["validation"] = [_look_at_validation(entry) for entry in looks]
         summary["best_step"] = trainer.state.best_global_step
+    if trainer.stream is not None:  # every process has counted its own
+        states = gather_object([trainer.dropped.state_dict()])
+        trainer.dropped.load_state_dict(*states)
     dropped = trainer.dropped if trainer.stream is not None else dataset.dropped
     if dropped is not None:
         summary["samples"] = dropped.state_dict()

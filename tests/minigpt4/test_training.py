@@ -19,7 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from minigpt4 import MiniGPT4ForConditionalGeneration
 from minigpt4.modeling_minigpt4.export import export
 from minigpt4.processing.datasets import PictureTexts
-from minigpt4.recipes import Recipe, TrainSection, load_recipe
+from minigpt4.recipes import Recipe, TrainSection, load_recipe, same_training
 from minigpt4.trainer import LengthBuckets, learning_rate
 from minigpt4.training import cache_features, load_model, train
 
@@ -156,6 +156,19 @@ def test_an_unfinished_run_of_another_recipe_is_not_overwritten(recipe, dataset,
     with pytest.raises(ValueError, match="unfinished run of another recipe"):
         train(recipe, dataset=dataset)
     assert load_recipe(tmp_path / "run" / "recipe.yaml").train.learning_rate == 1e-2
+
+
+def test_other_workers_are_not_another_recipe_but_another_step_is_no_step_of_the_run(recipe, dataset, tmp_path):
+    (tmp_path / "run" / "checkpoint-3").mkdir(parents=True)
+    (tmp_path / "run" / "checkpoint-3" / "step.json").write_text('{"global_batch": 6}')
+    recipe.save(tmp_path / "run" / "recipe.yaml")
+    recipe.train.workers, recipe.train.batch_size = 1, 2
+    with pytest.raises(
+        ValueError, match=r"steps took 6 examples, with 1 processes these would take 2; set train.global_batch=6"
+    ):
+        train(recipe, dataset=dataset)
+    assert same_training(tmp_path / "run" / "recipe.yaml", replace(recipe, train=replace(recipe.train, global_batch=6)))
+    assert not same_training(tmp_path / "run" / "recipe.yaml", replace(recipe, train=replace(recipe.train, seed=6)))
 
 
 def test_fewer_steps_than_a_checkpoint_has_is_another_recipe_too(recipe, dataset, tmp_path):
