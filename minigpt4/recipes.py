@@ -89,10 +89,12 @@ class DataSection(SourceSection):
     sources: list[SourceSection] = field(default_factory=list)  # in place of path: a mixture, by weight
     streaming: bool = False  # read without end as it comes, for data that are large or remote; without: looked at first
     shuffle_buffer: int = 1000  # streaming: encoded samples that each loader worker holds and shuffles
-    random_crop: bool = False  # 50 to 100% of a picture's area, 3:4 to 4:3, as the published training; cached: see views
+    random_crop: bool = (
+        False  # 50 to 100% of a picture's area, 3:4 to 4:3, as the published training; not with train.cache_features
+    )
     image_size: int = 0  # a larger JPEG is scaled down to it while it is decoded, a crop keeps as many; 0: the model's
     max_dropped_share: float = 0.01  # broken samples are skipped and counted; more than this share stops the run
-    held_out: int = 0  # not streamed: pictures kept out of the training, to be shown before and after
+    held_out: int = 0  # pictures kept out of the training, to be shown before and after
     validation: str | list = ""  # pictures with texts as in `path`, with its columns: the loss on them is logged
     validation_share: float = 0.0  # or a share of the training's pictures, kept out of it
     validation_limit: int = 200  # at most so many pictures of either

@@ -6,7 +6,6 @@ An unfinished run goes on from its last checkpoint (checkpoints.py). Ctrl-C and 
 """
 
 import importlib.util
-import itertools
 import json
 import os
 import tempfile
@@ -17,6 +16,7 @@ from pathlib import Path
 import psutil
 import torch
 import transformers
+from accelerate import PartialState
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 from transformers import TrainingArguments
@@ -50,7 +50,7 @@ logger = logging.get_logger(__name__)
 
 RECIPE_FILE = "recipe.yaml"
 SAMPLES_FILE = "samples.jsonl"
-SHOWN = 4  # pictures looked at while training where none are held out
+SHOWN = 4  # pictures looked at while training where the recipe does not say how many; of a stream they are kept out of it
 SPEED = ("images_per_second", "tokens_per_second", "data_wait", "mfu")
 
 
@@ -104,6 +104,11 @@ def _make_trainer(recipe, arguments, model, processor, dataset):
     model._no_split_modules = [name for name in model._no_split_modules if name in layers]  # FSDP wants to find them all
     collator = MiniGPT4DataCollator(processor, max_answer_tokens=recipe.train.max_answer_tokens)
     small = isinstance(dataset, PictureTexts)  # not a stream
+    if small and recipe.train.cache_features and recipe.data.random_crop:
+        raise ValueError(
+            "data.random_crop crops a picture each time it is used, and train.cache_features looks at it once; set "
+            "train.cache_features=false, or data.views=4 for cached crops"
+        )
     validation = getattr(dataset, "validation", None)
     metrics = None
     if validation is not None:
@@ -176,6 +181,8 @@ def _check_step(trainer, checkpoint):
 def _load_data(recipe, processes, image_size):
     """`image_size`: the vision tower's, where the recipe says none."""
     data = replace(recipe.data, image_size=recipe.data.image_size or image_size)
+    if data.streaming and recipe.train.sample_steps:
+        data = replace(data, held_out=data.held_out or SHOWN)
     if not data.streaming:
         return training_data(data, recipe.stage)
     return training_stream(data, recipe.stage, recipe.train.seed, processes.process_index, processes.num_processes)
@@ -215,6 +222,17 @@ def load_model(section):
     return model, processor
 
 
+def load_on():
+    """The device that each tensor goes to as it is read, so that no process has the model in the host's memory first.
+
+    None is that memory, for CPUs and for FSDP2: there transformers has the first process of a machine read alone
+    (`fsdp_cpu_ram_efficient_loading` in fsdp2.yaml), and the others get their shards from it.
+    """
+    device = PartialState().device
+    sharded = os.environ.get("ACCELERATE_USE_FSDP", "false") == "true"
+    return None if device.type == "cpu" or sharded else device
+
+
 def _warn_of_another_llm(projection, config):
     """Says so where the stage before was trained with another LLM, whose shapes may be the same."""
     before, now = (
@@ -244,7 +262,7 @@ def load_parts(section, **parts):
         template=template,
         config=part_fields(section),
         **parts,
-        **loading(None, section.dtype, section.load_in or None),
+        **loading(load_on(), section.dtype, section.load_in or None),
     )
     return model, MiniGPT4Processor.for_model(model.config, load_tokenizer(section.text), template)
 
@@ -276,9 +294,9 @@ def _load_base(section):
                 "parts: set model.vision and model.text, or make a base with it by `minigpt4 build`"
             )
     if section.base == "embedded" and section.projection != "base":
-        arguments = loading(None, section.dtype, section.load_in or None)
+        arguments = loading(load_on(), section.dtype, section.load_in or None)
         return load_embedded(projection=None, loading=arguments, projection_layers=section.projection_layers)
-    return load(section.base, dtype=section.dtype, load_in=section.load_in or None)
+    return load(section.base, dtype=section.dtype, device=load_on(), load_in=section.load_in or None)
 
 
 @torch.inference_mode()
@@ -366,9 +384,7 @@ def _pictures_to_show(recipe, dataset):
         return held_out
     if not recipe.train.sample_steps:
         return []
-    if isinstance(dataset, PictureTexts):
-        return [dataset.pictures[i] for i in range(min(SHOWN, len(dataset.pictures)))]
-    return list(itertools.islice(training_stream(recipe.data, recipe.stage, recipe.train.seed, 0, 1), SHOWN))
+    return [dataset.pictures[i] for i in range(min(SHOWN, len(dataset.pictures)))]
 
 
 def use_every_core():

@@ -18,7 +18,16 @@ from typing import NamedTuple
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
-from .datasets import PictureTexts, check_stage, check_validation, crop_size, random_view, texts_about, validation_data
+from .datasets import (
+    PictureTexts,
+    check_stage,
+    check_validation,
+    crop_size,
+    drawn,
+    random_view,
+    texts_about,
+    validation_data,
+)
 from .samples import BrokenSample, DroppedSamples, content, decode, held_out, sample_name
 from .sources import open_source
 
@@ -46,8 +55,6 @@ def training_stream(section, stage, seed=0, rank=0, world_size=1):
         raise ValueError("data.streaming needs data.path or data.sources; composed scenes are not streamed")
     if section.path and section.sources:
         raise ValueError("data.path and data.sources are both set; expected one of them")
-    if section.held_out:
-        raise ValueError("data.held_out keeps pictures of data that are not streamed; set it to 0, or data.streaming=false")
     if section.varied_captions or section.questions or section.conversations:
         raise ValueError(
             "data.varied_captions, questions and conversations need data that are looked at first; set data.streaming=false"
@@ -63,6 +70,7 @@ def training_stream(section, stage, seed=0, rank=0, world_size=1):
     check_validation(section)
     stream = TrainingStream(sources, section, stage, seed, rank, world_size)
     stream.validation = _validation_of(stream) if section.validation_share else validation_data(section, stage)
+    stream.held_out, stream.kept_out = _held_out_of(stream)
     return stream
 
 
@@ -107,6 +115,25 @@ def _validation_of(stream):
     return PictureTexts(pictures, texts)
 
 
+def _held_out_of(stream):
+    """(rows {"image", "texts"}, their {(source, shard, number), ...}): the first `held_out` of a stream that can be used."""
+    section, rows, places = stream.section, [], set()
+    for i, (part, source) in enumerate(zip(stream.parts, stream.sources, strict=True)):
+        samples = (source.parse(sample) for shard in range(len(source.shards)) for sample in source.read(shard))
+        while len(rows) < section.held_out and (sample := next(samples, None)) is not None:
+            if is_validated(sample, section.validation_share):
+                continue
+            try:
+                found = content(sample, part, source.root)
+                [picture] = [decode(data, section.image_size) for data in found.pictures]
+            except ValueError:  # broken, or several pictures: counted where it is trained on
+                continue
+            rng = random.Random(f"{sample.shard}/{sample.index}")
+            rows.append({"image": picture, "texts": texts_about(found, section, stream.stage, rng)})
+            places.add((i, sample.shard, sample.index))
+    return rows, places
+
+
 class TrainingStream(IterableDataset):
     """Infinite items: {"image", "text", "instruction" in stage 2, "key", "pass", "dropped"}, or of a conversation
     {"images", "messages", "key", "pass", "dropped"}.
@@ -131,7 +158,7 @@ class TrainingStream(IterableDataset):
         self._loaded = None
         self._drawn = 0
         self._passes = []
-        self.validation = None
+        self.validation, self.held_out, self.kept_out = None, [], frozenset()
 
     def state_dict(self):
         """Where the stream is: {"unit", "units", "drawn", "sources": numbers for each}, which fits JSON; with `deal`."""
@@ -222,7 +249,7 @@ class TrainingStream(IterableDataset):
                 raise StreamError(f"data.path {self.parts[i].path} cannot be read any more: {line}") from error
             entry = {"shard": sample.shard, "key": sample.key}
             sample = self.sources[i].parse(sample)
-            if is_validated(sample, self.section.validation_share):
+            if (i, sample.shard, sample.index) in self.kept_out or is_validated(sample, self.section.validation_share):
                 continue
             try:
                 item = self._item(i, sample)
@@ -232,7 +259,7 @@ class TrainingStream(IterableDataset):
             return {**item, "key": sample_name(entry), "pass": sample.read_before, "dropped": dropped}
         if not dropped:
             raise StreamError(
-                f"data.path {self.parts[i].path}: data.validation_share keeps every sample out of the training"
+                f"data.path {self.parts[i].path}: data.validation_share and held_out keep every sample out of the training"
             )
         tally = DroppedSamples()
         tally.add(0, dropped)
@@ -250,7 +277,7 @@ class TrainingStream(IterableDataset):
             pictures = [random_view(picture, generator) for picture in pictures]
         if found.messages:
             return {"images": pictures, "messages": found.messages}
-        return {"image": pictures[0], **rng.choice(texts_about(found, section, self.stage, rng))}
+        return {"image": pictures[0], **drawn(rng.choice(texts_about(found, section, self.stage, rng)), rng)}
 
 
 class _Piece(NamedTuple):

@@ -198,6 +198,12 @@ def test_a_run_killed_after_its_last_step_only_finishes(recipe, dataset, monkeyp
     assert summary["steps"] == 8
 
 
+def test_crops_and_cached_features_exclude_each_other(recipe, dataset):
+    recipe.data.random_crop = True
+    with pytest.raises(ValueError, match=r"random_crop crops a picture each time .* set train.cache_features=false"):
+        train(recipe, dataset=dataset)
+
+
 @pytest.mark.slow
 def test_a_global_batch_is_worked_out_and_printed(recipe, dataset, capsys):
     recipe.train.global_batch, recipe.train.max_batch_size = 6, 2

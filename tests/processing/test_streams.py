@@ -191,6 +191,21 @@ def test_passes_are_whole_and_shuffled_anew_by_the_seed(shards):
     assert len(set(orders)) > 1
 
 
+def test_what_is_shown_while_training_is_not_trained_on(shards):
+    section = _section(shards(3, 4), held_out=3)
+    stream = training_stream(section, 2, rank=1, world_size=2)
+    other = training_stream(section, 2, rank=0, world_size=2)
+    assert len(stream.held_out) == 3 and [row["texts"] for row in stream.held_out] == [
+        row["texts"] for row in other.held_out
+    ]
+    keys = {item["key"] for part in (stream, other) for item in islice(part, 40)}
+    assert len(keys) == 3 * 4 - 3
+    assert not keys & {f"{stream.sources[0].shards[0]}:{number:09}" for number in range(3)}
+    one = training_stream(_section(shards(1, 2, "few"), held_out=2), 1)
+    with pytest.raises(StreamError, match="held_out keep every sample out of the training"):
+        next(iter(one))
+
+
 def test_sources_are_drawn_by_weight(shards):
     sources = [
         SourceSection(path=str(shards(2, 4, "laion")), weight=115),
@@ -258,7 +273,6 @@ def test_conversations_are_streamed_for_stage_2(tmp_path, collator):
     [
         ({}, "data.streaming needs data.path or data.sources"),
         ({"path": "x", "sources": [SourceSection(path="y")]}, "both set"),
-        ({"path": "x", "held_out": 8}, "data.held_out keeps pictures of data that are not streamed"),
         ({"sources": [SourceSection(path="x", weight=0)]}, "each needs a path and a weight above 0"),
         ({"sources": [SourceSection()]}, "each needs a path and a weight above 0"),
     ],
