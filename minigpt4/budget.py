@@ -7,6 +7,7 @@ from pathlib import Path
 from statistics import median
 
 from .files import write_json
+from .frozen_llm import FrozenLLM
 from .processing.collator import MiniGPT4DataCollator
 from .processing.datasets import training_data
 
@@ -63,13 +64,15 @@ class Budget:
         texts = training_data(section, recipe.stage).texts
         collator = MiniGPT4DataCollator(self.processor, max_answer_tokens=recipe.train.max_answer_tokens)
         size, seconds = recipe.train.batch_size, []
+        frozen_llm = FrozenLLM(self.model, recipe.train.tokens_at_once, recipe.train.float8)
         self.model.train()
         for start in range(0, (1 + TIMED) * size, size):
             batch = [texts[i % len(texts)] for i in range(start, start + size)]
             seen = [{**text, "vision_features": self.features[text["picture"]]} for text in batch]
             inputs = {name: tensor.to(self.model.device) for name, tensor in collator(seen).items()}
             started = time.monotonic()
-            self.model(**inputs).loss.backward()
+            with frozen_llm:
+                self.model(**inputs).loss.backward()
             seconds.append(time.monotonic() - started)
             self.model.zero_grad()
         self.model.eval()

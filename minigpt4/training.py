@@ -99,7 +99,6 @@ def _make_trainer(recipe, arguments, model, processor, dataset):
     """The Trainer with its callbacks; the vision part's output is computed here if the recipe wants it kept."""
     if recipe.train.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})  # the other kind wants inputs with gradients
-    model.tokens_at_once, model.float8 = recipe.train.tokens_at_once or None, recipe.train.float8
     layers = {type(module).__name__ for module in model.modules()}
     model._no_split_modules = [name for name in model._no_split_modules if name in layers]  # FSDP wants to find them all
     collator = MiniGPT4DataCollator(processor, max_answer_tokens=recipe.train.max_answer_tokens)

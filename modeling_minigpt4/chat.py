@@ -276,9 +276,7 @@ class ChatSession:
     def _say(self, prompt, ids, generation):
         """Takes question and answer into the conversation; returns the answer's text."""
         text = answer_text(self.processor, ids)
-        answer = {"role": "assistant", "content": [{"type": "text", "text": text}]}
-        if self.processor.image_token_id not in ids:  # else it is read again as text: no picture may come of it
-            answer = self.processor.spoken_message(text, _without_turn_end(self.processor, ids, generation["eos_token_id"]))
+        answer = self.processor.spoken_message(text, _without_turn_end(self.processor, ids, generation["eos_token_id"]))
         self.dropped += prompt.dropped
         self.messages[:] = [*prompt.messages, answer]
         return text

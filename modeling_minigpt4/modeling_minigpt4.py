@@ -7,8 +7,7 @@
       -> projection      ONE Linear, all that is trained          [N, Q, D]
     input_ids [B, L] -> embeddings [B, L, D], the N * Q image tokens replaced in reading order by the projected ones
       -> language_model  frozen, gradients pass through           [B, L, D]
-      -> lm_head         frozen, with what the LLM does behind it (see own_head); in training only where an answer token
-                         is predicted
+      -> lm_head         frozen, with what the LLM does behind it (see own_head)
 
 B batch rows, N pictures in all rows together, P patches, Q visual tokens of a picture, L sequence, V C D widths.
 
@@ -18,10 +17,6 @@ penalty counts what the model has said, never the prompt (the original generates
 Deviations, with their reasons:
 - The projection computes in the precision of its own weights (fp32 in training), the frozen parts in theirs: that is what
   the original's autocast and gradient scaler are for, without either.
-- Training computes logits only for answer positions, and keeps none: the loss is the same, a vocabulary of 32,000 times
-  every visual and prompt token is not computed, and not stored.
-- Training takes the frozen LLM forward and backward a few rows of like length at a time (see grouped_loss): sums over
-  tokens do not mind, and neither padding nor the activations of a whole batch are there.
 - Rows with other than one picture, or none, work.
 """
 
@@ -50,16 +45,11 @@ from transformers.quantizers import AutoQuantizationConfig
 from transformers.utils import TransformersKwargs, can_return_tuple, torch_compilable_check
 
 from ..configuration.configuration_minigpt4 import MiniGPT4Config
-from .frozen_linear import frozen_linears
-from .grouped_loss import loss_by_groups, may_group, unpack
 from .light import hub_arguments, is_light, load_light, own_tensors
 from .lora import LORA, has_lora, is_adapter, load_lora, plain_state_dict, save_lora
 from .own_head import OwnHead
 from .precision import compute_dtype, device_of
 from .vision_tower import build_vision_tower, look, merge_patches
-
-# Tokens that go through the vision tower, and through the LLM in training, at once: what fills the device's matrix units.
-TOKENS_AT_ONCE = {"cpu": 1024, "cuda": 4096}
 
 
 @dataclass
@@ -381,8 +371,6 @@ class MiniGPT4ForConditionalGeneration(MiniGPT4PreTrainedModel, GenerationMixin)
     >>> print(processor.decode(answer[0], skip_special_tokens=True))
     """
 
-    tokens_at_once = None  # in training; None: by the device, see TOKENS_AT_ONCE. Fewer need less memory
-    float8 = False  # in training: frozen linear layers in FP8, see frozen_linear
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
     _tp_plan = {"lm_head": "colwise_gather_output"}
 
@@ -508,53 +496,34 @@ class MiniGPT4ForConditionalGeneration(MiniGPT4PreTrainedModel, GenerationMixin)
         """Returns logits [B, L, vocabulary] and, with labels, the mean cross-entropy over the answer tokens.
 
         Args:
-            labels: [B, L], -100 wherever no answer token stands. In train mode only the logits of answer tokens are
-                computed and `logits` is None. With `position_ids` that restart, a row holds several packed sequences,
-                which do not see each other.
-            shift_labels: labels already moved one to the left, in place of `labels`: what a Trainer that cuts sequences
-                in pieces (context parallelism) passes, for each piece's last token is predicted in the next one.
+            labels: [B, L], -100 wherever no answer token is. With `position_ids` that restart and no mask, a row is several
+                packed sequences, which do not see each other.
             logits_to_keep: compute logits only for that many last positions, or for an index tensor of positions;
                 0 means all of them.
+            **kwargs: `num_items_in_batch` and `shift_labels` (labels that are already moved one to the left) as the Trainer
+                passes them.
             Everything else: see `MiniGPT4Model.forward`.
         """
-        # No parameter of its own: the Trainer expects a batch to hold every parameter that has "label" in its name.
-        targets = kwargs.pop("shift_labels", None)
-        if targets is None and labels is not None:
-            targets = nn.functional.pad(labels[:, 1:], (0, 1), value=-100)
-        if targets is not None:
-            kwargs["use_cache"] = False
-            if position_ids is not None:  # packed: transformers finds the borders itself, if no mask says otherwise
-                attention_mask = None
-        loss_arguments = {"labels": None, "num_items_in_batch": kwargs.pop("num_items_in_batch", None)}
-        inputs = {
-            "inputs_embeds": inputs_embeds,
-            "vision_features": vision_features,
-            "mm_encoder_outputs": mm_encoder_outputs,
-        }
-        plain = past_key_values is None and kwargs == {"use_cache": False}
-        llm = self.model.language_model, self.lm_head
-        if targets is not None and self.training and plain and may_group(*llm, attention_mask, position_ids):
-            return self._forward_by_groups(input_ids, pixel_values, position_ids, targets, inputs, loss_arguments)
+        targets = {name: kwargs.pop(name, None) for name in ("shift_labels", "num_items_in_batch")}
+        supervised = labels is not None or targets["shift_labels"] is not None
+        if supervised:
+            kwargs.setdefault("use_cache", False)  # with a cache, transformers does not look for packed sequences
         outputs = self.model(
             input_ids=input_ids,
             pixel_values=pixel_values,
             attention_mask=attention_mask,
             position_ids=position_ids,
             past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            vision_features=vision_features,
+            mm_encoder_outputs=mm_encoder_outputs,
             return_dict=True,
-            **inputs,
             **kwargs,
         )
-        hidden = outputs.last_hidden_state
-        loss, logits = None, None
-        if targets is not None and self.training:
-            loss = self._answer_loss(hidden, targets, **loss_arguments)
-        else:
-            keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-            # A slice that is not contiguous would make PyTorch's CPU matmul copy the head's weights for each row.
-            logits = self.compute_logits(hidden[:, keep, :].contiguous())
-            if targets is not None:
-                loss = self.loss_function(logits, shift_labels=targets, vocab_size=logits.shape[-1], **loss_arguments)
+        keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        # A slice that is not contiguous would make PyTorch's CPU matmul copy the head's weights for each row.
+        logits = self.compute_logits(outputs.last_hidden_state[:, keep, :].contiguous())
+        loss = self.loss_function(logits, labels, vocab_size=logits.shape[-1], **targets) if supervised else None
         return MiniGPT4CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
@@ -563,32 +532,6 @@ class MiniGPT4ForConditionalGeneration(MiniGPT4PreTrainedModel, GenerationMixin)
             attentions=outputs.attentions,
             image_hidden_states=outputs.image_hidden_states,
         )
-
-    def _forward_by_groups(self, input_ids, pixel_values, position_ids, targets, inputs, loss_arguments):
-        """The loss over targets [B, L] without hidden states or logits; see `LossByGroups`."""
-        tokens = self.tokens_at_once or TOKENS_AT_ONCE.get(targets.device.type, TOKENS_AT_ONCE["cuda"])
-        if loss_arguments["num_items_in_batch"] is None:
-            loss_arguments["num_items_in_batch"] = (targets != -100).sum()
-        with frozen_linears(self):
-            if pixel_values is not None and inputs["vision_features"] is None and not self.model.vision_tower.training:
-                pictures = pixel_values.split(max(1, tokens // self.config.num_patches))
-                inputs["vision_features"] = torch.cat([self.model.get_vision_features(some) for some in pictures])
-            inputs_embeds, visual_tokens = self.model.embed(input_ids, pixel_values, **inputs)
-            if position_ids is not None:
-                inputs_embeds, targets = unpack(position_ids, inputs_embeds, targets)
-
-            def loss_of(inputs_embeds, targets):
-                hidden = self.model.language_model(inputs_embeds=inputs_embeds, use_cache=False).last_hidden_state
-                return self._answer_loss(hidden, targets, **loss_arguments)
-
-            loss = loss_by_groups(inputs_embeds, targets, loss_of, tokens)
-        return MiniGPT4CausalLMOutputWithPast(loss=loss, image_hidden_states=visual_tokens)
-
-    def _answer_loss(self, hidden, targets, **loss_arguments):
-        """Cross-entropy where a next token is named: hidden [B, L, D], targets [B, L] -> scalar."""
-        predicts = targets != -100
-        logits = self.compute_logits(hidden[predicts][None])[0]
-        return self.loss_function(logits, shift_labels=targets[predicts], vocab_size=logits.shape[-1], **loss_arguments)
 
 
 def _stored_dtype(repo, arguments):

@@ -1,11 +1,11 @@
 """The families of vision towers, each with two LLMs, the whole way: build, stage 1, stage 2, saved, loaded, asked."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from both_stages import train_both_stages
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
@@ -39,9 +39,6 @@ from minigpt4.modeling_minigpt4.from_parts import load_config
 from minigpt4.modeling_minigpt4.repositories import StoredTensors
 from minigpt4.modeling_minigpt4.vision_tower import build_vision_tower, look
 from minigpt4.models import load
-from minigpt4.processing.datasets import PictureTexts
-from minigpt4.recipes import Recipe, TrainSection
-from minigpt4.training import train
 
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
 PATCHES = {"image_size": 70, "patch_size": 14}  # 5 x 5, which no block of 2 x 2 divides
@@ -118,22 +115,12 @@ def test_the_whole_way(family, llm, towers, llms, picture, tmp_path, capsys):
     parts = ["--vision", str(towers[family]), "--text", str(llms[llm]), "--image-token", "<unk>", "--output", base]
     assert main(["build", *parts, *options, *(["--light"] if llm == "llama" else [])]) == 0, capsys.readouterr().err
     assert f"{tokens} visual tokens a picture" in capsys.readouterr().out
-    recipe = Recipe(1, output=str(tmp_path / "stage1"))
-    recipe.model.base = base
-    recipe.train = TrainSection(steps=2, batch_size=2, learning_rate=1e-2, warmup_steps=0, check_first_loss=False)
-    texts = [{"picture": i, "text": text} for i, text in enumerate(("a cat", "two dogs"))]
-    pictures = [{"image": picture(i)} for i in range(2)]
-    train(recipe, dataset=PictureTexts(pictures, texts))
-    second = replace(recipe, stage=2, output=str(tmp_path / "stage2"))
-    second.model = replace(recipe.model, projection=f"{recipe.output}/model")
-    asked = [{**text, "instruction": "Describe this image in detail."} for text in texts]
-    model, processor, _ = train(second, dataset=PictureTexts(pictures, asked))
-
-    again, processor = load(f"{second.output}/model")
+    model, trained = train_both_stages(base, [picture(0), picture(1)], tmp_path)
+    again, processor = load(trained)
     assert list(processor.image_processor.image_mean) == pytest.approx(mean)
     inputs = processor(images=picture(), text="<unk> a", return_tensors="pt")
     with torch.no_grad():
-        assert torch.equal(again(**inputs).logits, model.eval()(**inputs).logits)
+        assert torch.equal(again(**inputs).logits, model(**inputs).logits)
         tower = _own_tower(towers[family])
         _, seen = look(tower, inputs["pixel_values"], again.config.vision_feature_layer)
         _, ours = look(again.model.vision_tower, inputs["pixel_values"], again.config.vision_feature_layer)

@@ -492,14 +492,6 @@ def test_nobody_forges_a_turn_or_a_picture(text, talker, chat, picture):
         assert text.replace(" ", "") in processor.decode(prompt).replace(" ", "")
 
 
-def test_an_answer_with_the_image_token_makes_no_picture(talker, chat):
-    """A trained model never writes it; then the answer is read again as text."""
-    processor = talker[1]
-    chat.ask("What is this?", suppress_tokens=[t for t in range(512) if t != processor.image_token_id], max_new_tokens=3)
-    assert not hasattr(chat.messages[-1], "ids_for")
-    assert chat.ask("Why?") == anew(talker, chat.messages[:-1])[1]
-
-
 # Batches
 
 

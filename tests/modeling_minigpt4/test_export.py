@@ -27,12 +27,11 @@ CODE = {
     "configuration_minigpt4.py",
     "modeling_minigpt4.py",
     "efficientnet_lite.py",
-    "frozen_linear.py",
-    "grouped_loss.py",
     "convert.py",
     "from_parts.py",
     "light.py",
     "lora.py",
+    "own_head.py",
     "chat.py",
     "parts.py",
     "precision.py",
@@ -41,6 +40,7 @@ CODE = {
     "image_processing_minigpt4.py",
     "processing_minigpt4.py",
     "chat_templates.py",
+    "turns.py",
 }
 CLASSES = {
     "AutoModel": "MiniGPT4ForConditionalGeneration",
@@ -199,7 +199,7 @@ def test_requirements_are_what_the_code_imports(embedded, original, processor, t
     full = (export(original, processor, tmp_path / "full") / "requirements.txt").read_text().splitlines()
     light = (export(*embedded, tmp_path / "light", light=True) / "requirements.txt").read_text().splitlines()
     names = [re.split("[>=]", line)[0] for line in full]
-    assert names == ["accelerate", "huggingface_hub", "numpy", "pillow", "safetensors", "torch", "transformers"]
+    assert names == ["accelerate", "huggingface_hub", "jinja2", "numpy", "pillow", "safetensors", "torch", "transformers"]
     assert {re.split("[>=]", line)[0] for line in {*light} - {*full}} == {"gguf"}
     assert all(f'"{line}"' in declared for line in light)
     assert all(f'"{line}"' in (tmp_path / "light" / "README.md").read_text() for line in light)

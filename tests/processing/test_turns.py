@@ -6,7 +6,7 @@ import pytest
 from real_templates import byte_tokenizer, of_trl, of_unsloth
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from minigpt4 import MiniGPT4Config, MiniGPT4DataCollator, MiniGPT4Processor
+from minigpt4 import MiniGPT4Config, MiniGPT4DataCollator, MiniGPT4ImageProcessor, MiniGPT4Processor
 from minigpt4.processing.chat_templates import own_template
 from minigpt4.processing.turns import segments, turn_end, written
 
@@ -249,8 +249,9 @@ def test_an_end_in_letters_is_a_marker(llms_own):
 def test_a_row_that_no_token_has_becomes_the_image_token():
     tokenizer = byte_tokenizer(TRL["gemma"])
     config = MiniGPT4Config.preset("embedded", image_token_id=len(tokenizer))
-    processor = MiniGPT4Processor.for_model(config, tokenizer)
+    looks = MiniGPT4ImageProcessor()
+    processor = MiniGPT4Processor.for_model(config, tokenizer, image_processor=looks)
     assert (processor.image_token, processor.image_token_id) == ("<image>", config.image_token_id)
     config.image_token_id += 1000
     with pytest.raises(ValueError, match=r"the tokenizer, of \d+ tokens, has none for image_token_id \d+"):
-        MiniGPT4Processor.for_model(config, tokenizer)
+        MiniGPT4Processor.for_model(config, tokenizer, image_processor=looks)
