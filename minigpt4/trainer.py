@@ -157,6 +157,12 @@ class MiniGPT4Trainer(Trainer):
         with self.accelerator.autocast(), self.frozen_llm:
             return super().compute_loss(*args, **kwargs)
 
+    def _prepare_input(self, data):
+        """The library's, but for waiting until a tensor has been copied."""
+        if isinstance(data, torch.Tensor) and not self.is_deepspeed_enabled:
+            return data.to(self.args.device, non_blocking=True)
+        return super()._prepare_input(data)
+
     def training_step(self, *args, **kwargs):
         """The library's; notes whether the loss is a number without waiting for the device."""
         loss = super().training_step(*args, **kwargs)
@@ -202,7 +208,7 @@ class MiniGPT4Trainer(Trainer):
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         """(loss, ids of greedy answers, labels) of a batch; the last two only where metrics want them."""
-        inputs = self._prepare_inputs(inputs)
+        inputs = {name: value for name, value in self._prepare_inputs(inputs).items() if name != "plan"}
         with torch.no_grad(), self.compute_loss_context_manager():
             loss = model(**inputs).loss
         tokens = (inputs["labels"][:, 1:] != IGNORE).sum()

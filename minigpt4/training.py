@@ -101,7 +101,8 @@ def _make_trainer(recipe, arguments, model, processor, dataset):
         model.gradient_checkpointing_enable({"use_reentrant": False})  # the other kind wants inputs with gradients
     layers = {type(module).__name__ for module in model.modules()}
     model._no_split_modules = [name for name in model._no_split_modules if name in layers]  # FSDP wants to find them all
-    collator = MiniGPT4DataCollator(processor, max_answer_tokens=recipe.train.max_answer_tokens)
+    plan = not recipe.train.compile  # to the compiler each one would be another program
+    collator = MiniGPT4DataCollator(processor, max_answer_tokens=recipe.train.max_answer_tokens, plan=plan)
     small = isinstance(dataset, PictureTexts)  # not a stream
     if small and recipe.train.cache_features and recipe.data.random_crop:
         raise ValueError(
