@@ -205,6 +205,8 @@ def load_model(section):
         model.config.base_parts = {"model": {"repo": str(base.absolute() if base.is_dir() else base), "revision": None}}
     model.config.trained_parts = list(section.trained_parts)
     model.freeze()
+    if hasattr(model, "hf_device_map"):
+        del model.hf_device_map  # one device; the Trainer would take the model for one that is cut over several
     if section.lora_rank:
         add_lora(model, section.lora_rank, section.lora_alpha, target_modules=section.lora_targets)
     if section.projection == "fresh":
@@ -225,8 +227,8 @@ def load_model(section):
 def load_on():
     """The device that each tensor goes to as it is read, so that no process has the model in the host's memory first.
 
-    None is that memory, for CPUs and for FSDP2: there transformers has the first process of a machine read alone
-    (`fsdp_cpu_ram_efficient_loading` in fsdp2.yaml), and the others get their shards from it.
+    None is that memory, for CPUs and for FSDP2: there only the first process of a machine reads (see `assemble`, and
+    `fsdp_cpu_ram_efficient_loading` in fsdp2.yaml), and the others get their shards from it.
     """
     device = PartialState().device
     sharded = os.environ.get("ACCELERATE_USE_FSDP", "false") == "true"
