@@ -161,7 +161,7 @@ def _second_question(model, batch):
 
     def kept():
         model(input_ids=question, past_key_values=cache, use_cache=True)
-        cache.crop(before.shape[1])
+        cache.crop(-question.shape[1])
 
     def again():
         model(input_ids=torch.cat([before, question], 1), pixel_values=pixels, use_cache=True)

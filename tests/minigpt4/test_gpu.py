@@ -85,7 +85,7 @@ def test_a_checkpoint_of_the_gpu_goes_on_on_the_cpu(original, processor, picture
     base = str(export(original, processor, tmp_path / "base"))
     recipe = Recipe(output=str(tmp_path / "run"))
     recipe.model.base, recipe.model.projection = base, "base"
-    recipe.train = TrainSection(steps=6, batch_size=2, learning_rate=1e-2, warmup_steps=2, save_steps=3)
+    recipe.train = TrainSection(steps=6, batch_size=2, learning_rate=1e-2, warmup_steps=2, save_steps=3, save_total_limit=2)
     data = PictureTexts([{"image": picture()}], [{"picture": 0, "text": text} for text in ("a cat", "a dog")])
     model, processor = load_model(recipe.model)
     assert model.device.type == "cuda"
@@ -100,7 +100,7 @@ def test_a_checkpoint_of_the_gpu_goes_on_on_the_cpu(original, processor, picture
     with pytest.raises(Stopped):
         train(recipe, model, processor, data)
     monkeypatch.undo()
-    shutil.rmtree(tmp_path / "run" / "checkpoint-6", ignore_errors=True)
+    shutil.rmtree(tmp_path / "run" / "checkpoint-6")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
     model, processor = load_model(recipe.model)
