@@ -18,7 +18,7 @@ RECIPES = Path(__file__).parent / "configuration" / "recipes"
 
 # Where a number is too small to mean anything.
 _AT_LEAST = {
-    **dict.fromkeys(("data.scenes", "data.views", "data.joined_captions", "data.shuffle_buffer"), 1),
+    **dict.fromkeys(("data.scenes", "data.views", "data.shuffle_buffer"), 1),
     **dict.fromkeys(("data.held_out", "data.max_dropped_share", "data.image_size", "data.validation_share"), 0),
     **dict.fromkeys(("data.detailed_answers", "data.short_answers", "data.plain_captions", "train.warmup_steps"), 0),
     **dict.fromkeys(("data.joined_captions", "data.varied_captions", "data.questions", "data.conversations"), 0),
