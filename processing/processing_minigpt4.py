@@ -182,7 +182,15 @@ class MiniGPT4Processor(ProcessorMixin):
             return self._tokenize_spoken(conversation, **kwargs)
         if kwargs.get("tokenize"):  # a template writes all special tokens itself, as with the LLM's own tokenizer
             kwargs["processor_kwargs"] = {"add_special_tokens": False, **(kwargs.get("processor_kwargs") or {})}
-        return super().apply_chat_template(self._as_data(conversation), *args, **kwargs)
+        return super().apply_chat_template(self._as_data(conversation), *args, **self._switches(kwargs))
+
+    def _switches(self, options):
+        """Options of `apply_chat_template` less `enable_thinking` where the template has no such switch.
+
+        transformers would warn of it and hand it to the tokenizer.
+        """
+        template = str(options.get("chat_template") or self.chat_template)
+        return {name: value for name, value in options.items() if name != "enable_thinking" or name in template}
 
     def spoken_message(self, text, ids):
         """An answer of the model as a `SpokenMessage`."""
@@ -196,6 +204,7 @@ class MiniGPT4Processor(ProcessorMixin):
         Args:
             template: of `apply_chat_template`: add_generation_prompt, chat_template, ...
         """
+        template = self._switches(template)
         answers = [m.ids_for(self.tokenizer) if hasattr(m, "ids_for") else None for m in messages]
         mark = f"\ufdd1{uuid.uuid4().hex}\ufdd1"  # nobody can have typed it
         shown = [m if ids is None else {**m, "content": mark} for m, ids in zip(messages, answers, strict=True)]

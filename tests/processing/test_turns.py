@@ -8,7 +8,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from minigpt4 import MiniGPT4Config, MiniGPT4DataCollator, MiniGPT4ImageProcessor, MiniGPT4Processor
 from minigpt4.generation import chat_prompt
-from minigpt4.processing.chat_templates import own_template
+from minigpt4.processing.chat_templates import ASKING, own_template
 from minigpt4.processing.turns import segments, turn_end, written
 
 QUESTION = [{"type": "image"}, {"type": "text", "text": "What is it?"}]
@@ -267,3 +267,12 @@ def test_a_row_that_no_token_has_becomes_the_image_token():
     config.image_token_id += 1000
     with pytest.raises(ValueError, match=r"the tokenizer, of \d+ tokens, has none for image_token_id \d+"):
         MiniGPT4Processor.for_model(config, tokenizer, image_processor=looks)
+
+
+def test_a_switch_that_the_template_lacks_is_dropped_without_a_warning(processor, monkeypatch):
+    def warning(text, *_):
+        raise AssertionError(text)
+
+    monkeypatch.setattr("transformers.processing_utils.logger.warning", warning)
+    assert processor.apply_chat_template(PLAIN, **ASKING) == processor.apply_chat_template(PLAIN, add_generation_prompt=True)
+    assert processor.conversation_ids(PLAIN, **ASKING)
