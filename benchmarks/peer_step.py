@@ -3,7 +3,7 @@
 A training step of MiniGPT-4 against `Blip2ForConditionalGeneration` of transformers with a Llama text model, which is the
 same architecture: the same weights, pixels and captions, only the projection trained, in turn in one process.
 
-    ours    this package's model in train mode, as its collator and the HF Trainer call it
+    ours    this package's model, collator and Trainer (its `compute_loss`)
     peer    the usual way: one padded batch, attention mask, logits for every position
 
 Then each in a process of its own for its peak memory over the weights. On a GPU: the published sizes (ViT-g, Q-Former, 7B)
@@ -21,6 +21,7 @@ import gc
 import multiprocessing
 import statistics
 import sys
+import tempfile
 import time
 from contextlib import nullcontext
 from functools import partial
@@ -29,12 +30,20 @@ from unittest import mock
 
 import torch
 from tqdm import tqdm
-from transformers import Blip2Config, Blip2ForConditionalGeneration, Blip2QFormerConfig, Blip2VisionConfig, LlamaConfig
+from transformers import (
+    Blip2Config,
+    Blip2ForConditionalGeneration,
+    Blip2QFormerConfig,
+    Blip2VisionConfig,
+    LlamaConfig,
+    TrainingArguments,
+)
 
-from minigpt4 import MiniGPT4Config, MiniGPT4ForConditionalGeneration
+from minigpt4 import MiniGPT4Config, MiniGPT4ForConditionalGeneration, frozen_llm
 from minigpt4.cli import run_reporting_errors
 from minigpt4.files import write_json
-from minigpt4.modeling_minigpt4 import modeling_minigpt4
+from minigpt4.recipes import Recipe
+from minigpt4.trainer import MiniGPT4Trainer
 from minigpt4.training import versions
 
 RESULTS = Path(__file__).parent / "results"
@@ -192,25 +201,33 @@ def seconds(run):
 
 
 class Step:
-    """Forward, backward and AdamW on what a model trains; `loss` is the last one's."""
+    """Forward, backward and AdamW on what a model trains; `loss` is the last one's. `loss_of(batch)`: by default plain."""
 
-    def __init__(self, model, context=nullcontext, learning_rate=1e-4):
-        self.model, self.context = model, context
+    def __init__(self, model, loss_of=None, context=nullcontext, learning_rate=1e-4):
+        self.loss_of, self.context = loss_of or (lambda batch: model(**batch).loss), context
         trained = [weight for weight in model.parameters() if weight.requires_grad]
         self.optimizer = torch.optim.AdamW(trained, lr=learning_rate)
 
     def __call__(self, batch):
         with self.context():
-            loss = self.model(**batch).loss
+            loss = self.loss_of(batch)
             loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.loss = loss.item()
 
 
+def our_loss(model, float8=False):
+    """The loss of a batch as our Trainer computes it."""
+    recipe = Recipe()
+    recipe.train.float8 = float8
+    arguments = TrainingArguments(tempfile.gettempdir(), report_to="none", use_cpu=model.device.type == "cpu")
+    return partial(MiniGPT4Trainer(model=model, args=arguments, recipe=recipe).compute_loss, model)
+
+
 def without_onednn():
     """A context in which our frozen layers are computed as everybody's."""
-    return mock.patch.object(modeling_minigpt4, "frozen_linears", lambda model: nullcontext())
+    return mock.patch.object(frozen_llm, "frozen_linears", lambda model, float8: nullcontext())
 
 
 def compile_layers(model):
@@ -222,11 +239,10 @@ def compile_layers(model):
 def measure_steps(device, stage, arguments):
     """{name: [seconds of each step]} in turn on the same batches, our model, the floors of the batches, the losses."""
     ours = build(device)
-    ways = {"ours": Step(ours), "peer": Step(peer_of(ours))}
-    if device == "cpu":
-        ways["ours without oneDNN"] = Step(ours, without_onednn, learning_rate=0.0)  # the weights are those of "ours"
-    if arguments.float8:
-        ours.float8 = True
+    loss_of = our_loss(ours, arguments.float8)
+    ways = {"ours": Step(ours, loss_of), "peer": Step(peer_of(ours))}
+    if device == "cpu":  # the weights are those of "ours"
+        ways["ours without oneDNN"] = Step(ours, loss_of, without_onednn, learning_rate=0.0)
     if arguments.compile:
         compile_layers(ours)
     generator = torch.Generator().manual_seed(0)
@@ -253,7 +269,8 @@ def _measure_memory(side, device, stage, arguments):
     if side == "peer":
         model, ours = peer_of(model), model
         ours.requires_grad_(False)
-    step, generator = Step(model), torch.Generator().manual_seed(0)
+    step = Step(model, our_loss(model) if side == "ours" else None)
+    generator = torch.Generator().manual_seed(0)
     model_for_batch = ours if side == "peer" else model
     batches = [draw_batch(model_for_batch, stage, arguments.batch, generator)[0] for _ in range(2)]
     gc.collect()

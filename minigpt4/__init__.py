@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # what `__getattr__` loads, for editors and type checkers
     from .configuration.configuration_minigpt4 import EfficientNetLiteConfig, MiniGPT4Config
-    from .modeling_minigpt4.modeling_minigpt4 import MiniGPT4ForConditionalGeneration, MiniGPT4Model
+    from .modeling_minigpt4.light import MiniGPT4ForConditionalGeneration
+    from .modeling_minigpt4.modeling_minigpt4 import MiniGPT4Model
     from .processing.collator import MiniGPT4DataCollator
     from .processing.image_processing_minigpt4 import MiniGPT4ImageProcessor
     from .processing.processing_minigpt4 import MiniGPT4Processor
@@ -20,7 +21,7 @@ _HOME = {
     "EfficientNetLiteConfig": "configuration.configuration_minigpt4",
     "MiniGPT4Config": "configuration.configuration_minigpt4",
     "MiniGPT4Model": "modeling_minigpt4.modeling_minigpt4",
-    "MiniGPT4ForConditionalGeneration": "modeling_minigpt4.modeling_minigpt4",
+    "MiniGPT4ForConditionalGeneration": "modeling_minigpt4.light",
     "MiniGPT4ImageProcessor": "processing.image_processing_minigpt4",
     "MiniGPT4Processor": "processing.processing_minigpt4",
     "MiniGPT4DataCollator": "processing.collator",

@@ -7,6 +7,7 @@ from pathlib import Path
 from statistics import mean
 
 from .files import write_json
+from .frozen_llm import FrozenLLM
 from .processing.collator import MiniGPT4DataCollator
 from .processing.datasets import training_data
 
@@ -65,12 +66,14 @@ class Budget:
         texts = sorted(training_data(section, recipe.stage).texts, key=lambda text: len(collator.encode(text)[0]))
         size, seconds = min(recipe.train.batch_size, len(texts)), []
         starts = [round((len(texts) - size) * i / (TIMED - 1)) for i in range(TIMED)]
+        frozen_llm = FrozenLLM(self.model, recipe.train.tokens_at_once, recipe.train.float8)
         self.model.train()
         for start in (starts[-1], *starts):
             seen = [{**text, "vision_features": self.features[text["picture"]]} for text in texts[start : start + size]]
             inputs = {name: tensor.to(self.model.device) for name, tensor in collator(seen).items()}
             started = time.monotonic()
-            self.model(**inputs).loss.backward()
+            with frozen_llm:
+                self.model(**inputs).loss.backward()
             seconds.append(time.monotonic() - started)
             self.model.zero_grad()
         self.model.eval()

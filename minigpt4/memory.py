@@ -81,7 +81,7 @@ def training_bytes(config, recipe):
 
 
 def _tokens_at_once(recipe):
-    from .modeling_minigpt4.modeling_minigpt4 import TOKENS_AT_ONCE
+    from .frozen_llm import TOKENS_AT_ONCE
 
     return recipe.train.tokens_at_once or TOKENS_AT_ONCE["cuda"]
 

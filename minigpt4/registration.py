@@ -10,8 +10,8 @@ from transformers import (
 )
 
 from .configuration.configuration_minigpt4 import EfficientNetLiteConfig, MiniGPT4Config
-from .modeling_minigpt4.efficientnet_lite import EfficientNetLiteModel
-from .modeling_minigpt4.modeling_minigpt4 import MiniGPT4ForConditionalGeneration
+from .modeling_minigpt4.light import MiniGPT4ForConditionalGeneration
+from .modeling_minigpt4.vision_tower import EfficientNetLiteModel
 from .processing.image_processing_minigpt4 import MiniGPT4ImageProcessor
 from .processing.processing_minigpt4 import MiniGPT4Processor
 

@@ -17,6 +17,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from .callbacks import EpochBegins
 from .checkpoints import load_trained, replacing_checkpoint
+from .frozen_llm import FrozenLLM
 from .modeling_minigpt4.export import export
 from .modeling_minigpt4.light import own_tensors
 from .modeling_minigpt4.lora import has_lora
@@ -65,6 +66,7 @@ class MiniGPT4Trainer(Trainer):
         self._buckets = None
         self.add_callback(EpochBegins(self._begin_epoch))
         self._finite = torch.tensor(True, device=self.args.device)
+        self.frozen_llm = FrozenLLM(self.model, recipe.train.tokens_at_once, recipe.train.float8)
 
     # The optimizer, the schedule and the data
 
@@ -142,6 +144,11 @@ class MiniGPT4Trainer(Trainer):
         return batches, num_items
 
     # The loss
+
+    def compute_loss(self, *args, **kwargs):
+        """The library's, the fast way through the frozen LLM."""
+        with self.accelerator.autocast(), self.frozen_llm:
+            return super().compute_loss(*args, **kwargs)
 
     def training_step(self, *args, **kwargs):
         """The library's; notes whether the loss is a number without waiting for the device."""

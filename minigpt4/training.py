@@ -31,8 +31,8 @@ from .devices import loading
 from .files import write_json
 from .modeling_minigpt4.embedded import load_embedded
 from .modeling_minigpt4.from_parts import load_tokenizer
+from .modeling_minigpt4.light import MiniGPT4ForConditionalGeneration
 from .modeling_minigpt4.lora import add_lora
-from .modeling_minigpt4.modeling_minigpt4 import MiniGPT4ForConditionalGeneration
 from .models import load
 from .processing.chat_templates import TEMPLATES
 from .processing.collator import MiniGPT4DataCollator
@@ -92,9 +92,6 @@ def _make_trainer(recipe, arguments, model, processor, dataset):
     """The Trainer with its callbacks; the vision part's output is computed here if the recipe wants it kept."""
     if recipe.train.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})  # the other kind wants inputs with gradients
-    model.tokens_at_once, model.float8 = recipe.train.tokens_at_once or None, recipe.train.float8
-    layers = {type(module).__name__ for module in model.modules()}
-    model._no_split_modules = [name for name in model._no_split_modules if name in layers]  # FSDP wants to find them all
     collator = MiniGPT4DataCollator(processor, max_answer_tokens=recipe.train.max_answer_tokens)
     small = isinstance(dataset, PictureTexts)  # not a stream
     validation = getattr(dataset, "validation", None)

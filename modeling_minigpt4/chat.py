@@ -29,7 +29,6 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from ..processing.chat_templates import ASKING
 from ..processing.image_processing_minigpt4 import load_image
-from .modeling_minigpt4 import EndsWith
 
 # The longest answer in the original's demo, where the model's own generation config names none.
 MAX_NEW_TOKENS = 300
@@ -194,6 +193,7 @@ class ChatSession:
         several = any((self._setting(generation, name) or 1) > 1 for name in _SEVERAL)
         other_cache = any(self._setting(generation, name) is not None for name in _OTHER_CACHE)
         arguments, start, cache = dict(generation), 0, None
+        arguments["turn_ends"] = [*self.processor.turn_ends, *(self._setting(generation, "turn_ends") or ())]
         if not (several or other_cache or self._setting(generation, "use_cache") is False):
             start = self._crop(prompt)
             cache = self._cache or DynamicCache(config=self.model.config.get_text_config(decoder=True))
@@ -202,11 +202,7 @@ class ChatSession:
         unseen = prompt.pictures[self._count_pictures(prompt.ids[:start]) :]
         if unseen:
             arguments["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=torch.stack(unseen))}
-        stops = [
-            _Cancelled(self._cancelled),
-            EndsWith(self.processor.turn_ends),
-            *(arguments.pop("stopping_criteria", None) or ()),
-        ]
+        stops = [_Cancelled(self._cancelled), *(arguments.pop("stopping_criteria", None) or ())]
         ids = torch.tensor([prompt.ids], device=self.model.device)
         output = self.model.generate(
             input_ids=ids,

@@ -18,8 +18,7 @@ from ..processing.chat_templates import CHATML, with_image_token
 from ..processing.image_processing_minigpt4 import MiniGPT4ImageProcessor
 from ..processing.processing_minigpt4 import MiniGPT4Processor
 from . import parts
-from .light import assemble, own_tensors
-from .modeling_minigpt4 import MiniGPT4ForConditionalGeneration
+from .light import MiniGPT4ForConditionalGeneration, assemble, own_tensors
 
 SHIPPED_PROJECTION = Path(__file__).parent / "embedded" / "projection.safetensors"
 

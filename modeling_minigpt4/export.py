@@ -38,18 +38,15 @@ from ..processing.chat_templates import ASKING
 from ..processing.image_processing_minigpt4 import MiniGPT4ImageProcessor
 from ..processing.processing_minigpt4 import MiniGPT4Processor
 from .card import EXAMPLE_QUESTION, Answered, as_dict, model_card, origins_to_publish
-from .light import own_parameters
+from .light import MiniGPT4ForConditionalGeneration, own_parameters
 from .lora import LORA, has_lora, merged_state_dict
-from .modeling_minigpt4 import MiniGPT4ForConditionalGeneration
+from .modeling_minigpt4 import MiniGPT4ForConditionalGeneration as FullMiniGPT4
 from .parts import BASE_PARTS
 
 # `AutoModel` is the class with a head, so that what it loads can generate.
-MODEL_CLASSES = {
-    "AutoConfig": MiniGPT4Config,
-    "AutoModel": MiniGPT4ForConditionalGeneration,
-    "AutoModelForImageTextToText": MiniGPT4ForConditionalGeneration,
-    "AutoModelForMultimodalLM": MiniGPT4ForConditionalGeneration,
-}
+_MODELS = ("AutoModel", "AutoModelForImageTextToText", "AutoModelForMultimodalLM")
+FULL_CLASSES = {"AutoConfig": MiniGPT4Config, **dict.fromkeys(_MODELS, FullMiniGPT4)}
+LIGHT_CLASSES = {"AutoConfig": MiniGPT4Config, **dict.fromkeys(_MODELS, MiniGPT4ForConditionalGeneration)}
 PROCESSOR_CLASSES = {"AutoProcessor": MiniGPT4Processor}
 IMAGE_PROCESSOR_CLASSES = {"AutoImageProcessor": MiniGPT4ImageProcessor}
 
@@ -222,7 +219,8 @@ def check_light(model):
 
 
 def _write_model(model, folder, light, trained=None, **saving):
-    fields = {"auto_map": _auto_map(MODEL_CLASSES)}
+    classes = LIGHT_CLASSES if light else FULL_CLASSES
+    fields = {"auto_map": _auto_map(classes)}
     if not light:
         fields["trained_parts"] = [part for part in model.config.trained_parts if part != LORA]
         fields["made_from"] = origins_to_publish(model.config)
@@ -231,7 +229,7 @@ def _write_model(model, folder, light, trained=None, **saving):
     _edit_json(folder / "config.json", fields)
     for weights in folder.rglob("*.safetensors"):
         shutil.copymode(folder / "config.json", weights)  # safetensors lets nobody but the owner read
-    _write_code(folder, MODEL_CLASSES)
+    _write_code(folder, classes)
 
 
 def _write_processor(processor, folder):
@@ -306,7 +304,7 @@ def _requirements(model, light):
     What is imported and not declared comes with what is (tokenizers with transformers). Only a light repository needs what
     reads the embedded default's language model, and peft for adapters.
     """
-    imported = {_OTHER_NAMES.get(name, name).replace("_", "-") for name in _imported_packages()} - {"peft"}
+    imported = {_OTHER_NAMES.get(name, name).replace("_", "-") for name in _imported_packages(light)} - {"peft"}
     wanted = imported | _DEVICE_MAP
     if light and model.config.base_parts == BASE_PARTS:
         wanted |= _GGUF
@@ -317,10 +315,11 @@ def _requirements(model, light):
     return sorted(f"{entry.name}{entry.specifier}" for entry in declared if entry.name.replace("_", "-") in wanted)
 
 
-def _imported_packages():
+def _imported_packages(light):
     """Top-level names of all that the exported code imports from elsewhere."""
     names = set()
-    for source in _sources({**MODEL_CLASSES, **PROCESSOR_CLASSES, **IMAGE_PROCESSOR_CLASSES}):
+    classes = LIGHT_CLASSES if light else FULL_CLASSES
+    for source in _sources({**classes, **PROCESSOR_CLASSES, **IMAGE_PROCESSOR_CLASSES}):
         for node in ast.walk(ast.parse(source.read_text("utf-8"))):
             if isinstance(node, ast.Import):
                 names |= {alias.name.partition(".")[0] for alias in node.names}

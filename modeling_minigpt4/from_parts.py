@@ -8,21 +8,27 @@ The configuration follows from those of the parts; `config.base_parts` names the
 import math
 from pathlib import Path
 
+import torch
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 from transformers.utils import GENERATION_CONFIG_NAME, cached_file
 
 from ..configuration.configuration_minigpt4 import MiniGPT4Config
 from ..processing.chat_templates import template_text
-from ..processing.processing_minigpt4 import IMAGE_TOKEN, MiniGPT4Processor
+from ..processing.for_model import IMAGE_TOKEN
+from ..processing.processing_minigpt4 import MiniGPT4Processor
 from ..processing.turns import written
 from .convert import mend_llama_config, mend_llama_tokenizer, projection_weights, read_checkpoint
 from .light import assemble
-from .own_head import check_logits, is_causal_llm
+from .own_head import base_models, is_causal_llm, without_weights
 from .repositories import split_revision
-from .vision_tower import measure, sees_images
+from .tower_grid import measure, sees_images
 
 FROM_VISION_REPO = "from vision repo"
+
+# Of `check_logits`; enough tokens for attention to matter.
+CHECKED_TOKENS = 4
+TOLERANCE = 1e-5
 
 
 def from_parts(
@@ -52,6 +58,32 @@ def from_parts(
     check_logits(model)
     model.generation_config = generation_defaults(model.config, processor, ends)
     return model
+
+
+@torch.no_grad()
+def check_logits(model):
+    """Compares a model's logits on a few tokens with those of the LLM's own class around the same modules.
+
+    Args:
+        model: a `MiniGPT4ForConditionalGeneration` in eval mode.
+
+    Raises:
+        ValueError: they differ, or are not numbers; with the name of the class and by how much.
+    """
+    llm = without_weights(model.config.text_config).eval()
+    for name in base_models(llm):
+        setattr(llm, name, model.model.language_model)
+    llm.set_output_embeddings(model.lm_head)
+    device = model.get_input_embeddings().weight.device
+    ids = torch.arange(1, 1 + CHECKED_TOKENS, device=device)[None] % model.config.text_config.vocab_size
+    expected, found = (one(input_ids=ids, use_cache=False).logits.float() for one in (llm, model))
+    scale = expected.abs().max().clamp(min=1)
+    difference = ((found - expected).abs().max() / scale).item()
+    if not difference <= TOLERANCE:  # nor is a NaN
+        raise ValueError(
+            f"{type(llm).__name__}: here its logits on text differ from its own by {difference:.1e} of the largest, "
+            f"expected at most {TOLERANCE}; this LLM is not supported"
+        )
 
 
 def config_of_parts(vision, text, qformer=FROM_VISION_REPO, hub=None, **fields):

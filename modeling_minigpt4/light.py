@@ -10,16 +10,20 @@ folder, or one of the wheels in parts.py.
 """
 
 import contextlib
+import copy
 import re
 
 import torch
 from safetensors.torch import load_file
+from torch import nn
 from transformers import GenerationConfig
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.utils import SAFE_WEIGHTS_NAME, cached_file
 
-from .lora import is_adapter, plain_name
+from .lora import LORA, has_lora, is_adapter, load_lora, plain_name, plain_state_dict, save_lora
+from .modeling_minigpt4 import MiniGPT4ForConditionalGeneration as FullMiniGPT4
 from .parts import BASE_PARTS, language_model, vision_tower_weights
+from .precision import fast_loading, hub_arguments, stored_in
 from .repositories import StoredTensors, common_prefix, shape_of
 
 # The published projections by their shape [out, in].
@@ -32,8 +36,132 @@ _VARIANTS = {
 # How the names of the LLM's tensors begin.
 _OF_THE_LLM = ("model.language_model.", "lm_head.")
 
-# Arguments of `from_pretrained` that say which copy of a repository to read.
-_HUB_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only", "force_download", "subfolder", "code_revision")
+
+class MiniGPT4ForConditionalGeneration(FullMiniGPT4):
+    """The model as this package has it, and as the code of a light repository has it.
+
+    Beyond its base class, which is all that a full repository needs and has the same name there: it loads and saves light
+    repositories and LoRA adapters, is made from parts, and is stored in the precision that it was stored in, also where it
+    computes in another.
+    """
+
+    _stored_as = {}  # {dtype it computes in: dtype it is stored in}, where the first was chosen here
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
+        """Loads a full or a light repository, as `PreTrainedModel.from_pretrained` does, and freezes it for training.
+
+        Without `dtype`, or with "auto", it computes in one that is fast (see `fast_loading`), and is stored as before.
+        """
+        repo = pretrained_model_name_or_path
+        if is_light(repo, kwargs):
+            loaded = load_light(cls, repo, **kwargs)  # comes here again, with the tensors
+            model = loaded[0] if isinstance(loaded, tuple) else loaded
+        else:
+            loaded = super().from_pretrained(repo, *model_args, **kwargs)
+            model = loaded[0] if isinstance(loaded, tuple) else loaded
+            stored = stored_in(repo, kwargs)
+            if stored is not None and kwargs.get("quantization_config") is None:
+                model._stored_as = {fast_loading(repo, kwargs)["dtype"]: stored}
+        if repo is not None and LORA in model.config.trained_parts:
+            load_lora(model, repo, **hub_arguments(kwargs))
+        return loaded
+
+    def save_pretrained(self, save_directory, is_main_process=True, state_dict=None, **kwargs):
+        """Saves what no part of `config.base_parts` gives, or every weight if it names none; LoRA adapters beside them."""
+        own = None
+        if state_dict is None:
+            own = own_tensors(self) if self.config.base_parts is not None else None
+            state_dict = own or (plain_state_dict(self) if has_lora(self) else None)
+            if has_lora(self) and is_main_process:
+                save_lora(self, save_directory)
+        unpacked = bool(own) and getattr(self, "hf_quantizer", None) is not None
+        stored = None if unpacked else self._stored_as.get(self.dtype)
+        if stored is not None:
+            state_dict = self._as_stored(self.state_dict() if state_dict is None else state_dict)
+        saved = super()
+        if stored is not None or unpacked or has_lora(self):  # else the library would save the adapters only
+            saved = super(MiniGPT4ForConditionalGeneration, self._without_weights(stored))
+        saved.save_pretrained(save_directory, is_main_process, state_dict, **kwargs)
+
+    def push_to_hub(self, repo_id, **arguments):
+        """Uploads the model in one commit with its code, card and `auto_map`; see `export.push_model`.
+
+        With `processor.push_to_hub` that makes the repository that `minigpt4 export --push` makes. Where this package is
+        not installed it is `PreTrainedModel.push_to_hub`.
+        """
+        try:
+            from minigpt4.modeling_minigpt4.export import push_model
+        except ImportError:
+            return super().push_to_hub(repo_id, **arguments)
+        return push_model(self, repo_id, **arguments)
+
+    @classmethod
+    def from_parts(cls, vision, text, **arguments):
+        """A model from base models on the Hub or in folders ("ID", "ID@REVISION" or a path), with a projection.
+
+        Args:
+            vision: a BLIP-2 (its tower and, unless told otherwise, its Q-Former), or any vision tower.
+            text: any causal LLM whose head is one linear layer and arithmetic (see own_head); of a vision-language LLM its
+                text model is taken. Its logits on a few tokens are compared with those of its own class.
+            qformer: another BLIP-2 to take the Q-Former from, or None for the variant without one.
+            projection: a file, the original's or safetensors; by default one is drawn afresh, to be trained.
+            image_token: the LLM's token that stands for a picture; by default its <unk>, a reserved special token or a
+                row of its embedding table that no token has.
+            template: of its conversations, see `MiniGPT4Processor.for_model`; give that the same.
+            config: fields of `MiniGPT4Config` that the parts do not tell: patch_merge, projection_layers, ...
+            arguments: of `from_pretrained`: dtype, device_map, quantization_config, token, ...
+
+        Raises:
+            OSError: a repository or file that is not there.
+            ValueError: a part that is missing, damaged or of another shape; with what was found and expected.
+            ImportError: this is the code of a repository, and the package is not installed.
+        """
+        try:
+            from minigpt4.modeling_minigpt4.from_parts import from_parts
+        except ImportError as error:
+            raise ImportError("from_parts needs the package; run `pip install minigpt4-hf`") from error
+        return from_parts(cls, vision, text, **arguments)
+
+    def draw_projection(self):
+        """Draws the projection afresh, as PyTorch draws a linear layer, which is how the paper's began."""
+        for layer in self.model.projection.modules():
+            if isinstance(layer, nn.Linear) and not layer.weight.is_meta:
+                layer.reset_parameters()
+
+    def stored_dtype(self, name, tensor):
+        """The dtype in which a tensor of the state is saved: that of the repository, where it computes in another."""
+        part = name.removeprefix("model.").split(".")[0]
+        trained = {"projection", *self.config.trained_parts}
+        precise = part in trained or is_adapter(name) or (part == "query_tokens" and "qformer" in trained)
+        return tensor.dtype if precise or tensor.dtype != self.dtype else self._stored_as.get(tensor.dtype, tensor.dtype)
+
+    def _as_stored(self, tensors):
+        """{name: tensor} in the dtypes in which they are saved."""
+        saved, done = {}, {}
+        for name, tensor in tensors.items():
+            place = tensor.data_ptr(), tensor.shape  # weights that are tied stay so
+            if place not in done:
+                done[place] = tensor.to(self.stored_dtype(name, tensor))
+            saved[name] = done[place]
+        return saved
+
+    def _without_weights(self, stored):
+        """The model with neither weights, adapters nor quantization: what the library needs to save given tensors.
+
+        Its config names the dtype `stored`, if any, for every part.
+        """
+        config = copy.deepcopy(self.config)
+        if hasattr(config, "quantization_config"):
+            del config.quantization_config
+        if stored is not None:
+            for part in (config, *(getattr(config, name) for name in config.sub_configs)):
+                if part is not None:
+                    part.dtype = stored
+        with torch.device("meta"):
+            bare = MiniGPT4ForConditionalGeneration(config).to(stored or self.dtype)
+        bare.generation_config = self.generation_config
+        return bare
 
 
 def is_light(repo, arguments):
@@ -221,8 +349,3 @@ def _is_given(name, config):
     if config.qformer_config is not None and name.rpartition(".")[0] == _norm_of_qformer(config):
         part = "qformer"
     return {"lm_head": "language_model", "query_tokens": "qformer"}.get(part, part) in base_parts
-
-
-def hub_arguments(arguments):
-    """Those of the arguments of `from_pretrained` that say which copy of a repository to read."""
-    return {name: arguments[name] for name in _HUB_ARGUMENTS if arguments.get(name) is not None}

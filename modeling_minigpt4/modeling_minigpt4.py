@@ -7,8 +7,7 @@
       -> projection      ONE Linear, all that is trained          [N, Q, D]
     input_ids [B, L] -> embeddings [B, L, D], the N * Q image tokens replaced in reading order by the projected ones
       -> language_model  frozen, gradients pass through           [B, L, D]
-      -> lm_head         frozen, with what the LLM does behind it (see own_head); in training only where an answer token
-                         is predicted
+      -> lm_head         frozen, with what the LLM does behind it (see own_head)
 
 B batch rows, N pictures in all rows together, P patches, Q visual tokens of a picture, L sequence, V C D widths.
 
@@ -18,48 +17,26 @@ penalty counts what the model has said, never the prompt (the original generates
 Deviations, with their reasons:
 - The projection computes in the precision of its own weights (fp32 in training), the frozen parts in theirs: that is what
   the original's autocast and gradient scaler are for, without either.
-- Training computes logits only for answer positions, and keeps none: the loss is the same, a vocabulary of 32,000 times
-  every visual and prompt token is not computed, and not stored.
-- Training takes the frozen LLM forward and backward a few rows of like length at a time (see grouped_loss): sums over
-  tokens do not mind, and neither padding nor the activations of a whole batch are there.
 - Rows with other than one picture, or none, work.
 """
 
-import contextlib
 import copy
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Unpack
 
 import torch
 from torch import nn
 from transformers import AutoModel, Blip2QFormerModel
 from transformers.cache_utils import Cache
-from transformers.configuration_utils import PreTrainedConfig
-from transformers.generation import (
-    GenerationMixin,
-    LogitsProcessorList,
-    RepetitionPenaltyLogitsProcessor,
-    StoppingCriteria,
-    StoppingCriteriaList,
-    SuppressTokensLogitsProcessor,
-)
+from transformers.generation import GenerationMixin, RepetitionPenaltyLogitsProcessor, StoppingCriteria
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
 from transformers.modeling_utils import PreTrainedModel
-from transformers.quantizers import AutoQuantizationConfig
 from transformers.utils import TransformersKwargs, can_return_tuple, torch_compilable_check
 
 from ..configuration.configuration_minigpt4 import MiniGPT4Config
-from .frozen_linear import frozen_linears
-from .grouped_loss import loss_by_groups, may_group, unpack
-from .light import hub_arguments, is_light, load_light, own_tensors
-from .lora import LORA, has_lora, is_adapter, load_lora, plain_state_dict, save_lora
 from .own_head import OwnHead
-from .precision import compute_dtype, device_of
+from .precision import fast_loading
 from .vision_tower import build_vision_tower, look, merge_patches
-
-# Tokens that go through the vision tower, and through the LLM in training, at once: what fills the device's matrix units.
-TOKENS_AT_ONCE = {"cpu": 1024, "cuda": 4096}
 
 
 @dataclass
@@ -87,16 +64,14 @@ class MiniGPT4PreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _skip_keys_device_placement = ["past_key_values"]
     _no_split_modules = ["Blip2EncoderLayer", "Blip2QFormerLayer", "InvertedResidual"]
-    # Small, and trained: its own precision (see the module) survives loading the rest in bf16 or fp16. A pattern from the
-    # start of the name, for EVA's attention blocks have a `projection` too.
-    _keep_in_fp32_modules_strict = [r"^(?:model\.)?projection\b"]
+    # Small, and trained: loading the rest in bf16 or fp16, or packed in 8 or 4 bits, leaves it in fp32. A pattern from the
+    # start of the name, because EVA's attention blocks have a `projection` too.
+    _keep_in_fp32_modules = _keep_in_fp32_modules_strict = [r"^(?:model\.)?projection\b"]
     _can_compile_fullgraph = True
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    _stored_as = {}  # {dtype it computes in: dtype it is stored in}, if the device was slow in that
-    _saving_as = None  # while it is saved
 
     def __init__(self, config):
         super().__init__(config)
@@ -106,96 +81,33 @@ class MiniGPT4PreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
-        """Loads a full or a light repository, as `PreTrainedModel.from_pretrained` does, and freezes it for training.
-
-        Without `dtype`, or with "auto", it computes in the dtype that it is stored in or, where that is slow on the device,
-        in one that is fast (see `compute_dtype`), and is stored as before. The device is that of `device_map`; without one
-        it is the machine's accelerator, to which the model is then moved, or its CPU.
-        """
-        if kwargs.get("quantization_config") is not None:
-            kwargs["quantization_config"] = _sparing_the_projection(kwargs["quantization_config"])
-        if is_light(pretrained_model_name_or_path, kwargs):
-            loaded = load_light(cls, pretrained_model_name_or_path, **kwargs)
-        else:
-            stored = _stored_dtype(pretrained_model_name_or_path, kwargs)
-            if stored is not None:
-                kwargs["dtype"] = compute_dtype(stored, device_of(kwargs.get("device_map")))
-            loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
-            if stored is not None and kwargs.get("quantization_config") is None:
-                (loaded[0] if isinstance(loaded, tuple) else loaded)._stored_as = {kwargs["dtype"]: stored}
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
-        model.freeze()
-        if pretrained_model_name_or_path is not None and LORA in model.config.trained_parts:
-            load_lora(model, pretrained_model_name_or_path, **hub_arguments(kwargs))
+        """As `PreTrainedModel.from_pretrained`, frozen for training, and fast on the device; see `fast_loading`."""
+        kwargs = fast_loading(pretrained_model_name_or_path, kwargs)
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+        (loaded[0] if isinstance(loaded, tuple) else loaded).freeze()
         return loaded
-
-    def save_pretrained(self, save_directory, is_main_process=True, state_dict=None, **kwargs):
-        """Saves what no part of `config.base_parts` gives, or every weight if it names none; LoRA adapters beside them."""
-        if state_dict is None and has_lora(self) and is_main_process:
-            save_lora(self, save_directory)
-        own = own_tensors(self) if state_dict is None and self.config.base_parts is not None else None
-        if state_dict is None and not own and has_lora(self):
-            state_dict = plain_state_dict(self)
-        state_dict = self._as_stored(own or state_dict)
-        with _as_saved(self, light=bool(own)):
-            super().save_pretrained(save_directory, is_main_process, state_dict, **kwargs)
-
-    def push_to_hub(self, repo_id, **arguments):
-        """Uploads the model in one commit with its code, card and `auto_map`; see `export.push_model`.
-
-        With `processor.push_to_hub` that makes the repository that `minigpt4 export --push` makes. Code that was itself
-        loaded from a repository has no export.py beside it, and pushes as `PreTrainedModel` does.
-        """
-        try:  # no import statement, which the export would follow
-            export = import_module(".export", __package__)
-        except ModuleNotFoundError:
-            return super().push_to_hub(repo_id, **arguments)
-        return export.push_model(self, repo_id, **arguments)
 
     @property
     def dtype(self):
         """That of the frozen parts, and so of the LLM's embeddings; what is trained has its own precision."""
-        return self._saving_as or self.get_input_embeddings().weight.dtype
-
-    def stored_dtype(self, name, tensor):
-        """The dtype in which a tensor of the state is saved: that of the repository, where it computes in another."""
-        part = name.removeprefix("model.").split(".")[0]
-        trained = {"projection", *self.config.trained_parts}
-        precise = part in trained or is_adapter(name) or (part == "query_tokens" and "qformer" in trained)
-        return tensor.dtype if precise or tensor.dtype != self.dtype else self._stored_as.get(tensor.dtype, tensor.dtype)
-
-    def _as_stored(self, tensors):
-        """{name: tensor} of the whole state, or of `tensors`, in the dtypes in which it is saved; None for as it is."""
-        if self.dtype not in self._stored_as:
-            return tensors
-        saved, done = {}, {}
-        for name, tensor in (self.state_dict() if tensors is None else tensors).items():
-            place = tensor.data_ptr(), tensor.shape  # weights that are tied stay so
-            if place not in done:
-                done[place] = tensor.to(self.stored_dtype(name, tensor))
-            saved[name] = done[place]
-        return saved
+        return self.get_input_embeddings().weight.dtype
 
     def freeze(self):
         """Lets gradients reach only the parts named in `config.trained_parts`; returns the model."""
         self.requires_grad_(False)
-        model = self.base_model
         for name in self.config.trained_parts:
-            if name == LORA:
-                parts = [parameter for name, parameter in self.named_parameters() if is_adapter(name)]
-            else:
-                parts = [getattr(model, name, None), *([model.query_tokens] if name == "qformer" else [])]
-            for part in parts:
+            for part in self._trained(name):
                 if part is None:
                     raise ValueError(f"trained_parts names {name!r}, which this model does not have; see MiniGPT4Model")
                 part.requires_grad_(True)
         return self
 
-    def draw_projection(self):
-        """Draws the projection afresh, as PyTorch draws a linear layer, which is how the paper's began."""
-        for layer in self.base_model.projection.modules():
-            if isinstance(layer, nn.Linear) and not layer.weight.is_meta:
-                layer.reset_parameters()
+    def _trained(self, name):
+        """The modules and parameters that `config.trained_parts` means by a name; None for one that is not there."""
+        if name == "lora":  # adapters, which peft names so
+            return [parameter for path, parameter in self.named_parameters() if ".lora_" in path]
+        queries = [self.base_model.query_tokens] if name == "qformer" else []
+        return [getattr(self.base_model, name, None), *queries]
 
     def train(self, mode=True):
         """Train mode for the LLM (activation checkpointing looks at it); frozen vision parts stay in eval mode."""
@@ -381,8 +293,6 @@ class MiniGPT4ForConditionalGeneration(MiniGPT4PreTrainedModel, GenerationMixin)
     >>> print(processor.decode(answer[0], skip_special_tokens=True))
     """
 
-    tokens_at_once = None  # in training; None: by the device, see TOKENS_AT_ONCE. Fewer need less memory
-    float8 = False  # in training: frozen linear layers in FP8, see frozen_linear
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
     _tp_plan = {"lm_head": "colwise_gather_output"}
 
@@ -395,31 +305,9 @@ class MiniGPT4ForConditionalGeneration(MiniGPT4PreTrainedModel, GenerationMixin)
         [name] = [name for name, parameter in self.named_parameters() if parameter is embeddings]
         self._tied_weights_keys = {"lm_head.weight": name}
         self.post_init()
+        built = {type(module).__name__ for module in self.modules()}
+        self._no_split_modules = [name for name in self._no_split_modules if name in built]  # FSDP looks for all of them
         self.freeze()
-
-    @classmethod
-    def from_parts(cls, vision, text, **arguments):
-        """A model from base models on the Hub or in folders ("ID", "ID@REVISION" or a path), with a projection.
-
-        Args:
-            vision: a BLIP-2 (its tower and, unless told otherwise, its Q-Former), or any vision tower.
-            text: any causal LLM whose head is one linear layer and arithmetic (see own_head); of a vision-language LLM its
-                text model is taken. Its logits on a few tokens are compared with those of its own class.
-            qformer: another BLIP-2 to take the Q-Former from, or None for the variant without one.
-            projection: a file, the original's or safetensors; by default one is drawn afresh, to be trained.
-            image_token: the LLM's token that stands for a picture; by default its <unk>, a reserved special token or a
-                row of its embedding table that no token has.
-            template: of its conversations, see `MiniGPT4Processor.for_model`; give that the same.
-            config: fields of `MiniGPT4Config` that the parts do not tell: patch_merge, projection_layers, ...
-            arguments: of `from_pretrained`: dtype, device_map, quantization_config, token, ...
-
-        Raises:
-            OSError: a repository or file that is not there.
-            ValueError: a part that is missing, damaged or of another shape; with what was found and expected.
-        """
-        from .from_parts import from_parts
-
-        return from_parts(cls, vision, text, **arguments)
 
     def chat_session(self, processor, messages=(), **generation):
         """A conversation that keeps what it has computed: see `ChatSession` in chat.py.
@@ -448,34 +336,46 @@ class MiniGPT4ForConditionalGeneration(MiniGPT4PreTrainedModel, GenerationMixin)
         return self.model.get_image_features(pixel_values, **kwargs)
 
     @torch.no_grad()
-    def generate(self, *args, vision_features=None, **kwargs):
-        """See `GenerationMixin.generate`, which encodes `pixel_values` once; this also takes `vision_features`."""
+    def generate(
+        self,
+        inputs=None,
+        generation_config=None,
+        logits_processor=None,
+        stopping_criteria=None,
+        vision_features=None,
+        turn_ends=None,
+        **kwargs,
+    ):
+        """As `GenerationMixin.generate`, which encodes `pixel_values` once; the image token is never written.
+
+        `repetition_penalty` leaves the prompt out of account (see the module): on the prompt it would make the turn's end
+        less likely, and whatever the question names. A processor that the caller brings along stays as it is.
+
+        Args:
+            vision_features: instead of `pixel_values`, see `MiniGPT4Model.forward`.
+            turn_ends: sequences of ids that each end an answer, where a turn ends in text and no special token; by default
+                `generation_config.turn_ends`.
+            Everything else: see `GenerationMixin.generate`.
+        """
+
+        def setting(name):
+            configs = [config for config in (generation_config, self.generation_config) if config is not None]
+            found = [getattr(config, name, None) for config in configs]
+            return kwargs[name] if name in kwargs else next((value for value in found if value is not None), None)
+
         if vision_features is not None:
             image = self.get_image_features(vision_features=vision_features, return_dict=True)
             kwargs["mm_encoder_outputs"] = {"image": image}
-        return super().generate(*args, **kwargs)
-
-    def _get_logits_processor(self, generation_config, input_ids_seq_length=None, logits_processor=None, **kwargs):
-        """The library's, behind one that never writes the image token, and with another `repetition_penalty`.
-
-        That leaves the prompt out of account (see the module): on the prompt it would make the turn's end less likely, and
-        whatever the question names. A processor that the caller brings along stays as it is.
-        """
-        processors = super()._get_logits_processor(
-            generation_config, input_ids_seq_length, logits_processor=logits_processor, **kwargs
-        )
-        for processor in processors:
-            ours = isinstance(processor, RepetitionPenaltyLogitsProcessor) and processor not in (logits_processor or [])
-            if ours and input_ids_seq_length is not None:
-                processor.prompt_ignore_length = input_ids_seq_length
-        unwritten = SuppressTokensLogitsProcessor([self.config.image_token_id], device=kwargs.get("device", "cpu"))
-        return LogitsProcessorList([unwritten, *processors])
-
-    def _get_stopping_criteria(self, generation_config, *args, **kwargs):
-        """The library's, and where a turn ends in text and no special token: `generation_config.turn_ends`."""
-        criteria = super()._get_stopping_criteria(generation_config, *args, **kwargs)
-        ends = getattr(generation_config, "turn_ends", None)
-        return StoppingCriteriaList([*criteria, EndsWith(ends)]) if ends else criteria
+        kwargs["suppress_tokens"] = sorted({*(setting("suppress_tokens") or []), self.config.image_token_id})
+        processors, penalty = list(logits_processor or []), setting("repetition_penalty")
+        if penalty not in (None, 1.0) and not any(type(own) is RepetitionPenaltyLogitsProcessor for own in processors):
+            prompt = inputs if inputs is not None else kwargs.get("input_ids")
+            length = 0 if prompt is None else prompt.shape[1]
+            processors.insert(0, RepetitionPenaltyLogitsProcessor(penalty, prompt_ignore_length=length))
+            kwargs["repetition_penalty"] = 1.0
+        criteria, ends = list(stopping_criteria or []), setting("turn_ends") if turn_ends is None else turn_ends
+        criteria += [EndsWith(ends)] if ends else []
+        return super().generate(inputs, generation_config, processors, criteria, **kwargs)
 
     def _expand_multimodal_outputs(self, input_ids, mm_encoder_output, expand_size=1, inputs_embeds=None):
         """For beams: the pictures A, B of a row become A, B, A, B, in a new output.
@@ -508,53 +408,34 @@ class MiniGPT4ForConditionalGeneration(MiniGPT4PreTrainedModel, GenerationMixin)
         """Returns logits [B, L, vocabulary] and, with labels, the mean cross-entropy over the answer tokens.
 
         Args:
-            labels: [B, L], -100 wherever no answer token stands. In train mode only the logits of answer tokens are
-                computed and `logits` is None. With `position_ids` that restart, a row holds several packed sequences,
-                which do not see each other.
-            shift_labels: labels already moved one to the left, in place of `labels`: what a Trainer that cuts sequences
-                in pieces (context parallelism) passes, for each piece's last token is predicted in the next one.
+            labels: [B, L], -100 wherever no answer token is. With `position_ids` that restart and no mask, a row is several
+                packed sequences, which do not see each other.
             logits_to_keep: compute logits only for that many last positions, or for an index tensor of positions;
                 0 means all of them.
+            **kwargs: `num_items_in_batch` and `shift_labels` (labels that are already moved one to the left) as the Trainer
+                passes them.
             Everything else: see `MiniGPT4Model.forward`.
         """
-        # No parameter of its own: the Trainer expects a batch to hold every parameter that has "label" in its name.
-        targets = kwargs.pop("shift_labels", None)
-        if targets is None and labels is not None:
-            targets = nn.functional.pad(labels[:, 1:], (0, 1), value=-100)
-        if targets is not None:
-            kwargs["use_cache"] = False
-            if position_ids is not None:  # packed: transformers finds the borders itself, if no mask says otherwise
-                attention_mask = None
-        loss_arguments = {"labels": None, "num_items_in_batch": kwargs.pop("num_items_in_batch", None)}
-        inputs = {
-            "inputs_embeds": inputs_embeds,
-            "vision_features": vision_features,
-            "mm_encoder_outputs": mm_encoder_outputs,
-        }
-        plain = past_key_values is None and kwargs == {"use_cache": False}
-        llm = self.model.language_model, self.lm_head
-        if targets is not None and self.training and plain and may_group(*llm, attention_mask, position_ids):
-            return self._forward_by_groups(input_ids, pixel_values, position_ids, targets, inputs, loss_arguments)
+        targets = {name: kwargs.pop(name, None) for name in ("shift_labels", "num_items_in_batch")}
+        supervised = labels is not None or targets["shift_labels"] is not None
+        if supervised:
+            kwargs.setdefault("use_cache", False)  # with a cache, transformers does not look for packed sequences
         outputs = self.model(
             input_ids=input_ids,
             pixel_values=pixel_values,
             attention_mask=attention_mask,
             position_ids=position_ids,
             past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            vision_features=vision_features,
+            mm_encoder_outputs=mm_encoder_outputs,
             return_dict=True,
-            **inputs,
             **kwargs,
         )
-        hidden = outputs.last_hidden_state
-        loss, logits = None, None
-        if targets is not None and self.training:
-            loss = self._answer_loss(hidden, targets, **loss_arguments)
-        else:
-            keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-            # A slice that is not contiguous would make PyTorch's CPU matmul copy the head's weights for each row.
-            logits = self.compute_logits(hidden[:, keep, :].contiguous())
-            if targets is not None:
-                loss = self.loss_function(logits, shift_labels=targets, vocab_size=logits.shape[-1], **loss_arguments)
+        keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        # A slice that is not contiguous would make PyTorch's CPU matmul copy the head's weights for each row.
+        logits = self.compute_logits(outputs.last_hidden_state[:, keep, :].contiguous())
+        loss = self.loss_function(logits, labels, vocab_size=logits.shape[-1], **targets) if supervised else None
         return MiniGPT4CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
@@ -564,86 +445,11 @@ class MiniGPT4ForConditionalGeneration(MiniGPT4PreTrainedModel, GenerationMixin)
             image_hidden_states=outputs.image_hidden_states,
         )
 
-    def _forward_by_groups(self, input_ids, pixel_values, position_ids, targets, inputs, loss_arguments):
-        """The loss over targets [B, L] without hidden states or logits; see `LossByGroups`."""
-        tokens = self.tokens_at_once or TOKENS_AT_ONCE.get(targets.device.type, TOKENS_AT_ONCE["cuda"])
-        if loss_arguments["num_items_in_batch"] is None:
-            loss_arguments["num_items_in_batch"] = (targets != -100).sum()
-        with frozen_linears(self):
-            if pixel_values is not None and inputs["vision_features"] is None and not self.model.vision_tower.training:
-                pictures = pixel_values.split(max(1, tokens // self.config.num_patches))
-                inputs["vision_features"] = torch.cat([self.model.get_vision_features(some) for some in pictures])
-            inputs_embeds, visual_tokens = self.model.embed(input_ids, pixel_values, **inputs)
-            if position_ids is not None:
-                inputs_embeds, targets = unpack(position_ids, inputs_embeds, targets)
-
-            def loss_of(inputs_embeds, targets):
-                hidden = self.model.language_model(inputs_embeds=inputs_embeds, use_cache=False).last_hidden_state
-                return self._answer_loss(hidden, targets, **loss_arguments)
-
-            loss = loss_by_groups(inputs_embeds, targets, loss_of, tokens)
-        return MiniGPT4CausalLMOutputWithPast(loss=loss, image_hidden_states=visual_tokens)
-
-    def _answer_loss(self, hidden, targets, **loss_arguments):
-        """Cross-entropy where a next token is named: hidden [B, L, D], targets [B, L] -> scalar."""
-        predicts = targets != -100
-        logits = self.compute_logits(hidden[predicts][None])[0]
-        return self.loss_function(logits, shift_labels=targets[predicts], vocab_size=logits.shape[-1], **loss_arguments)
-
-
-def _stored_dtype(repo, arguments):
-    """The dtype that the config says the weights are stored in, if `from_pretrained` is to choose one; else None."""
-    if not all(arguments.get(name) in (None, "auto") for name in ("dtype", "torch_dtype")):
-        return None
-    config = arguments.get("config")
-    if isinstance(config, PreTrainedConfig):
-        dtype = config.dtype
-    else:
-        fields, _ = PreTrainedConfig.get_config_dict(config or repo, **hub_arguments(arguments))
-        dtype = fields.get("dtype", fields.get("torch_dtype"))
-    return getattr(torch, dtype) if isinstance(dtype, str) else dtype
-
-
-@contextlib.contextmanager
-def _as_saved(model, light):
-    """What the library should not see of a model: with adapters it would save them alone, with quantized weights all of
-    these; a light repository has neither the frozen weights nor their quantization; and the config that is written names
-    the dtype that is stored."""
-    hidden = {"_hf_peft_config_loaded": False}
-    if light and getattr(model, "hf_quantizer", None) is not None:
-        config = copy.copy(model.config)
-        del config.quantization_config
-        hidden |= {"hf_quantizer": None, "config": config}
-    elif stored := model._stored_as.get(model.dtype):
-        config = copy.deepcopy(model.config)
-        for part in (config, *(getattr(config, name) for name in config.sub_configs)):
-            if part is not None:
-                part.dtype = stored
-        hidden |= {"_saving_as": stored, "config": config}
-    before = {name: getattr(model, name) for name in hidden}
-    try:
-        for name, value in hidden.items():
-            setattr(model, name, value)
-        yield
-    finally:
-        for name, value in before.items():
-            setattr(model, name, value)
-
-
-def _sparing_the_projection(quantization_config):
-    """A copy that quantizes neither the projection, which is trained, nor the head, unless it says itself what to spare."""
-    if isinstance(quantization_config, dict):
-        quantization_config = AutoQuantizationConfig.from_dict(quantization_config)
-    quantization_config = copy.copy(quantization_config)
-    for field in ("llm_int8_skip_modules", "modules_to_not_convert"):  # bitsandbytes', and the other libraries' name
-        if getattr(quantization_config, field, ...) is None:
-            setattr(quantization_config, field, [*MiniGPT4PreTrainedModel._keep_in_fp32_modules_strict, "lm_head"])
-    return quantization_config
-
 
 def _build_qformer(config):
-    if config._attn_implementation not in (None, "eager", "sdpa"):
-        config._attn_implementation = "sdpa"  # the only fast one it has; flash or flex then reach the other parts
+    if config._attn_implementation not in (None, "eager", "sdpa"):  # flash and flex are for the other parts
+        config = copy.copy(config)
+        config._attn_implementation = "sdpa"  # the only fast one it has
     return Blip2QFormerModel(config)
 
 

@@ -32,8 +32,7 @@ from .from_parts import (
     text_config_of,
     vision_fields,
 )
-from .light import assemble, variant_of
-from .modeling_minigpt4 import MiniGPT4ForConditionalGeneration
+from .light import MiniGPT4ForConditionalGeneration, assemble, variant_of
 
 
 def load_originals(projection, vision, text, qformer=None, dims=None, **arguments):

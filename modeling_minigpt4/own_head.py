@@ -15,10 +15,6 @@ from transformers import AutoModelForCausalLM
 from transformers.modeling_outputs import MoeModelOutputWithPast
 from transformers.modeling_utils import PreTrainedModel
 
-# Of the check; enough for attention to matter.
-CHECKED_TOKENS = 4
-TOLERANCE = 1e-5
-
 
 class OwnHead:
     """The part of an LLM's `ForCausalLM` class behind its base model; called with the module that holds the weights.
@@ -34,10 +30,10 @@ class OwnHead:
     """
 
     def __init__(self, text_config):
-        self._llm = _without_weights(text_config).eval()
+        self._llm = without_weights(text_config).eval()
         name, linear = type(self._llm).__name__, self._llm.get_output_embeddings()
         [self._place] = [path for path, part in self._llm.named_modules() if part is linear] or [None]
-        for part in _base_models(self._llm).values():
+        for part in base_models(self._llm).values():
             _hollow(part)
         kept = [tensor for tensors in (self._llm.named_parameters(), self._llm.named_buffers()) for tensor in tensors]
         of_linear = [] if linear is None else list(linear.parameters())
@@ -60,38 +56,12 @@ class OwnHead:
         return self._llm(inputs_embeds=hidden, use_cache=False, return_dict=True).logits
 
 
-@torch.no_grad()
-def check_logits(model):
-    """Compares a model's logits on a few tokens with those of the LLM's own class around the same modules.
-
-    Args:
-        model: a `MiniGPT4ForConditionalGeneration` in eval mode.
-
-    Raises:
-        ValueError: they differ, or are not numbers; with the name of the class and by how much.
-    """
-    llm = _without_weights(model.config.text_config).eval()
-    for name in _base_models(llm):
-        setattr(llm, name, model.model.language_model)
-    llm.set_output_embeddings(model.lm_head)
-    device = model.get_input_embeddings().weight.device
-    ids = torch.arange(1, 1 + CHECKED_TOKENS, device=device)[None] % model.config.text_config.vocab_size
-    expected, found = (one(input_ids=ids, use_cache=False).logits.float() for one in (llm, model))
-    scale = expected.abs().max().clamp(min=1)
-    difference = ((found - expected).abs().max() / scale).item()
-    if not difference <= TOLERANCE:  # nor is a NaN
-        raise ValueError(
-            f"{type(llm).__name__}: here its logits on text differ from its own by {difference:.1e} of the largest, "
-            f"expected at most {TOLERANCE}; this LLM is not supported"
-        )
-
-
 def is_causal_llm(config):
     """Whether transformers has a causal LLM with a head for a config."""
     return type(config) in AutoModelForCausalLM._model_mapping
 
 
-def _without_weights(text_config):
+def without_weights(text_config):
     """The LLM's `ForCausalLM` on the meta device; raises ValueError, naming the config, if there is none."""
     if not is_causal_llm(text_config):
         raise ValueError(
@@ -102,7 +72,7 @@ def _without_weights(text_config):
         return AutoModelForCausalLM.from_config(copy.copy(text_config))
 
 
-def _base_models(llm):
+def base_models(llm):
     """{name: module} of what runs before the head."""
     return {name: part for name, part in llm.named_children() if isinstance(part, PreTrainedModel)}
 

@@ -58,7 +58,7 @@ PARTS = {
 BASE_PARTS = {name: {"repo": f"pypi:{part.wheel}", "revision": part.version} for name, part in PARTS.items()}
 
 # Each convolution of the published EfficientNet-Lite0, the batch normalisation behind it, and our name for both (see
-# efficientnet_lite.py). Inside `_blocks.N.` and outside of them the names differ.
+# vision_tower.py). Inside `_blocks.N.` and outside of them the names differ.
 _BLOCK_CONVOLUTIONS = {
     "_expand_conv": ("_bn0", "expand"),
     "_depthwise_conv": ("_bn1", "depthwise"),

@@ -2,12 +2,49 @@
 
 A CPU without bf16 instructions runs bf16 convolutions and matrix products in plain loops: on an AMD Zen 3 the embedded
 default's vision tower does 3.7 images/s in bf16 and 35.5 in fp32. So a model that is stored in bf16 computes in fp32
-there, and is stored in bf16 again (see `MiniGPT4PreTrainedModel.stored_dtype`).
+there. (Saved by this package, it is stored in bf16 again: see light.py.)
 """
 
 import platform
 
 import torch
+from transformers.configuration_utils import PreTrainedConfig
+
+# Arguments of `from_pretrained` that say which copy of a repository to read.
+_HUB_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only", "force_download", "subfolder", "code_revision")
+
+
+def hub_arguments(arguments):
+    """Those of the arguments of `from_pretrained` that say which copy of a repository to read."""
+    return {name: arguments[name] for name in _HUB_ARGUMENTS if arguments.get(name) is not None}
+
+
+def fast_loading(repo, arguments):
+    """Arguments of `from_pretrained`, with a `dtype` if they leave it open (None or "auto") and the config names one.
+
+    That is the dtype in which the weights are stored or, where it is slow on the device, one that is fast (see
+    `compute_dtype`). The device is that of `device_map`; without one it is the machine's accelerator, to which the model is
+    then moved, or its CPU.
+    """
+    stored = stored_in(repo, arguments)
+    return (
+        arguments
+        if stored is None
+        else {**arguments, "dtype": compute_dtype(stored, device_of(arguments.get("device_map")))}
+    )
+
+
+def stored_in(repo, arguments):
+    """The dtype that the config says the weights are stored in, if `from_pretrained` is to choose one; else None."""
+    if not all(arguments.get(name) in (None, "auto") for name in ("dtype", "torch_dtype")):
+        return None
+    config = arguments.get("config")
+    if isinstance(config, PreTrainedConfig):
+        dtype = config.dtype
+    else:
+        fields, _ = PreTrainedConfig.get_config_dict(config or repo, **hub_arguments(arguments))
+        dtype = fields.get("dtype", fields.get("torch_dtype"))
+    return getattr(torch, dtype) if isinstance(dtype, str) else dtype
 
 
 def default_device():

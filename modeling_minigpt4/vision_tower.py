@@ -5,20 +5,20 @@
       -> look            [N, extra + P, V]      extra: class and register tokens, which every tower has in front
       -> merge_patches   [N, Q, down * across * V]
 
-N images, P = rows * columns patches, V width, Q visual tokens of an image.
+N images, P = rows * columns patches, V width, Q visual tokens of an image. The tower of the embedded default is at the end,
+because transformers has none of its kind.
 """
 
 import inspect
-import math
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 from transformers import MODEL_MAPPING, AutoModel, Blip2VisionModel
+from transformers.modeling_outputs import BaseModelOutput
+from transformers.modeling_utils import PreTrainedModel
 
-from .efficientnet_lite import EfficientNetLiteModel
-
-# Towers that `AutoModel` does not build from their config (see VISION_CONFIGS in the configuration).
-VISION_TOWERS = {"blip_2_vision_model": Blip2VisionModel, "efficientnet_lite": EfficientNetLiteModel}
+from ..configuration.configuration_minigpt4 import EfficientNetLiteConfig
 
 
 def build_vision_tower(config):
@@ -30,12 +30,6 @@ def build_vision_tower(config):
     if isinstance(tower, Blip2VisionModel):
         tower.post_layernorm.eps = 1e-5  # BLIP-2's ln_vision is a plain LayerNorm; transformers gives it the ViT's 1e-6
     return tower
-
-
-def sees_images(config):
-    """Whether a config is that of a tower that takes images, and nothing else."""
-    tower_class = VISION_TOWERS.get(config.model_type) or MODEL_MAPPING.get(type(config), None)
-    return getattr(tower_class, "main_input_name", None) == "pixel_values"
 
 
 def look(tower, pixel_values, layer=-1, **kwargs):
@@ -63,76 +57,140 @@ def merge_patches(patches, grid, block, fit="pad"):
     if rows % down or columns % across:
         if fit == "pool":
             smaller = (rows // down * down, columns // across * across)
-            patches = nn.functional.adaptive_avg_pool2d(patches.permute(0, 3, 1, 2), smaller).permute(0, 2, 3, 1)
+            patches = F.adaptive_avg_pool2d(patches.permute(0, 3, 1, 2), smaller).permute(0, 2, 3, 1)
         else:
-            patches = nn.functional.pad(patches, (0, 0, 0, -columns % across, 0, -rows % down))
+            patches = F.pad(patches, (0, 0, 0, -columns % across, 0, -rows % down))
     # [N, rows / down, down, columns / across, across, V], then the two inside a block beside V
     blocks = patches.unflatten(2, (-1, across)).unflatten(1, (-1, down)).transpose(2, 3)
     return blocks.flatten(3).flatten(1, 2)
-
-
-def measure(config, layer=-1):
-    """(rows, columns, width) of a tower's patches at a layer, from one run without weights or memory.
-
-    Raises:
-        ValueError: it does not take images alone, not of one size, or its tokens are no grid; one line with its name.
-    """
-    name = f"the vision tower {config.model_type}"
-    size = getattr(config, "image_size", None)
-    if not sees_images(config):
-        raise ValueError(f"{name}: transformers has no model for it that takes images alone; expected a vision tower")
-    with torch.device("meta"):
-        tower = build_vision_tower(config).eval()
-    _check_inputs(tower, name)
-    if not size:
-        raise ValueError(f"{name}: its config has no image_size, which the number of visual tokens follows from")
-    size = tuple(size) if isinstance(size, list | tuple) else (size, size)
-    try:
-        with torch.no_grad():
-            pixel_values = torch.empty(1, 3, *size, device="meta")
-            output, tokens = look(tower, pixel_values, layer, output_hidden_states=True)
-    except Exception as error:  # each tower fails in its own way
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{name}: cannot look at an image of {size[0]} x {size[1]} in layer {layer} ({reason})") from error
-    grid = _grid(config, output, tokens.shape[1], layer, size)
-    if grid is None:
-        raise ValueError(f"{name}: gives {tokens.shape[1]} tokens for an image of {size[0]} x {size[1]}, which are no grid")
-    return *grid, tokens.shape[2]
-
-
-def _check_inputs(tower, name):
-    """Raises ValueError where a tower wants more than images of one size."""
-    needed = [
-        parameter.name
-        for parameter in inspect.signature(tower.forward).parameters.values()
-        if parameter.default is parameter.empty
-        and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
-        and parameter.name != "pixel_values"
-    ]
-    if needed:
-        raise ValueError(
-            f"{name}: wants {', '.join(needed)} beside the image, for images of any size and number of patches (NaFlex or "
-            "the like); every image has as many visual tokens here, so take the tower's variant of one resolution"
-        )
-
-
-def _grid(config, output, length, layer, size):
-    """(rows, columns) of `length` tokens: those of the feature map, of the config's patches, or of a square; or None."""
-    maps = [output.last_hidden_state, *(output.hidden_states or [])[layer:][:1]]
-    for found in maps if layer == -1 else maps[1:]:
-        if found.ndim == 4:
-            return tuple(found.shape[-2:])
-    patch = getattr(config, "patch_size", None)
-    if patch:
-        patch = patch if isinstance(patch, list | tuple) else (patch, patch)
-        grid = tuple(side // of_one for side, of_one in zip(size, patch, strict=True))
-        if math.prod(grid) <= length:
-            return grid
-    side = math.isqrt(length)
-    return (side, side) if side**2 == length and size[0] == size[1] else None
 
 
 def _without_pooling(config):
     tower_class = MODEL_MAPPING.get(type(config), None)
     takes = inspect.signature(tower_class.__init__).parameters if tower_class else {}
     return {"add_pooling_layer": False} if "add_pooling_layer" in takes else {}
+
+
+# EfficientNet-Lite0: kernel, stride, expansion, channels, repeats of its seven stages.
+STAGES = (
+    (3, 1, 1, 16, 1),
+    (3, 2, 6, 24, 2),
+    (5, 2, 6, 40, 2),
+    (3, 2, 6, 80, 3),
+    (5, 1, 6, 112, 3),
+    (5, 2, 6, 192, 4),
+    (3, 1, 6, 320, 1),
+)
+STEM_CHANNELS = 32
+POSITION_SCALE = 0.5  # largest entry of the position code, beside features of unit variance
+IMAGES_AT_ONCE = 4  # on a CPU: what fits its cache; a batch of 16 takes up to half as long again
+
+
+class SameConv(nn.Conv2d):
+    """Convolution with "SAME" padding and, unless `linear`, ReLU6: [N, C, H, W] -> [N, C', H', W'].
+
+    The batch normalisation behind each convolution is folded into its weight and bias (parts.py): the tower is frozen.
+    """
+
+    def __init__(self, in_channels, out_channels, kernel, stride=1, groups=1, linear=False):
+        super().__init__(in_channels, out_channels, kernel, stride, groups=groups)
+        self.linear = linear
+
+    def forward(self, hidden):
+        left, right, top, bottom = self._same_padding(*hidden.shape[-2:])
+        weight = self.weight
+        if (left, top) != (right, bottom):  # zeros before the kernel shift it as zeros behind the image would: no large copy
+            weight = F.pad(weight, (right - left, 0, bottom - top, 0))
+        hidden = F.conv2d(hidden, weight, self.bias, self.stride, (bottom, right), groups=self.groups)
+        return hidden if self.linear else F.relu6(hidden, inplace=True)
+
+    def _same_padding(self, height, width):
+        kernel, stride = self.kernel_size[0], self.stride[0]
+        rows, columns = (max((-(-size // stride) - 1) * stride + kernel - size, 0) for size in (height, width))
+        return columns // 2, columns - columns // 2, rows // 2, rows - rows // 2
+
+
+class InvertedResidual(nn.Module):
+    """Widen by 1x1, filter by depth, narrow by 1x1 without activation; added to its input where the shapes agree."""
+
+    def __init__(self, in_channels, out_channels, kernel, stride, expansion):
+        super().__init__()
+        width = in_channels * expansion
+        self.expand = SameConv(in_channels, width, 1) if expansion != 1 else nn.Identity()
+        self.depthwise = SameConv(width, width, kernel, stride, groups=width)
+        self.project = SameConv(width, out_channels, 1, linear=True)
+        self.residual = stride == 1 and in_channels == out_channels
+
+    def forward(self, hidden):
+        output = self.project(self.depthwise(self.expand(hidden)))
+        return hidden + output if self.residual else output
+
+
+class EfficientNetLiteModel(PreTrainedModel):
+    """EfficientNet-Lite0, the tower of the embedded default (Tan & Le 2019; TensorFlow's "lite" variant, 2020).
+
+        pixel_values [N, 3, H, W] -> stem -> 16 inverted residual blocks -> head [N, 1280, H/32, W/32]
+                                  -> average over a `pool_grid` x `pool_grid` grid [N, P, 1280], row by row
+                                  -> LayerNorm without parameters -> plus a fixed code of each cell's position
+
+    Lite means: ReLU6 everywhere, no squeeze-and-excitation, stem and head not scaled. Convolutions pad like TensorFlow's
+    "SAME" (one pixel more on the right and below when the stride is 2), since the weights were trained there.
+    """
+
+    config: EfficientNetLiteConfig
+    config_class = EfficientNetLiteConfig
+    base_model_prefix = "efficientnet_lite"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    _no_split_modules = ["InvertedResidual"]
+    # It has no attention, so whichever implementation the LLM is given does for it.
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.stem = SameConv(3, STEM_CHANNELS, 3, stride=2)
+        blocks, channels = [], STEM_CHANNELS
+        for kernel, stride, expansion, out_channels, repeats in STAGES:
+            for repeat in range(repeats):
+                blocks.append(InvertedResidual(channels, out_channels, kernel, stride if repeat == 0 else 1, expansion))
+                channels = out_channels
+        self.blocks = nn.ModuleList(blocks)
+        self.head = SameConv(channels, config.hidden_size, 1)
+        self.post_init()
+
+    def forward(self, pixel_values, **kwargs):
+        """pixel_values: float [N, 3, H, W] scaled to (x - 127) / 128. Returns `BaseModelOutput` with [N, P, hidden]."""
+        at_once = IMAGES_AT_ONCE if pixel_values.device.type == "cpu" else len(pixel_values)
+        hidden = torch.cat([self._cells(some) for some in pixel_values.split(max(1, at_once))])
+        hidden = hidden.flatten(2).transpose(1, 2).float()
+        hidden = F.layer_norm(hidden, hidden.shape[-1:]) + _position_code(self.config, hidden.device)
+        return BaseModelOutput(last_hidden_state=hidden.to(self.stem.weight.dtype))
+
+    def _cells(self, pixel_values):
+        """[N, 3, H, W] -> averages over the grid's cells, [N, hidden, pool_grid, pool_grid]."""
+        # A depthwise convolution on a CPU is several times faster with the channels innermost, in bf16 above all.
+        hidden = pixel_values.to(self.stem.weight.dtype).contiguous(memory_format=torch.channels_last)
+        hidden = self.stem(hidden)
+        for block in self.blocks:
+            hidden = block(hidden)
+        return F.adaptive_avg_pool2d(self.head(hidden), self.config.pool_grid)
+
+
+def _position_code(config, device):
+    """[pool_grid ** 2, hidden]: cosines of a cell's row in the first half of the channels, of its column in the second.
+
+    A convolution hardly tells where it is: without this code a linear probe finds the column of a cell in 71% of cases,
+    and questions about left and right stay unanswered. A ViT has its position embeddings for it.
+    """
+    cells = torch.arange(config.pool_grid, device=device) + 0.5
+    frequencies = torch.arange(1, config.hidden_size // 2 + 1, device=device)
+    code = POSITION_SCALE * torch.cos(torch.pi * cells[:, None] * frequencies / config.pool_grid)
+    rows, columns = code.repeat_interleave(config.pool_grid, 0), code.repeat(config.pool_grid, 1)
+    return torch.cat([rows, columns], dim=1)
+
+
+# Towers that `AutoModel` does not build from their config (see VISION_CONFIGS in the configuration).
+VISION_TOWERS = {"blip_2_vision_model": Blip2VisionModel, "efficientnet_lite": EfficientNetLiteModel}

@@ -30,8 +30,8 @@ class MiniGPT4DataCollator:
         answer_end: what ends an answer; by default "\\n" after a caption and the template's own turn end after an answer.
         instructions: for examples of the first form, draw one of these for each sample (the paper's four, say), which
             makes them examples of the second.
-        packing: put all sequences of the batch into one row [1, L], with `position_ids` that restart at each; they do
-            not see each other.
+        packing: put all sequences of the batch into one row [1, L], with `position_ids` that restart at each, and without
+            a mask: by that transformers knows that they do not see each other.
         max_tokens: prompt and answer together may not be longer (the LLM's context); a longer example is an error.
 
     Examples may hold `vision_features` [Q, C] (see `MiniGPT4Model.get_vision_features`) in place of `image`; then the
@@ -141,7 +141,6 @@ class MiniGPT4DataCollator:
         position_ids = torch.tensor([[position for ids, _ in rows for position in range(len(ids))]])
         return {
             "input_ids": input_ids,
-            "attention_mask": torch.ones_like(input_ids),
             "labels": labels,
             "position_ids": position_ids,
         }

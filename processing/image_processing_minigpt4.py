@@ -2,7 +2,7 @@
 
 Follows the original's evaluation transform: resize to the vision tower's size without cropping, scale, normalise. The
 resampling and the colours are those that the tower was trained on: for the original's bicubic and CLIP's, for any other what
-its repository says (`for_tower`). Nothing is cropped, whatever that says: a text may speak of what is at the edge.
+its repository says (see for_model.py). Nothing is cropped, whatever that says: a text may speak of what is at the edge.
 PIL only: torchvision's resize differs by a uint8 level, and has no CPU build on PyPI.
 """
 
@@ -15,40 +15,16 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 from transformers.image_processing_backends import PilBackend
-from transformers.image_utils import (
-    IMAGENET_DEFAULT_MEAN,
-    IMAGENET_DEFAULT_STD,
-    OPENAI_CLIP_MEAN,
-    OPENAI_CLIP_STD,
-    PILImageResampling,
-)
-from transformers.models.auto.configuration_auto import model_type_to_module_name
-from transformers.models.auto.image_processing_auto import (
-    IMAGE_PROCESSOR_MAPPING_NAMES,
-    get_image_processor_class_from_name,
-    get_image_processor_config,
-)
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, PILImageResampling
 
 # A picture beyond this many pixels is refused before it is decoded: 64 Mpx are 192 MB of RGB.
 MAX_PIXELS = 64_000_000
-
-# What a preprocessor_config.json says that is followed here, and what changes pixels in a way that is not.
-_FOLLOWED = ("resample", "do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
-_NOT_FOLLOWED = ("rescale_offset", "include_top", "do_flip_channel_order")
-# DINO's published files say these. transformers' own defaults for it are CLIP's, or want torchvision, or are not there.
-_IMAGENET = {"image_mean": IMAGENET_DEFAULT_MEAN, "image_std": IMAGENET_DEFAULT_STD}
-_DINO = {
-    "dinov2": {**_IMAGENET, "resample": PILImageResampling.BICUBIC},
-    "dinov2_with_registers": {**_IMAGENET, "resample": PILImageResampling.BICUBIC},
-    "dinov3_vit": {**_IMAGENET, "resample": PILImageResampling.BILINEAR},
-    "dinov3_convnext": {**_IMAGENET, "resample": PILImageResampling.BILINEAR},
-}
 
 
 class MiniGPT4ImageProcessor(PilBackend):
     """PIL pictures, arrays or tensors -> `pixel_values` float32 [images, 3, size, size].
 
-    The defaults are the original's (EVA-CLIP: 224 pixels, CLIP statistics); `for_tower` has those of any other tower.
+    The defaults are the original's (EVA-CLIP: 224 pixels, CLIP statistics); for any tower see `image_processor_for`.
     """
 
     resample = PILImageResampling.BICUBIC
@@ -63,30 +39,6 @@ class MiniGPT4ImageProcessor(PilBackend):
     do_pad = False
     model_input_names = ["pixel_values"]
 
-    @classmethod
-    def for_tower(cls, vision_config, repo=None, **hub):
-        """The image processor of a vision tower: its size, and the resampling and colours that it was trained on.
-
-        Args:
-            vision_config: the tower's config, with an `image_size`.
-            repo: a folder or Hub id whose preprocessor_config.json tells the rest; without it, or without that file, it
-                is what transformers has for the tower's family.
-            hub: revision, token, cache_dir, local_files_only.
-
-        Raises:
-            ValueError: the file asks for something that is not followed here, or nothing is known of the family.
-            OSError: the repository cannot be reached.
-        """
-        said = get_image_processor_config(repo, **hub) if repo else {}
-        if changed := [name for name in _NOT_FOLLOWED if said.get(name)]:
-            raise ValueError(f"{repo}: its preprocessor_config.json sets {changed[0]}, which is not followed here")
-        fields = {name: said[name] for name in _FOLLOWED if said.get(name) is not None}
-        if not {"image_mean", "image_std"} <= fields.keys() and fields.get("do_normalize", True):
-            fields = {**_of_family(vision_config.model_type), **fields}
-        size = vision_config.image_size
-        height, width = size if isinstance(size, list | tuple) else (size, size)
-        return cls(size={"height": height, "width": width}, **fields)
-
     def fetch_images(self, image_url_or_urls):
         """Reads whatever `load_image` reads, in nested lists too; addresses are refused (see `load_image`)."""
         if isinstance(image_url_or_urls, list | tuple):
@@ -100,21 +52,6 @@ class MiniGPT4ImageProcessor(PilBackend):
         if isinstance(image, Image.Image):
             return np.array(to_rgb(image))
         return super().convert_to_rgb(image, **kwargs)
-
-
-def _of_family(model_type):
-    """What transformers' image processor for a tower's family has by default; raises ValueError if there is none."""
-    if model_type in _DINO:
-        return _DINO[model_type]
-    module = model_type_to_module_name(model_type)
-    names = [names for of, names in IMAGE_PROCESSOR_MAPPING_NAMES.items() if model_type_to_module_name(of) == module]
-    family = get_image_processor_class_from_name(names[0]["pil"]) if names and "pil" in names[0] else None
-    if family is None:
-        raise ValueError(
-            f"{model_type}: its repository has no preprocessor_config.json, and transformers' PIL image processors none for "
-            "its family; the colours it was trained on are not known: add the file, or pass an image_processor"
-        )
-    return {name: getattr(family, name) for name in _FOLLOWED if getattr(family, name, None) is not None}
 
 
 def load_image(source, smallest=None):

@@ -14,24 +14,16 @@ letters, so that nobody forges a picture or a turn.
 import copy
 import re
 import uuid
-from importlib import import_module
 from typing import Any
 
-from jinja2.exceptions import TemplateError
 from tokenizers import AddedToken, Regex, normalizers, pre_tokenizers
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_utils import make_flat_list_of_images
 from transformers.processing_utils import MultiModalData, ProcessorMixin
 
-from .chat_templates import VICUNA_V0, own_template, template_text, turn_markers, with_image_token
-from .image_processing_minigpt4 import MiniGPT4ImageProcessor
-from .turns import segments, turn_end
-
 # Stands between the letters of a marker that user text spells; the tokenizer splits there and drops it. A Unicode
 # noncharacter: no text that is meant for exchange holds one.
 BREAK = "\ufdd0"
-# What the image token is called where no token of the tokenizer is to be had for it.
-IMAGE_TOKEN = "<image>"
 
 
 class SpokenMessage(dict):
@@ -84,7 +76,7 @@ class MiniGPT4Processor(ProcessorMixin):
         self.num_image_tokens = num_image_tokens
         self.turn_markers = list(turn_markers)
         prepare_tokenizer(tokenizer, self.image_token)
-        chat_template = chat_template or with_image_token(VICUNA_V0, self.image_token)
+        chat_template = chat_template or _papers_template(self.image_token)
         super().__init__(image_processor, tokenizer, chat_template=chat_template, **kwargs)
 
     @classmethod
@@ -96,32 +88,17 @@ class MiniGPT4Processor(ProcessorMixin):
             tokenizer: the LLM's.
             chat_template: "vicuna", "llama-2", "chatml" (see chat_templates.py), or Jinja with IMAGE where a picture goes;
                 by default the LLM's own, which its tokenizer brings, or the paper's if it brings none.
-            image_processor: by default that of the vision tower, see `MiniGPT4ImageProcessor.for_tower`.
+            image_processor: by default that of the vision tower, see `image_processor_for`.
 
         Raises:
             ValueError: a template that does not show what is said, or an image token that the tokenizer does not have.
+            ImportError: this is the code of a repository, and the package is not installed.
         """
-        if image_processor is None:
-            origin = (config.base_parts or {}).get("vision_tower") or {}
-            image_processor = MiniGPT4ImageProcessor.for_tower(
-                config.vision_config, origin.get("repo"), revision=origin.get("revision")
-            )
-        image_token = _image_token(tokenizer, config.image_token_id)
-        named = template_text(chat_template) or ("" if tokenizer.chat_template else VICUNA_V0)
-        template = with_image_token(named, image_token) if named else own_template(tokenizer.chat_template, image_token)
-        processor = cls(
-            image_processor,
-            tokenizer,
-            image_token=image_token,
-            num_image_tokens=config.num_image_tokens,
-            turn_markers=turn_markers(named),
-            chat_template=template,
-        )
-        processor._check_template()
-        end = processor.turn_end.strip()
-        if not named and any(token not in tokenizer.all_special_ids for token in processor.encode(end)):
-            processor.turn_markers = [end]
-        return processor
+        try:
+            from minigpt4.processing.for_model import processor_for
+        except ImportError as error:
+            raise ImportError("for_model needs the package; run `pip install minigpt4-hf`") from error
+        return processor_for(cls, config, tokenizer, chat_template, image_processor)
 
     def __call__(self, images=None, text=None, **kwargs):
         """A rendered prompt (or several) and its pictures -> `input_ids`, `attention_mask`, `pixel_values`.
@@ -142,11 +119,11 @@ class MiniGPT4Processor(ProcessorMixin):
 
     def push_to_hub(self, repo_id, **arguments):
         """Uploads processor, tokenizer and their code in one commit; see the model's `push_to_hub`."""
-        try:  # no import statement, which the export would follow
-            export = import_module("..modeling_minigpt4.export", __package__)
-        except ModuleNotFoundError:
+        try:
+            from minigpt4.modeling_minigpt4.export import push_processor
+        except ImportError:
             return super().push_to_hub(repo_id, **arguments)
-        return export.push_processor(self, repo_id, **arguments)
+        return push_processor(self, repo_id, **arguments)
 
     def validate_inputs(self, images=None, text=None, videos=None, audio=None, **kwargs):
         """One line for a mismatch of pictures and image tokens, in place of the library's two."""
@@ -277,39 +254,18 @@ class MiniGPT4Processor(ProcessorMixin):
         Args:
             template: variables of the chat template; `training=True` renders the stage-2 form of a turn.
         """
-        return segments(self.chat_template, self._as_data(messages), self.tokenizer, **template)
+        return _turns().segments(self.chat_template, self._as_data(messages), self.tokenizer, **template)
 
     @property
     def turn_end(self):
         """What the chat template puts behind an answer, as text."""
-        return turn_end(self.chat_template, self.tokenizer)
+        return _turns().turn_end(self.chat_template, self.tokenizer)
 
     @property
     def turn_end_ids(self):
         """[the id] that the model writes last in a turn, if that is a token of its own; else [], see `turn_ends`."""
         ids = self.encode(self.turn_end.strip())
         return ids[-1:] if all(token in self.tokenizer.added_tokens_decoder for token in ids) else []
-
-    def _check_template(self):
-        """Raises ValueError unless the chat template shows a question, its picture and the answer."""
-        question, answer = (f"{word}-{uuid.uuid4().hex}" for word in ("question", "answer"))
-        content = [{"type": "image"}, {"type": "text", "text": question}]
-        messages = [{"role": "user", "content": content}, {"role": "assistant", "content": answer}]
-        try:
-            found, _ = self.segments(messages)
-        except (ValueError, TemplateError) as error:
-            raise ValueError(f"the chat template cannot be used ({error}); name another") from error
-        prompt, answers = ("".join(text for text, is_answer in found if is_answer is kind) for kind in (False, True))
-        for what, count in {
-            "pictures": prompt.count(self.image_token),
-            "questions": prompt.count(question),
-            "answers": answers.count(answer),
-        }.items():
-            if count != 1:
-                raise ValueError(
-                    f"the chat template shows {count} {what} of a turn that has one of each; expected a template of "
-                    "conversations, or one of the names in chat_templates.py"
-                )
 
     @property
     def turn_ends(self):
@@ -330,14 +286,22 @@ class MiniGPT4Processor(ProcessorMixin):
         return [*self.tokenizer.model_input_names, *self.image_processor.model_input_names]
 
 
-def _image_token(tokenizer, token_id):
-    """The token of an id; for the id behind the tokenizer's last one it is added. Raises ValueError if neither is there."""
-    if token_id == len(tokenizer):
-        tokenizer.add_tokens([AddedToken(IMAGE_TOKEN, special=True, normalized=False)], special_tokens=True)
-    token = tokenizer.convert_ids_to_tokens(token_id) if token_id < len(tokenizer) else None
-    if token is None:
-        raise ValueError(f"the tokenizer, of {len(tokenizer)} tokens, has none for image_token_id {token_id}")
-    return token
+def _turns():
+    """turns.py, which training needs, and whatever puts a model together; a repository only runs one, and has it not."""
+    try:
+        from minigpt4.processing import turns
+    except ImportError as error:
+        raise ImportError("finding answers in a template needs the package; run `pip install minigpt4-hf`") from error
+    return turns
+
+
+def _papers_template(image_token):
+    """The conversation that Vicuna v0 was tuned on; a repository brings its own in chat_template.jinja."""
+    try:
+        from minigpt4.processing.chat_templates import VICUNA_V0, with_image_token
+    except ImportError as error:
+        raise ImportError("there is no chat_template; pass one, or run `pip install minigpt4-hf`") from error
+    return with_image_token(VICUNA_V0, image_token)
 
 
 def prepare_tokenizer(tokenizer, image_token):

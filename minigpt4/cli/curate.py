@@ -82,6 +82,7 @@ def run(arguments):
     _check(arguments)
     from ..processing.curation.store import Store
 
+    steps = dict(zip(STEPS, (_sample, _generate, _fix, _filter, _verify, _publish), strict=True))
     first = int(os.environ.get("RANK", "0")) == 0  # of the processes of `accelerate launch`
     with Store(arguments.store, create="sample" in arguments.steps) as store:
         if not arguments.steps:
@@ -89,7 +90,7 @@ def run(arguments):
         for step in arguments.steps:
             if first or step == "generate":  # the others have nothing to compute
                 with store.only_one(step) if first else contextlib.nullcontext():
-                    print(globals()[f"_{step}"](store, arguments))
+                    print(steps[step](store, arguments))
 
 
 def _check(arguments):

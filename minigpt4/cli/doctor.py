@@ -142,7 +142,7 @@ def _tower(device, dtype):
     import torch
 
     from ..configuration.configuration_minigpt4 import EfficientNetLiteConfig
-    from ..modeling_minigpt4.efficientnet_lite import EfficientNetLiteModel
+    from ..modeling_minigpt4.vision_tower import EfficientNetLiteModel
 
     config = EfficientNetLiteConfig()
     tower = EfficientNetLiteModel(config).eval().to(device, dtype)

@@ -66,7 +66,7 @@ def recipe_config(section):
 def read_config(name):
     """The config of a preset, of the embedded default, of a folder or of a Hub id; raises ValueError or OSError."""
     from .. import MiniGPT4Config
-    from ..configuration.configuration_minigpt4 import PRESETS
+    from ..configuration.presets import PRESETS
     from ..models import load_config
 
     return MiniGPT4Config.preset(name) if name in PRESETS else load_config(name)

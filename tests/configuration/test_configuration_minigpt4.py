@@ -173,13 +173,19 @@ def test_sub_configs_may_be_dicts():
         ({"projection_layers": 0}, "projection_layers is 0"),
         ({"image_token_id": 32000}, "image_token_id is 32000.*32000 rows"),
         ({"image_token_id": -1}, "image_token_id is -1"),
-        ({"patch_merge": 3}, "patch_merge is 3.*256 patches"),
+        ({"text_config": {"model_type": "llama"}, "patch_merge": 3}, "patch_merge is 3.*256 patches"),
         ({"vision_config": {"model_type": "no_such_tower"}}, "unknown model_type 'no_such_tower'"),
     ],
 )
 def test_impossible_configs_say_what_is_wrong(arguments, message):
     with pytest.raises(ValueError, match=message):
         MiniGPT4Config(**arguments)
+
+
+def test_without_parts_it_is_the_papers_model():
+    assert MiniGPT4Config().to_dict() == MiniGPT4Config.preset("vicuna-7b").to_dict()
+    without = MiniGPT4Config.preset("vicuna-7b", qformer_config=None)
+    assert without.qformer_config is None and MiniGPT4Config.from_dict(without.to_dict()).qformer_config is None
 
 
 def test_unknown_preset_lists_the_known_ones():

@@ -18,6 +18,7 @@ from transformers import (
 from minigpt4 import MiniGPT4Config, MiniGPT4ForConditionalGeneration
 from minigpt4.cli import main
 from minigpt4.cli.memory import recipe_config
+from minigpt4.frozen_llm import FrozenLLM
 from minigpt4.memory import cache_bytes, empty_model, parameters_by_part, picture_bytes, training_bytes, weight_bytes
 from minigpt4.recipes import Recipe, TrainSection, load_recipe
 
@@ -162,7 +163,7 @@ def test_a_step_takes_what_the_profiler_measures(checkpointing):
     input_ids[:, 1:17] = config.image_token_id
     labels = torch.where(torch.arange(49) < 17, -100, input_ids)
     features = torch.randn(4, config.num_image_tokens, config.projection_width)
-    model.tokens_at_once = 4096
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as measured:
+    way = FrozenLLM(model, tokens_at_once=4096)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as measured, way:
         model(input_ids=input_ids, labels=labels, vision_features=features).loss.backward()
     assert training_bytes(config, recipe)["a step"] == pytest.approx(_peak(measured), rel=0.2)

@@ -92,22 +92,21 @@ def test_cached_features_train_as_pictures_do(recipe, dataset, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_stopped_by_sigterm_goes_on_to_the_same_weights(recipe, dataset, tmp_path, monkeypatch):
+def test_a_run_stopped_by_sigterm_goes_on_to_the_same_weights(recipe, dataset, tmp_path):
     """In the second of three epochs, with looks at the pictures that are drawn anew."""
     recipe.data.views, recipe.train.feature_dropout = 3, 0.1
     model, processor = load_model(recipe.model)
     whole, _, _ = train(recipe, model, processor, dataset)
     recipe.output, dataset.features = str(tmp_path / "stopped"), None
     model, processor = load_model(recipe.model)
-    forward, calls = model.forward, []
+    calls = []
 
-    def stop_in_the_fourth_step(*args, **kwargs):
+    def stop_in_the_fourth_step(*_):
         calls.append(1)
         if len(calls) == 4:
             os.kill(os.getpid(), signal.SIGTERM)
-        return forward(*args, **kwargs)
 
-    monkeypatch.setattr(model, "forward", stop_in_the_fourth_step)
+    model.register_forward_pre_hook(stop_in_the_fourth_step)
     with pytest.raises(SystemExit) as stopped:
         train(recipe, model, processor, dataset)
     assert stopped.value.code == 143
@@ -136,16 +135,15 @@ def test_batches_are_of_like_length_in_shuffled_order():
 
 
 @pytest.mark.slow
-def test_frozen_parts_stay_in_eval_mode_while_training(recipe, dataset, monkeypatch):
+def test_frozen_parts_stay_in_eval_mode_while_training(recipe, dataset):
     model, processor = load_model(recipe.model)
     recipe.train.cache_features = False
-    modes, forward = [], model.forward
+    modes = []
 
-    def note(*args, **kwargs):
+    def note(*_):
         modes.append((model.training, model.model.vision_tower.training, model.model.qformer.training))
-        return forward(*args, **kwargs)
 
-    monkeypatch.setattr(model, "forward", note)
+    model.register_forward_pre_hook(note)
     train(recipe, model, processor, dataset)
     assert set(modes) == {(True, False, False)}
 
@@ -180,7 +178,7 @@ def test_a_run_killed_after_its_last_step_only_finishes(recipe, dataset, monkeyp
         train(recipe, model, processor, dataset)
     trained = model.model.projection.weight.clone()
     model, processor = load_model(recipe.model)
-    monkeypatch.setattr(model, "forward", killed)  # no step is run again
+    model.register_forward_pre_hook(killed)  # no step is run again
     finished, _, summary = train(recipe, model, processor, dataset)
     assert torch.equal(finished.model.projection.weight, trained)
     assert summary["steps"] == 8

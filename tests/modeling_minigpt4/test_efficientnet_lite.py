@@ -11,7 +11,7 @@ from transformers import AutoModel
 
 from minigpt4 import EfficientNetLiteConfig
 from minigpt4.modeling_minigpt4 import parts
-from minigpt4.modeling_minigpt4.efficientnet_lite import POSITION_SCALE, EfficientNetLiteModel, SameConv
+from minigpt4.modeling_minigpt4.vision_tower import POSITION_SCALE, EfficientNetLiteModel, SameConv
 
 
 @pytest.fixture(scope="module")

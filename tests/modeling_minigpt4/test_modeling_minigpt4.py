@@ -114,7 +114,7 @@ def test_both_stages_train_on_the_originals_numbers(fixture, instruction, origin
     close(seen["inputs_embeds"][attended], expected["inputs_embeds"][attended], 1e-5)
     close(output.logits[attended], expected["logits"][attended], 5e-5)
     close(output.loss, expected["loss"], 5e-6)
-    for training in (True, False):  # in train mode only the answers' logits are computed
+    for training in (True, False):
         loss, weight, bias = loss_and_gradient(original.train(training), batch)
         close(loss, expected["loss"], 5e-6)
         close(weight, expected["grad_llama_proj_weight"], 1e-5)

@@ -16,7 +16,8 @@ from transformers import (
 )
 
 from minigpt4 import MiniGPT4Config, MiniGPT4ForConditionalGeneration
-from minigpt4.modeling_minigpt4.vision_tower import look, measure, merge_patches
+from minigpt4.modeling_minigpt4.tower_grid import measure
+from minigpt4.modeling_minigpt4.vision_tower import look, merge_patches
 
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
 STAGES = {"hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1], "image_size": 64}

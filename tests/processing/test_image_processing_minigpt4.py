@@ -24,6 +24,7 @@ from transformers import (
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from minigpt4 import MiniGPT4ImageProcessor
+from minigpt4.processing.for_model import image_processor_for
 from minigpt4.processing.image_processing_minigpt4 import load_image
 
 
@@ -282,7 +283,7 @@ def test_a_tower_sees_what_its_own_image_processor_gives(picture, tmp_path):
     size = {"height": 56, "width": 56}
     theirs = SiglipImageProcessorPil(size=size, resample=2)
     theirs.save_pretrained(tmp_path)
-    ours = MiniGPT4ImageProcessor.for_tower(SiglipVisionConfig(image_size=56), str(tmp_path))
+    ours = image_processor_for(SiglipVisionConfig(image_size=56), str(tmp_path))
     found = [which(picture(), return_tensors="pt")["pixel_values"] for which in (ours, theirs)]
     assert torch.equal(*found) and found[0].shape == (1, 3, 56, 56)
 
@@ -291,7 +292,7 @@ def test_the_towers_repository_has_the_last_word(tmp_path):
     """Colours, resampling and scale of the file; the size of the tower, for a number of patches follows from it."""
     said = {"image_mean": [0.1] * 3, "image_std": [0.2] * 3, "resample": 1, "rescale_factor": 0.5}
     repo = written(tmp_path, **said, size={"shortest_edge": 256}, crop_size=224, do_center_crop=True)
-    processor = MiniGPT4ImageProcessor.for_tower(ViTConfig(image_size=[32, 48]), repo)
+    processor = image_processor_for(ViTConfig(image_size=[32, 48]), repo)
     assert (list(processor.image_mean), list(processor.image_std)) == ([0.1] * 3, [0.2] * 3)
     assert (processor.resample, processor.rescale_factor) == (1, 0.5)
     assert (processor.size.height, processor.size.width, processor.do_center_crop) == (32, 48, False)
@@ -315,13 +316,13 @@ CLIP = [0.48145466, 0.4578275, 0.40821073]
 )
 def test_without_a_file_it_is_what_the_family_has(config, mean, resample, tmp_path):
     for repo in (None, str(tmp_path)):
-        processor = MiniGPT4ImageProcessor.for_tower(config, repo)
+        processor = image_processor_for(config, repo)
         assert (list(processor.image_mean), processor.resample) == (mean, resample)
 
 
 def test_colours_that_nobody_knows_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"bert: its repository has no preprocessor_config\.json.* are not known"):
-        MiniGPT4ImageProcessor.for_tower(BertConfig())
+        image_processor_for(BertConfig())
     repo = written(tmp_path / "efficientnet", image_mean=IMAGENET, image_std=[0.2] * 3, rescale_offset=True)
     with pytest.raises(ValueError, match="sets rescale_offset, which is not followed here"):
-        MiniGPT4ImageProcessor.for_tower(ViTConfig(), repo)
+        image_processor_for(ViTConfig(), repo)

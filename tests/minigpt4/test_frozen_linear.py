@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from minigpt4.modeling_minigpt4 import frozen_linear
-from minigpt4.modeling_minigpt4.frozen_linear import FrozenLinears, frozen_linears
+from minigpt4 import frozen_linear
+from minigpt4.frozen_linear import FrozenLinears, frozen_linears
+from minigpt4.frozen_llm import FrozenLLM
 
 needs_avx512 = pytest.mark.skipif(
     torch.backends.cpu.get_cpu_capability() != "AVX512", reason="oneDNN is asked on CPUs with AVX-512 alone"
@@ -69,9 +70,10 @@ def test_all_else_is_left_to_pytorch(products, onednn):
 def test_training_asks_onednn_for_each_frozen_layer(products, original, collator, picture):
     """Forward through tower, Q-Former and LLM, backward through the LLM alone; the projection is trained."""
     batch = collator([{"image": picture(), "text": "a cat"}])
-    original.eval()(**batch)
+    original.train()(**batch)
     assert products == []
-    original.train()(**batch).loss.backward()
+    with FrozenLLM(original):
+        original(**batch).loss.backward()
     llm = [module for module in original.model.language_model.modules() if isinstance(module, nn.Linear)]
     frozen = [
         module for module in original.modules() if isinstance(module, nn.Linear) and module.weight.requires_grad is False
@@ -106,12 +108,13 @@ def test_float8_is_near(bias):
 
 
 def test_float8_training_is_near(original, collator, picture):
-    """By `model.float8`, in bf16, where a layer's widths are multiples of 16."""
+    """In bf16, where a layer's widths are multiples of 16."""
     batch = collator([{"image": picture(), "text": "a cat"}])
     original.bfloat16().train()
     losses = []
-    for original.float8 in (False, True):
-        loss = original(**batch).loss
+    for float8 in (False, True):
+        with FrozenLLM(original, float8=float8):
+            loss = original(**batch).loss
         loss.backward()
         losses.append(loss.item())
     assert losses[0] != losses[1]

@@ -1,4 +1,4 @@
-"""Frozen linear layers the fastest way: oneDNN on a CPU, and FP8 on a GPU if it is asked for (`model.float8 = True`).
+"""Frozen linear layers the fastest way: oneDNN on a CPU, and FP8 on a GPU if it is asked for.
 
 PyTorch multiplies fp32 matrices by MKL, which keeps its AVX-512 code to Intel: on an AMD EPYC (Zen 5) it does 100 GFLOP/s a
 core and oneDNN, which is in PyTorch too, 220, forward and backward. The arithmetic is fp32 either way; sums may be added up
@@ -17,8 +17,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 
-def frozen_linears(model):
-    """A context in which the frozen linear layers of a `MiniGPT4ForConditionalGeneration` run the fastest way.
+def frozen_linears(model, float8=False):
+    """A context in which the frozen linear layers of a `MiniGPT4ForConditionalGeneration` run the fastest way, or in FP8.
 
     Not where something is compiled, as the compiler calls oneDNN by itself; and not where activations are computed again:
     backward does that, and no context reaches there.
@@ -26,7 +26,7 @@ def frozen_linears(model):
     compiled = torch.compiler.is_compiling() or any(module._compiled_call_impl for module in model.modules())
     if compiled or any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
         return nullcontext()
-    if model.float8:
+    if float8:
         return FrozenLinears(_fits_float8, _Float8Linear)
     return FrozenLinears(_fits_onednn, _OneDNNLinear) if model.device.type == "cpu" else nullcontext()
 

@@ -1,13 +1,16 @@
-"""Grouped and packed give the loss and the gradients of one padded batch with all its logits, which eval mode computes."""
+"""Grouped and packed give the loss and the gradients of one padded batch with all its logits, the plain forward's."""
 
 import itertools
 import random
+from contextlib import nullcontext
 
 import pytest
 import torch
+from transformers import LlamaForCausalLM
 
 from minigpt4 import MiniGPT4DataCollator
-from minigpt4.modeling_minigpt4.grouped_loss import group_rows
+from minigpt4.frozen_llm import FrozenLLM
+from minigpt4.grouped_loss import group_rows
 
 TEXTS = ["a cat", "two people walking on the beach at sunset", "a red mat and a dog", "dogs", "a man with a hat and a cat"]
 
@@ -37,10 +40,11 @@ def lengths(original):
     return seen
 
 
-def loss_and_gradients(model, batch, factor=1.0):
-    """The loss, and by name the gradient of each parameter that has one."""
+def loss_and_gradients(model, batch, factor=1.0, way=None):
+    """The loss, and by name the gradient of each parameter that has one; `way`: a `FrozenLLM`, or None for the plain way."""
     model.zero_grad()
-    loss = model(**batch).loss
+    with way or nullcontext():
+        loss = model(**batch).loss
     if loss.requires_grad:
         (loss * factor).backward()
     return loss.detach(), {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
@@ -57,12 +61,11 @@ def assert_same(found, expected, tolerance=1e-5):
 @pytest.mark.parametrize("tokens_at_once", [1, 60, 10**6])
 def test_loss_and_gradients_are_those_of_the_padded_batch(tokens_at_once, packing, original, processor, examples, lengths):
     padded = MiniGPT4DataCollator(processor)(examples)
-    expected = loss_and_gradients(original.eval(), padded, factor=3.0)
+    expected = loss_and_gradients(original.train(), padded, factor=3.0)
     assert expected[1].keys() == {"model.projection.weight", "model.projection.bias"}
     lengths.clear()
-    original.train().tokens_at_once = tokens_at_once
     batch = MiniGPT4DataCollator(processor, packing=packing)(examples)
-    assert_same(loss_and_gradients(original, batch, factor=3.0), expected)
+    assert_same(loss_and_gradients(original, batch, factor=3.0, way=FrozenLLM(original, tokens_at_once)), expected)
     assert sum(rows for rows, _ in lengths) == len(examples)
     if tokens_at_once == 1:  # each on its own, without padding and without its last token, which predicts nothing
         assert sorted(length for _, length in lengths) == sorted((padded["attention_mask"].sum(1) - 1).tolist())
@@ -74,7 +77,8 @@ def test_accumulated_batches_weigh_by_their_tokens(original, collator, examples)
     parts = [collator(examples[:2]), collator(examples[2:])]
     tokens = sum((part["labels"] != -100).sum() for part in parts)
     original.train().zero_grad()
-    losses = [original(**part, num_items_in_batch=tokens).loss for part in parts]
+    with FrozenLLM(original):
+        losses = [original(**part, num_items_in_batch=tokens).loss for part in parts]
     for loss in losses:
         if loss.requires_grad:
             loss.backward()
@@ -85,17 +89,18 @@ def test_accumulated_batches_weigh_by_their_tokens(original, collator, examples)
 def test_batch_without_pictures_has_a_loss(original, collator):
     messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}]
     batch = collator([{"messages": messages}] * 2)
-    expected = original.eval()(**batch).loss
-    loss = original.train()(**batch).loss
+    expected = original(**batch).loss
+    with FrozenLLM(original.train()):
+        loss = original(**batch).loss
     assert not loss.requires_grad
     torch.testing.assert_close(loss, expected)
 
 
 def test_without_gradients_nothing_is_computed_for_them(original, collator, examples):
     batch = collator(examples)
-    expected = original.eval()(**batch).loss.detach()
-    with torch.no_grad():
-        loss = original.train()(**batch).loss
+    expected = original(**batch).loss.detach()
+    with torch.no_grad(), FrozenLLM(original.train()):
+        loss = original(**batch).loss
     assert not loss.requires_grad
     torch.testing.assert_close(loss, expected)
 
@@ -109,52 +114,68 @@ def test_whatever_else_is_trained_takes_its_gradient(trained, original, collator
     part = original.get_parameter(trained) if trained.endswith("tokens") else original.get_submodule(trained)
     part.requires_grad_(True)
     batch = collator(examples)
-    expected = loss_and_gradients(original.eval(), batch)
+    expected = loss_and_gradients(original, batch)
     assert any(name.startswith(trained) for name in expected[1])
     lengths.clear()
-    original.tokens_at_once = 60
-    found = loss_and_gradients(original.train(), batch)
+    found = loss_and_gradients(original.train(), batch, way=FrozenLLM(original, tokens_at_once=60))
     assert_same(found, expected)
     assert (len(lengths) == 1) == trained.startswith(("model.language_model", "lm_head"))
 
 
-def test_padding_on_the_left_is_masked(original, collator, examples):
+@pytest.mark.parametrize("positions", [False, True])
+@pytest.mark.parametrize("fast", [False, True])
+def test_padding_on_the_left_is_masked(fast, positions, original, collator, examples):
+    """Also where plain positions are given beside the mask, which for transformers are a packed row if none is."""
     batch = collator(examples)
-    expected = loss_and_gradients(original.eval(), batch)
+    expected = loss_and_gradients(original, batch)
     for name in ("input_ids", "attention_mask", "labels"):
         shifts = (batch["attention_mask"] == 0).sum(1).tolist()
         batch[name] = torch.stack([row.roll(shift) for row, shift in zip(batch[name], shifts, strict=True)])
     # The LLM counts positions from the padding on, but rotary embeddings know distances alone.
-    assert_same(loss_and_gradients(original.train(), batch), expected)
+    if positions:
+        batch["position_ids"] = torch.arange(batch["input_ids"].shape[1]).expand_as(batch["input_ids"])
+    assert_same(loss_and_gradients(original.train(), batch, way=FrozenLLM(original) if fast else None), expected)
 
 
-def test_positions_of_ones_own_are_kept(original, collator, examples):
-    """Positions that are no packing (every other number) go to the LLM as they are."""
+@pytest.mark.parametrize("fast", [False, True])
+def test_positions_of_ones_own_are_kept(fast, original, collator, examples):
+    """Positions that are no packing (every other number) go to the LLM with the mask, as its own class takes them."""
     batch = collator(examples[:1])
     batch["position_ids"] = 2 * torch.arange(batch["input_ids"].shape[1])[None]
-    assert_same(loss_and_gradients(original.train(), batch), loss_and_gradients(original.eval(), batch))
+    inputs_embeds, _ = original.model.embed(batch["input_ids"], batch.get("pixel_values"))
+    llm = LlamaForCausalLM(original.config.text_config).eval()
+    llm.model, llm.lm_head = original.model.language_model, original.lm_head
+    given = {"inputs_embeds": inputs_embeds, "attention_mask": batch["attention_mask"]}
+    close_by, expected = (
+        llm(**given, position_ids=position_ids, labels=batch["labels"], use_cache=False).loss
+        for position_ids in (batch["position_ids"] // 2, batch["position_ids"])
+    )
+    assert abs(close_by - expected) > 1e-3  # or this test would show nothing
+    found, _ = loss_and_gradients(original.train(), batch, way=FrozenLLM(original) if fast else None)
+    torch.testing.assert_close(found, expected.detach(), rtol=0, atol=1e-5)
 
 
 def test_half_precision_is_left_to_the_gradient_scaler(original, collator, examples, lengths):
     """It scales the loss, and in fp16 a gradient that is computed before that may vanish."""
     batch = collator(examples)
-    original.train().tokens_at_once = 1
-    with torch.autocast("cpu", dtype=torch.float16):
+    one_row = FrozenLLM(original.train(), tokens_at_once=1)
+    with torch.autocast("cpu", dtype=torch.float16), one_row:
         original(**batch)
     assert len(lengths) == 1
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = loss_and_gradients(original, batch)
+        found = loss_and_gradients(original, batch, way=one_row)
     assert len(lengths) == 1 + len(examples)
-    assert_same(found, loss_and_gradients(original.eval(), batch), tolerance=0.05)
+    assert_same(found, loss_and_gradients(original, batch), tolerance=0.05)
 
 
 @pytest.mark.slow
 def test_training_compiles(original, collator, picture):
     torch._dynamo.reset()
     batch = collator([{"image": picture(i), "text": text} for i, text in enumerate(TEXTS[:2])])
-    expected = loss_and_gradients(original.eval(), batch)
+    expected = loss_and_gradients(original, batch)
     compiled = torch.compile(original.train(), backend="eager")
-    loss = compiled(**batch).loss
+    with FrozenLLM(original):
+        loss = compiled(**batch).loss
     original.zero_grad()
     loss.backward()
     found = {name: weight.grad for name, weight in original.named_parameters() if weight.grad is not None}
@@ -187,5 +208,18 @@ def _cut(values, cuts):
 def test_answers_of_no_row_give_what_the_plain_way_gives(original, collator, examples):
     batch = collator(examples)
     batch["labels"] = torch.full_like(batch["labels"], -100)
-    assert original.train()(**batch).loss.isnan()
-    assert original(**batch, num_items_in_batch=torch.tensor(3)).loss == 0
+    for way in (nullcontext(), FrozenLLM(original.train())):
+        with way:
+            assert original(**batch).loss.isnan()
+            assert original(**batch, num_items_in_batch=torch.tensor(3)).loss == 0
+
+
+def test_the_models_own_forward_comes_back(original, collator, examples):
+    """After the context, and inside of it for a batch that the fast way does not know."""
+    batch = collator(examples)
+    plain = original(**batch)
+    with FrozenLLM(original) as model:
+        assert model(**batch).logits is None
+        torch.testing.assert_close(model(**batch, output_hidden_states=True).logits, plain.logits)
+    assert "forward" not in vars(original)
+    torch.testing.assert_close(original(**batch).logits, plain.logits)

@@ -52,7 +52,8 @@ def may_group(language_model, lm_head, attention_mask, position_ids):
 
     Args:
         attention_mask: [B, L] or None. Any other is the language model's business.
-        position_ids: [B, L] that restart at 0 with each packed sequence, or None.
+        position_ids: [B, L] that restart at 0 with each packed sequence, or None. With a mask beside them, the language
+            model takes both.
     """
     weights = [*language_model.parameters(), *lm_head.parameters()]
     if any(weight.requires_grad or hasattr(weight, "device_mesh") or hasattr(weight, "ds_id") for weight in weights):
@@ -62,7 +63,8 @@ def may_group(language_model, lm_head, attention_mask, position_ids):
     if torch.float16 in (embeddings.dtype, torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device)):
         return False  # a gradient scaler would come after the gradients
     if position_ids is not None:  # flash and flex attention take packed sequences as they are
-        return language_model.config._attn_implementation in ("eager", "sdpa") and _restart_at_zero(position_ids)
+        plain = language_model.config._attn_implementation in ("eager", "sdpa")
+        return plain and attention_mask is None and _restart_at_zero(position_ids)
     if attention_mask is None:
         return True
     return attention_mask.ndim == 2 and bool((attention_mask[:, 1:] <= attention_mask[:, :-1]).all())

@@ -1,0 +1,76 @@
+"""The grid of a vision tower's patches, where its config does not tell: measured, without weights or memory."""
+
+import inspect
+import math
+
+import torch
+from transformers import MODEL_MAPPING
+
+from .vision_tower import VISION_TOWERS, build_vision_tower, look
+
+
+def sees_images(config):
+    """Whether a config is that of a tower that takes images, and nothing else."""
+    tower_class = VISION_TOWERS.get(config.model_type) or MODEL_MAPPING.get(type(config), None)
+    return getattr(tower_class, "main_input_name", None) == "pixel_values"
+
+
+def measure(config, layer=-1):
+    """(rows, columns, width) of a tower's patches at a layer, from one run without weights or memory.
+
+    Raises:
+        ValueError: it does not take images alone, not of one size, or its tokens are no grid; one line with its name.
+    """
+    name = f"the vision tower {config.model_type}"
+    size = getattr(config, "image_size", None)
+    if not sees_images(config):
+        raise ValueError(f"{name}: transformers has no model for it that takes images alone; expected a vision tower")
+    with torch.device("meta"):
+        tower = build_vision_tower(config).eval()
+    _check_inputs(tower, name)
+    if not size:
+        raise ValueError(f"{name}: its config has no image_size, which the number of visual tokens follows from")
+    size = tuple(size) if isinstance(size, list | tuple) else (size, size)
+    try:
+        with torch.no_grad():
+            pixel_values = torch.empty(1, 3, *size, device="meta")
+            output, tokens = look(tower, pixel_values, layer, output_hidden_states=True)
+    except Exception as error:  # each tower fails in its own way
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{name}: cannot look at an image of {size[0]} x {size[1]} in layer {layer} ({reason})") from error
+    grid = _grid(config, output, tokens.shape[1], layer, size)
+    if grid is None:
+        raise ValueError(f"{name}: gives {tokens.shape[1]} tokens for an image of {size[0]} x {size[1]}, which are no grid")
+    return *grid, tokens.shape[2]
+
+
+def _check_inputs(tower, name):
+    """Raises ValueError where a tower wants more than images of one size."""
+    needed = [
+        parameter.name
+        for parameter in inspect.signature(tower.forward).parameters.values()
+        if parameter.default is parameter.empty
+        and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+        and parameter.name != "pixel_values"
+    ]
+    if needed:
+        raise ValueError(
+            f"{name}: wants {', '.join(needed)} beside the image, for images of any size and number of patches (NaFlex or "
+            "the like); every image has as many visual tokens here, so take the tower's variant of one resolution"
+        )
+
+
+def _grid(config, output, length, layer, size):
+    """(rows, columns) of `length` tokens: those of the feature map, of the config's patches, or of a square; or None."""
+    maps = [output.last_hidden_state, *(output.hidden_states or [])[layer:][:1]]
+    for found in maps if layer == -1 else maps[1:]:
+        if found.ndim == 4:
+            return tuple(found.shape[-2:])
+    patch = getattr(config, "patch_size", None)
+    if patch:
+        patch = patch if isinstance(patch, list | tuple) else (patch, patch)
+        grid = tuple(side // of_one for side, of_one in zip(size, patch, strict=True))
+        if math.prod(grid) <= length:
+            return grid
+    side = math.isqrt(length)
+    return (side, side) if side**2 == length and size[0] == size[1] else None
