@@ -4,8 +4,8 @@ import torch
 from tqdm.auto import tqdm
 
 from .modeling_minigpt4.chat import answer_text, end_ids
-from .processing.chat_templates import ASKING
 from .processing.collator import IGNORE, MiniGPT4DataCollator
+from .processing.processing_minigpt4 import ASKING
 
 
 def chat_prompt(processor, question):

@@ -27,8 +27,8 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 from transformers.generation import BaseStreamer, StoppingCriteria, StoppingCriteriaList
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from ..processing.chat_templates import ASKING
 from ..processing.image_processing_minigpt4 import load_image
+from ..processing.processing_minigpt4 import ASKING
 
 # The longest answer in the original's demo, where the model's own generation config names none.
 MAX_NEW_TOKENS = 300

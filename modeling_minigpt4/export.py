@@ -34,9 +34,8 @@ from packaging.requirements import Requirement
 from safetensors import SafetensorError
 
 from ..configuration.configuration_minigpt4 import MiniGPT4Config
-from ..processing.chat_templates import ASKING
 from ..processing.image_processing_minigpt4 import MiniGPT4ImageProcessor
-from ..processing.processing_minigpt4 import MiniGPT4Processor
+from ..processing.processing_minigpt4 import ASKING, MiniGPT4Processor
 from .card import EXAMPLE_QUESTION, Answered, as_dict, model_card, origins_to_publish
 from .light import MiniGPT4ForConditionalGeneration, own_parameters
 from .lora import LORA, has_lora, merged_state_dict

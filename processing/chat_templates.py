@@ -80,11 +80,6 @@ CHATML = (
 # What a recipe calls them.
 TEMPLATES = {"vicuna": VICUNA_V0, "llama-2": LLAMA_2, "chatml": CHATML}
 
-# How this package trains answers, and asks for them: without thoughts before them. Templates with such a switch (Qwen3's,
-# SmolLM3's, GLM's) call it so; others ignore it.
-UNTHINKING = {"enable_thinking": False}
-ASKING = {"add_generation_prompt": True, **UNTHINKING}
-
 # An LLM's own template behind this reads plain strings, with an image token where a picture goes: it need not know pictures.
 # All else in a message (tool calls, reasoning) stays as it is. It ends with a line break, which Jinja drops, so that the
 # template begins as it does by itself.

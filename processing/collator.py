@@ -13,7 +13,7 @@ import random
 
 import torch
 
-from .chat_templates import UNTHINKING
+from .processing_minigpt4 import UNTHINKING
 
 IGNORE = -100
 

@@ -24,6 +24,10 @@ from transformers.processing_utils import MultiModalData, ProcessorMixin
 # Stands between the letters of a marker that user text spells; the tokenizer splits there and drops it. A Unicode
 # noncharacter: no text that is meant for exchange holds one.
 BREAK = "\ufdd0"
+# Arguments of `apply_chat_template` with which this package trains answers, and asks for them: without thoughts before them.
+# Templates with such a switch (Qwen3's, SmolLM3's, GLM's) call it so; it is left out for others.
+UNTHINKING = {"enable_thinking": False}
+ASKING = {"add_generation_prompt": True, **UNTHINKING}
 
 
 class SpokenMessage(dict):

@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from ..generation import answer_text
 from ..models import load
-from ..processing.chat_templates import ASKING
+from ..processing.processing_minigpt4 import ASKING
 
 
 def manifest():

@@ -18,7 +18,7 @@ from starlette.applications import Starlette
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from ..processing.chat_templates import ASKING
+from ..processing.processing_minigpt4 import ASKING
 from . import batches
 from .allocator import return_large_buffers
 from .answers import StopText

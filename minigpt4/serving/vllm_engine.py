@@ -6,7 +6,7 @@ import json
 import os
 import sys
 
-from ..processing.chat_templates import UNTHINKING
+from ..processing.processing_minigpt4 import UNTHINKING
 from .guard import MAX_PICTURES, Guard
 
 # vLLM starts the middleware by its name alone; this says what it is to do.

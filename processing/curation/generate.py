@@ -16,8 +16,8 @@ from tqdm.auto import tqdm
 
 from ...generation import batch_answers, caption_prompt
 from ...modeling_minigpt4.chat import end_ids
-from ..chat_templates import ASKING
 from ..image_processing_minigpt4 import load_image
+from ..processing_minigpt4 import ASKING
 from .endpoint import Stop
 from .report import Report, chunks
 from .sample import read_picture

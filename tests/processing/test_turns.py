@@ -8,7 +8,8 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from minigpt4 import MiniGPT4Config, MiniGPT4DataCollator, MiniGPT4ImageProcessor, MiniGPT4Processor
 from minigpt4.generation import chat_prompt
-from minigpt4.processing.chat_templates import ASKING, own_template
+from minigpt4.processing.chat_templates import own_template
+from minigpt4.processing.processing_minigpt4 import ASKING
 from minigpt4.processing.turns import segments, turn_end, written
 
 QUESTION = [{"type": "image"}, {"type": "text", "text": "What is it?"}]
