@@ -1,5 +1,5 @@
-# make quickstart, test, test-quick, test-avx2, test-transformers, test-floor, test-vllm, docs, figures, lint, bench: each sets
-# itself up in .venv first.
+# make quickstart, test, test-quick, test-avx2, test-gpu, test-transformers, test-floor, test-vllm, docs, figures, lint, bench:
+# each sets itself up in .venv first.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -9,26 +9,30 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 # A worker for each core, and each keeps to its own (tests/conftest.py). A file goes to one worker, those with slow tests first.
 PYTEST = $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: quickstart test test-quick test-avx2 test-transformers test-floor test-vllm docs figures lint bench setup
+.PHONY: quickstart test test-quick test-avx2 test-gpu test-transformers test-floor test-vllm docs figures lint bench setup
 
 quickstart: setup
 	$(BIN)/minigpt4 quickstart
 
 # The browser's tests come by themselves: beside others on two cores a page is slower than the person who clicks.
 test: check
-	$(PYTEST) -m "not browser" --durations=20
+	$(PYTEST) -m "not browser and not gpu" --durations=20
 	$(BIN)/python -m pytest -m browser
 	$(MAKE) test-avx2
 	$(MAKE) test-transformers
 
 # What needs neither training, nor a browser, nor processes of its own.
 test-quick: setup
-	$(PYTEST) -m "not slow and not browser"
+	$(PYTEST) -m "not slow and not browser and not gpu"
 
 # The embedded default's own tests once more where the CPU has more than AVX2: with only these instructions, as most laptops.
 test-avx2: setup
 	$(BIN)/python -c "import sys, torch; sys.exit(torch.backends.cpu.get_cpu_capability() == 'AVX512')" || \
 		ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(PYTEST) -m embedded
+
+# What a CUDA GPU has to show: devices, autocast, packed weights, compilation, checkpoints from there to here.
+test-gpu: setup
+	$(BIN)/python -m pytest -m gpu -rs
 
 # transformers' own tests on our model: from its sdist, which is fetched into .cache once for each version.
 # Its marks are its own business, so ours are not strict there.

@@ -23,6 +23,7 @@ import statistics
 import sys
 import tempfile
 import time
+import warnings
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -145,6 +146,29 @@ def draw_batch(model, stage, rows, generator):
     return batch, lengths
 
 
+def plan_of(model, stage, lengths):
+    """What `MiniGPT4DataCollator(plan=True)` says of such a batch."""
+    start = 1 + model.config.num_image_tokens + PROMPT[stage]
+    return {
+        "lengths": [start + length - 1 for length in lengths],
+        "answers": lengths,
+        "tokens": sum(start + length for length in lengths),
+    }
+
+
+def synchronisations(step, batch):
+    """How often a step makes the host wait for the GPU, as PyTorch counts it; the loss is not looked at."""
+    step(batch)  # what happens once only: memory, the optimizer's state
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            step.run(batch)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    return sum("synchronizing" in str(warning.message) for warning in said)
+
+
 def floor(sizes, stage, lengths):
     """FLOPs that a batch cannot do without, by part (two for a multiplication and addition), with real tokens alone.
 
@@ -209,12 +233,16 @@ class Step:
         self.optimizer = torch.optim.AdamW(trained, lr=learning_rate)
 
     def __call__(self, batch):
+        self.loss = self.run(batch).item()
+
+    def run(self, batch):
+        """The same without looking at the loss, which is returned."""
         with self.context():
             loss = self.loss_of(batch)
             loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.loss = loss.item()
+        return loss.detach()
 
 
 def our_loss(model, float8=False):
@@ -249,7 +277,8 @@ def measure_steps(device, stage, arguments):
     taken, floors, losses = {name: [] for name in ways}, [], []
     for step in tqdm(range(arguments.steps + 2)):  # the first two warm up
         batch, lengths = draw_batch(ours, stage, arguments.batch, generator)
-        times = {name: seconds(partial(way, batch)) for name, way in ways.items()}
+        planned = {**batch, "plan": plan_of(ours, stage, lengths)}
+        times = {name: seconds(partial(way, batch if name == "peer" else planned)) for name, way in ways.items()}
         if step >= 2:
             floors.append(floor(ours.config, stage, lengths))
             losses.append((ways["ours"].loss, ways["peer"].loss))
@@ -349,6 +378,10 @@ def main():
         step["seconds_for_400_steps"] = round(400 * statistics.median(taken["ours"]), 1)
     if "ours without oneDNN" in ratio:
         step["ratio_without_onednn"] = round(ratio["ours without oneDNN"], 2)
+    if device == "cuda":
+        drawn, lengths = draw_batch(model, stage, batch, torch.Generator().manual_seed(0))
+        planned = {**drawn, "plan": plan_of(model, stage, lengths)}
+        step["synchronisations_in_a_step"] = synchronisations(Step(model, our_loss(model, arguments.float8)), planned)
     print(step)
     write_json(RESULTS / f"stage{stage}_step_{device}.json", step)
 

@@ -22,29 +22,45 @@ _SHOWN = {
 class StopOnSignal(TrainerCallback):
     """At Ctrl-C or SIGTERM: ends the step, saves a checkpoint and stops; `signum` says which it was.
 
-    With several processes the step is the same for all, also where only one of them got the signal.
+    With several processes the step is the same for all, also where only one of them got the signal: they tell each other
+    beside the devices, through gloo, and look at the answer one step later, so that nobody waits.
     """
 
     def __init__(self):
         self.signum = None
+        self._noted = self._group = self._told = self._work = None
         self._before = {signum: signal.signal(signum, self._note) for signum in (signal.SIGINT, signal.SIGTERM)}
 
     def _note(self, signum, frame):
-        if self.signum is not None:  # a second one does not wait
+        if self._noted is not None:  # a second one does not wait
             raise KeyboardInterrupt
-        self.signum = signum
+        self._noted = signum
 
     def on_step_end(self, args, state, control, **kwargs):
         """Asks the Trainer to save and to stop."""
-        if distributed.is_initialized():
-            told = torch.tensor(self.signum or 0, device=args.device)
-            distributed.all_reduce(told, distributed.ReduceOp.MAX)
-            self.signum = int(told) or None
+        self.signum = self._from_all(state) if distributed.is_initialized() else self._noted
         if self.signum is not None:
             control.should_save = control.should_training_stop = True
 
+    def _from_all(self, state):
+        """The signal that any process had got by the end of the step before, or of the last step; None."""
+        told = None
+        if self._group is None:
+            self._group = distributed.new_group(backend="gloo")
+        else:
+            self._work.wait()
+            told = int(self._told) or None
+        self._told = torch.tensor(self._noted or 0)
+        self._work = distributed.all_reduce(self._told, distributed.ReduceOp.MAX, self._group, async_op=True)
+        if state.global_step < state.max_steps:
+            return told
+        self._work.wait()
+        return int(self._told) or None
+
     def on_train_end(self, args, state, control, **kwargs):
         """Leaves the signals as they were."""
+        if self._work is not None:
+            self._work.wait()
         for signum, handler in self._before.items():
             signal.signal(signum, handler)
 

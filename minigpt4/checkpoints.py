@@ -18,16 +18,18 @@ from .files import sync_files
 from .modeling_minigpt4.lora import LORA, load_lora
 
 ASIDE = ".checkpoint-unfinished"
+STEP_FILE = "step.json"  # of what a step is made: {"global_batch"}
 
 
 @contextmanager
-def replacing_checkpoint(accelerator, output, best=None):
-    """A folder that every process writes its files of a checkpoint into; whole, it takes the place of the older ones.
+def replacing_checkpoint(accelerator, output, best=None, limit=1):
+    """A folder that every process writes its files of a checkpoint into; whole, it takes the place of the oldest ones.
 
     Args:
         accelerator: an `accelerate.Accelerator`; its processes enter and leave together.
         output: the run's folder, the same file system for all.
         best: name of an older checkpoint that stays, "checkpoint-STEP".
+        limit: how many stay besides, the new one and those before it.
 
     Yields a path; what is written is its single subfolder "checkpoint-STEP".
     """
@@ -48,11 +50,16 @@ def replacing_checkpoint(accelerator, output, best=None):
         written.rename(place)
         _sync_folder(output)
         aside.rmdir()
-        for older in output.glob("checkpoint-*"):
-            if older.name not in (written.name, best):
+        for older in sorted(output.glob("checkpoint-*"), key=step_of)[:-limit]:
+            if older.name != best:
                 older.rename(aside)  # half removed, it would look whole
                 shutil.rmtree(aside)
     accelerator.wait_for_everyone()
+
+
+def step_of(checkpoint):
+    """After which step a checkpoint was written: 12 of ".../checkpoint-12"."""
+    return int(Path(checkpoint).name.rpartition("-")[2])
 
 
 def last_checkpoint(output):

@@ -9,24 +9,30 @@ a head.) Causal attention and padding on the right let a row end at the token th
 comes after it changes no loss. So no group needs a mask, and each is as long as its longest row.
 """
 
+import contextlib
+
 import torch
 from torch.nn.utils.rnn import pad_sequence
+from transformers import masking_utils
 
 
 class LossByGroups(torch.autograd.Function):
     """inputs_embeds [B, L, D], targets [B, L] -> the sum of `loss_of(inputs_embeds, targets)` over groups of rows.
 
-    `loss_of` takes [b, l, D] and [b, l] and must give sums over the batch's tokens in one and the same unit (the mean
-    over the tokens of all rows, say); none of the weights in it may require a gradient.
+    `loss_of` takes [b, l, D], [b, l] and how many of the latter name a token (None: not known), and must give sums over
+    the batch's tokens in one and the same unit (the mean over the tokens of all rows, say); none of the weights in it may
+    require a gradient. With the collator's `plan` nothing here waits for the device.
     """
 
     @staticmethod
-    def forward(ctx, inputs_embeds, targets, loss_of, tokens_at_once):
+    def forward(ctx, inputs_embeds, targets, loss_of, tokens_at_once, plan=None):
         gradient, losses = torch.zeros_like(inputs_embeds), []
-        for rows, length in group_rows(row_lengths(targets), tokens_at_once):
+        for indices, length in group_rows(plan["lengths"] if plan else row_lengths(targets), tokens_at_once):
+            rows = torch.tensor(indices).to(inputs_embeds.device, non_blocking=True)  # a list would be copied and waited for
+            answers = sum(plan["answers"][row] for row in indices) if plan else None
             group = inputs_embeds[rows, :length].detach().requires_grad_()
             with torch.set_grad_enabled(ctx.needs_input_grad[0]):
-                loss = loss_of(group, targets[rows, :length])
+                loss = loss_of(group, targets[rows, :length], answers)
             if ctx.needs_input_grad[0]:
                 with torch.autocast(loss.device.type, enabled=False):  # which is for forward passes
                     loss.backward()
@@ -38,22 +44,45 @@ class LossByGroups(torch.autograd.Function):
     @staticmethod
     def backward(ctx, loss_gradient):
         [gradient] = ctx.saved_tensors
-        return gradient * loss_gradient.to(gradient.dtype), None, None, None
+        return gradient * loss_gradient.to(gradient.dtype), None, None, None, None
 
 
 @torch.compiler.disable(recursive=False)
-def loss_by_groups(inputs_embeds, targets, loss_of, tokens_at_once):
+def loss_by_groups(inputs_embeds, targets, loss_of, tokens_at_once, plan=None):
     """See `LossByGroups`, and `group_rows` for `tokens_at_once`. A compiler may compile what `loss_of` calls."""
-    return LossByGroups.apply(inputs_embeds, targets, loss_of, tokens_at_once)
+    return LossByGroups.apply(inputs_embeds, targets, loss_of, tokens_at_once, plan)
 
 
-def may_group(language_model, lm_head, attention_mask, position_ids):
+def answer_places(targets, answers=None):
+    """Where targets [b, l] name a token: indices into what is flattened, of which there are `answers`.
+
+    Without that number the device is asked for it, and waited for.
+    """
+    named = (targets != -100).flatten()
+    if answers is None:
+        return named.nonzero().flatten()
+    return (~named).to(torch.uint8).argsort(stable=True)[:answers]
+
+
+@contextlib.contextmanager
+def rows_are_not_packed():
+    """transformers looks in each forward whether a row holds several sequences, and waits for the device; here none does."""
+    before = masking_utils.find_packed_sequence_indices
+    masking_utils.find_packed_sequence_indices = lambda position_ids: None
+    try:
+        yield
+    finally:
+        masking_utils.find_packed_sequence_indices = before
+
+
+def may_group(language_model, lm_head, attention_mask, position_ids, plan=None):
     """Whether the loss by groups is that of the batch: the LLM frozen and whole on its device, padding on the right.
 
     Args:
         attention_mask: [B, L] or None. Any other is the language model's business.
         position_ids: [B, L] that restart at 0 with each packed sequence, or None. With a mask beside them, the language
             model takes both.
+        plan: the collator's, who pads on the right.
     """
     weights = [*language_model.parameters(), *lm_head.parameters()]
     if any(weight.requires_grad or hasattr(weight, "device_mesh") or hasattr(weight, "ds_id") for weight in weights):
@@ -65,7 +94,7 @@ def may_group(language_model, lm_head, attention_mask, position_ids):
     if position_ids is not None:  # flash and flex attention take packed sequences as they are
         plain = language_model.config._attn_implementation in ("eager", "sdpa")
         return plain and attention_mask is None and _restart_at_zero(position_ids)
-    if attention_mask is None:
+    if attention_mask is None or plan is not None:
         return True
     return attention_mask.ndim == 2 and bool((attention_mask[:, 1:] <= attention_mask[:, :-1]).all())
 

@@ -6,7 +6,7 @@ key that is not known stops with the nearest known one.
 """
 
 import difflib
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import get_args, get_origin, get_type_hints
 
@@ -23,6 +23,8 @@ _AT_LEAST = {
     **dict.fromkeys(("data.detailed_answers", "data.short_answers", "data.plain_captions", "train.warmup_steps"), 0),
     **dict.fromkeys(("data.joined_captions", "data.varied_captions", "data.questions", "data.conversations"), 0),
     **dict.fromkeys(("train.steps", "train.batch_size", "train.accumulation", "train.max_answer_tokens"), 1),
+    **dict.fromkeys(("train.max_batch_size", "train.save_total_limit"), 1),
+    "train.processes": 0,
     **dict.fromkeys(("train.weight_decay", "train.feature_dropout", "train.min_learning_rate", "train.seed"), 0),
     **dict.fromkeys(("train.save_steps", "train.eval_steps", "data.validation_limit", "model.projection_layers"), 1),
     **dict.fromkeys(("train.global_batch", "train.sample_steps", "train.workers", "train.tokens_at_once"), 0),
@@ -30,6 +32,11 @@ _AT_LEAST = {
     "train.adam_beta2": 0,
     "train.learning_rate": 1e-12,
 }
+# Of `train`: what may be another when an unfinished run goes on. What a step takes together may not: the checkpoint has it.
+_OF_THE_MACHINE = (
+    *("batch_size", "accumulation", "global_batch", "max_batch_size", "processes", "workers", "tokens_at_once"),
+    *("gradient_checkpointing", "compile", "save_steps", "save_total_limit", "report_to"),
+)
 _AT_MOST = {"data.validation_share": 0.5}
 _ONE_OF = {
     "model.patch_fit": ("pad", "pool"),
@@ -46,7 +53,7 @@ class ModelSection:
     vision: str = ""  # from parts: a BLIP-2 or any vision tower, as ID or ID@REVISION or a folder
     text: str = ""  # from parts: any causal LLM
     qformer: bool = True  # from parts: take the Q-Former of the vision repository; false: the variant without one
-    template: str = ""  # from parts: "vicuna", "llama-2", "chatml" or a file with a Jinja template; "": the LLM's own
+    template: str = ""  # from parts: "vicuna", "vicuna-v1", "llama-2", "chatml" or a file of Jinja; "": the LLM's own
     patch_merge: str | int = ""  # from parts, no Q-Former: "2x2" or "4x4" patches a token, or 4 in a row; "": by the tower
     patch_fit: str = "pad"  # from parts: a grid that does not divide gets empty patches, or is averaged down: "pool"
     vision_feature_layer: int = -1  # from parts, no Q-Former: -1 is the tower's output, -2 what goes into its last layer
@@ -82,10 +89,12 @@ class DataSection(SourceSection):
     sources: list[SourceSection] = field(default_factory=list)  # in place of path: a mixture, by weight
     streaming: bool = False  # read without end as it comes, for data that are large or remote; without: looked at first
     shuffle_buffer: int = 1000  # streaming: encoded samples that each loader worker holds and shuffles
-    random_crop: bool = False  # 50 to 100% of a picture's area, 3:4 to 4:3, as the published training; cached: see views
+    random_crop: bool = (
+        False  # 50 to 100% of a picture's area, 3:4 to 4:3, as the published training; not with train.cache_features
+    )
     image_size: int = 0  # a larger JPEG is scaled down to it while it is decoded, a crop keeps as many; 0: the model's
     max_dropped_share: float = 0.01  # broken samples are skipped and counted; more than this share stops the run
-    held_out: int = 0  # not streamed: pictures kept out of the training, to be shown before and after
+    held_out: int = 0  # pictures kept out of the training, to be shown before and after
     validation: str | list = ""  # pictures with texts as in `path`, with its columns: the loss on them is logged
     validation_share: float = 0.0  # or a share of the training's pictures, kept out of it
     validation_limit: int = 200  # at most so many pictures of either
@@ -108,9 +117,11 @@ class TrainSection:
     """How the projection is trained; the learning rate follows the original's schedule (see trainer.learning_rate)."""
 
     steps: int = 400
-    batch_size: int = 16  # examples at a time on each device
-    accumulation: int = 1  # batches whose gradients are added up to one step
-    global_batch: int = 0  # if given: what batch_size x accumulation x processes must be, else the run does not start
+    batch_size: int = 16  # examples at a time on each device; not read where global_batch is given
+    accumulation: int = 1  # batches whose gradients are added up to one step; not read where global_batch is given
+    global_batch: int = 0  # examples in a step, however many processes share them; 0: batch_size x accumulation x processes
+    max_batch_size: int = 64  # with global_batch: the most examples at a time on a device; what is left is accumulated
+    processes: int = 0  # the most processes that take part, of those that are started; 0: all of them
     learning_rate: float = 1e-2  # after warm-up
     min_learning_rate: float = 0.0  # at the end
     warmup_learning_rate: float = 0.0  # at the start
@@ -122,6 +133,7 @@ class TrainSection:
     max_answer_tokens: int = 32  # answers are cut there, the original: 32 in stage 1, 160 in stage 2
     cache_features: bool = True  # compute the frozen vision part once for each picture, not once for each step
     save_steps: int = 100  # a checkpoint every so many steps; the last one is resumed from
+    save_total_limit: int = 1  # checkpoints that are kept while the run is not finished: the last so many
     eval_steps: int = 100  # with validation data: every so many steps they are looked at; the best checkpoint is the result
     metric: str = "loss"  # what the best has: the least "loss", or greedy answers of the highest "cider", "bleu4", "rouge_l"
     early_stopping: int = 0  # stop after so many looks without a better one; 0: never
@@ -176,7 +188,23 @@ def load_recipe(path, settings=()):
     recipe = _build(Recipe, values, str(path))
     if recipe.stage not in (1, 2):
         raise ValueError(f"{path}: stage is {recipe.stage}, expected 1 or 2")
+    for setting in settings:
+        if recipe.train.global_batch and setting.startswith(("train.batch_size=", "train.accumulation=")):
+            raise ValueError(
+                f"--set {setting}: follows from train.global_batch={recipe.train.global_batch} and the number of processes; "
+                "set train.max_batch_size for less at a time, train.global_batch for another step, or 0 there to give both"
+            )
     return recipe
+
+
+def same_training(path, recipe):
+    """Whether a recipe's file asks for the same training, though perhaps on other processes, or with other room to work."""
+    try:
+        other = load_recipe(path)
+    except ValueError:  # of another version
+        return False
+    machine = {name: getattr(recipe.train, name) for name in _OF_THE_MACHINE}
+    return replace(other, train=replace(other.train, **machine)) == recipe
 
 
 def _read(path, folder=None, depth=0):

@@ -34,6 +34,9 @@ class Counts:
         """Counts a batch of the collator."""
         pictures = batch.get("pixel_values", batch.get("vision_features"))
         self.images += 0 if pictures is None else len(pictures)
+        if plan := batch.get("plan"):  # known to the host, wherever the tensors are
+            self.tokens, self.answers = self.tokens + plan["tokens"], self.answers + sum(plan["answers"])
+            return
         self.tokens += int(batch["attention_mask"].sum())
         self.answers += int((batch["labels"] != -100).sum())
 

@@ -16,13 +16,15 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from .callbacks import EpochBegins
-from .checkpoints import load_trained, replacing_checkpoint
+from .checkpoints import STEP_FILE, load_trained, replacing_checkpoint
+from .files import write_json
 from .frozen_llm import FrozenLLM
 from .modeling_minigpt4.export import export
 from .modeling_minigpt4.light import own_tensors
 from .modeling_minigpt4.lora import has_lora
 from .processing.collator import IGNORE
 from .processing.samples import DroppedSamples
+from .processing.streams import unit_states
 from .standardized import StandardizedAdamW
 from .throughput import Throughput
 from .validation import greedy_answers
@@ -67,6 +69,11 @@ class MiniGPT4Trainer(Trainer):
         self.add_callback(EpochBegins(self._begin_epoch))
         self._finite = torch.tensor(True, device=self.args.device)
         self.frozen_llm = FrozenLLM(self.model, recipe.train.tokens_at_once, recipe.train.float8)
+
+    @property
+    def global_batch(self):
+        """How many examples a step takes, all processes together."""
+        return self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
 
     # The optimizer, the schedule and the data
 
@@ -150,6 +157,12 @@ class MiniGPT4Trainer(Trainer):
         with self.accelerator.autocast(), self.frozen_llm:
             return super().compute_loss(*args, **kwargs)
 
+    def _prepare_input(self, data):
+        """The library's, but for waiting until a tensor has been copied."""
+        if isinstance(data, torch.Tensor) and not self.is_deepspeed_enabled:
+            return data.to(self.args.device, non_blocking=True)
+        return super()._prepare_input(data)
+
     def training_step(self, *args, **kwargs):
         """The library's; notes whether the loss is a number without waiting for the device."""
         loss = super().training_step(*args, **kwargs)
@@ -195,7 +208,7 @@ class MiniGPT4Trainer(Trainer):
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         """(loss, ids of greedy answers, labels) of a batch; the last two only where metrics want them."""
-        inputs = self._prepare_inputs(inputs)
+        inputs = {name: value for name, value in self._prepare_inputs(inputs).items() if name != "plan"}
         with torch.no_grad(), self.compute_loss_context_manager():
             loss = model(**inputs).loss
         tokens = (inputs["labels"][:, 1:] != IGNORE).sum()
@@ -226,13 +239,16 @@ class MiniGPT4Trainer(Trainer):
         """Writes the checkpoint aside, then renames it: a kill leaves the last whole one, and the best."""
         self._check_finite()
         best = self.state.best_global_step and f"{PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}"
-        with replacing_checkpoint(self.accelerator, self.args.output_dir, best) as self._aside:
+        limit = self.recipe.train.save_total_limit
+        with replacing_checkpoint(self.accelerator, self.args.output_dir, best, limit) as self._aside:
             super()._save_checkpoint(model, trial)
             if best:
                 self._name_best(best)
+            [written] = self._aside.iterdir()
+            if self.args.should_save:
+                write_json(written / STEP_FILE, {"global_batch": self.global_batch})
             if self.stream is not None:
-                state = {"loader": self._stream_loader.state_dict(), "dropped": self.dropped.state_dict()}
-                torch.save(state, self._data_state(next(self._aside.iterdir())))
+                self._save_data_state(written)
         self._aside = None
 
     def _name_best(self, best):
@@ -277,15 +293,34 @@ class MiniGPT4Trainer(Trainer):
             set_optimizer_state_dict(self.model, self.optimizer.optimizer, state, options=_whole_tensors())
             self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
         if self.stream is not None:
-            path = self._data_state(Path(checkpoint))
-            if not path.is_file():
-                raise ValueError(f"{checkpoint}: no {path.name} in it; go on with as many processes as wrote it")
-            state = torch.load(path, weights_only=True)
-            self._stream_loader.load_state_dict(state["loader"])
-            self.dropped.load_state_dict(state["dropped"])
+            self._load_data_state(Path(checkpoint))
 
-    def _data_state(self, checkpoint):
-        return checkpoint / f"data_state_{self.args.process_index}_of_{self.args.world_size}.pt"
+    def _save_data_state(self, checkpoint):
+        """This process's place in the stream, in a file of its own."""
+        state = {
+            "workers": self.args.dataloader_num_workers,
+            "loader": self._stream_loader.state_dict(),
+            "deal": self.stream.deal,
+            "dropped": self.dropped.state_dict(),
+        }
+        torch.save(state, checkpoint / f"data_state_{self.args.process_index}_of_{self.args.world_size}.pt")
+
+    def _load_data_state(self, checkpoint):
+        """Goes on in the stream: exactly, or where processes or workers are more or fewer with a share of what is left."""
+        files = sorted(checkpoint.glob("data_state_*_of_*.pt"))
+        states = {path.name: torch.load(path, weights_only=True) for path in files}
+        if not states:
+            raise ValueError(f"{checkpoint}: no data_state_*.pt in it, so the place in the stream is not known")
+        mine = states.get(f"data_state_{self.args.process_index}_of_{self.args.world_size}.pt")
+        if mine is not None and mine["workers"] == self.args.dataloader_num_workers:
+            self.stream.deal = mine["deal"]
+            self._stream_loader.load_state_dict(mine["loader"])
+            self.dropped.load_state_dict(mine["dropped"])
+            return
+        units = [unit for state in states.values() for unit in unit_states(state["loader"])]
+        self.stream.redeal(units, next(iter(states.values()))["deal"])
+        if self.args.process_index == 0:  # who counts on for all
+            self.dropped.load_state_dict(*(state["dropped"] for state in states.values()))
 
 
 class LengthBuckets(LengthGroupedSampler):

@@ -6,7 +6,6 @@ An unfinished run goes on from its last checkpoint (checkpoints.py). Ctrl-C and 
 """
 
 import importlib.util
-import itertools
 import json
 import os
 import tempfile
@@ -17,18 +16,23 @@ from pathlib import Path
 import psutil
 import torch
 import transformers
+from accelerate import PartialState
+from accelerate.utils import gather_object
 from huggingface_hub import get_token
 from tqdm.auto import tqdm
 from transformers import TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerState
+from transformers.utils import logging
 
 import minigpt4
 
 from .callbacks import KeepModel, LiveLoss, SampleAnswers, StopOnSignal
-from .checkpoints import last_checkpoint, load_trained, remove_checkpoints
+from .checkpoints import STEP_FILE, last_checkpoint, load_trained, remove_checkpoints, step_of
+from .configuration.configuration_minigpt4 import MiniGPT4Config
 from .devices import loading
 from .files import write_json
+from .global_batch import share_batch
 from .modeling_minigpt4.embedded import load_embedded
 from .modeling_minigpt4.from_parts import load_tokenizer
 from .modeling_minigpt4.light import MiniGPT4ForConditionalGeneration
@@ -39,13 +43,15 @@ from .processing.collator import MiniGPT4DataCollator
 from .processing.datasets import PictureTexts, random_view, training_data
 from .processing.processing_minigpt4 import MiniGPT4Processor
 from .processing.streams import training_stream
-from .recipes import ModelSection
+from .recipes import ModelSection, same_training
 from .trainer import MiniGPT4Trainer
 from .validation import StopEarly, answer_metrics, validate_while_training
 
+logger = logging.get_logger(__name__)
+
 RECIPE_FILE = "recipe.yaml"
 SAMPLES_FILE = "samples.jsonl"
-SHOWN = 4  # pictures looked at while training where none are held out
+SHOWN = 4  # pictures looked at while training where the recipe does not say how many; of a stream they are kept out of it
 SPEED = ("images_per_second", "tokens_per_second", "data_wait", "mfu")
 
 
@@ -59,20 +65,23 @@ def train(recipe, model=None, processor=None, dataset=None, resume=True):
         resume: go on from the last checkpoint of an unfinished run in the output folder; else it is removed.
 
     Raises:
-        ValueError: the output folder holds an unfinished run of another recipe, or cannot be written; the batches do not
-            make up the recipe's global batch; a step to keep that it does not have; a loss that says what is broken.
+        ValueError: the output folder holds an unfinished run of another recipe, or cannot be written; the processes cannot
+            share the recipe's global batch; a step to keep that it does not have; a loss that says what is broken.
         SystemExit: status 130 or 143 after Ctrl-C or SIGTERM, when the checkpoint is written.
     """
     started = time.monotonic()
     use_every_core()
     arguments = _arguments(recipe)
     arguments._setup_devices  # noqa: B018 - with several processes this is where they meet
+    arguments._n_gpu = min(1, arguments._n_gpu)  # a process has one GPU, or its batches would be others'
     processes = arguments.distributed_state
-    _check_batch(recipe, processes.num_processes)
+    written, recipe = recipe, share_batch(recipe, processes.num_processes)
+    arguments.per_device_train_batch_size = recipe.train.batch_size
+    arguments.gradient_accumulation_steps = recipe.train.accumulation
     _check_kept(recipe.train)
     _check_space(recipe.train)
     if processes.is_main_process:
-        _prepare_output(recipe, resume)
+        _prepare_output(written, resume)
     processes.wait_for_everyone()
     transformers.set_seed(recipe.train.seed)
     if model is None:
@@ -92,8 +101,14 @@ def _make_trainer(recipe, arguments, model, processor, dataset):
     """The Trainer with its callbacks; the vision part's output is computed here if the recipe wants it kept."""
     if recipe.train.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})  # the other kind wants inputs with gradients
-    collator = MiniGPT4DataCollator(processor, max_answer_tokens=recipe.train.max_answer_tokens)
+    plan = not recipe.train.compile  # to the compiler each one would be another program
+    collator = MiniGPT4DataCollator(processor, max_answer_tokens=recipe.train.max_answer_tokens, plan=plan)
     small = isinstance(dataset, PictureTexts)  # not a stream
+    if small and recipe.train.cache_features and recipe.data.random_crop:
+        raise ValueError(
+            "data.random_crop crops a picture each time it is used, and train.cache_features looks at it once; set "
+            "train.cache_features=false, or data.views=4 for cached crops"
+        )
     validation = getattr(dataset, "validation", None)
     metrics = None
     if validation is not None:
@@ -134,7 +149,9 @@ def _run(trainer):
     stop = StopOnSignal()
     trainer.add_callback(stop)
     checkpoint = last_checkpoint(output)
-    begun = int(checkpoint.rsplit("-", 1)[1]) if checkpoint else 0
+    begun = step_of(checkpoint) if checkpoint else 0
+    if checkpoint:
+        _check_step(trainer, Path(checkpoint))
     started = time.monotonic()
     if begun < steps:
         trainer.train(resume_from_checkpoint=checkpoint)
@@ -150,9 +167,22 @@ def _run(trainer):
     return (time.monotonic() - started) / max(1, trainer.state.global_step - begun)
 
 
+def _check_step(trainer, checkpoint):
+    """Raises ValueError where a step of this run would not be one of the run that wrote the checkpoint."""
+    path = checkpoint / STEP_FILE
+    before = json.loads(path.read_text("utf-8"))["global_batch"] if path.is_file() else trainer.global_batch
+    if before != trainer.global_batch:
+        raise ValueError(
+            f"{checkpoint}: its steps took {before} examples, with {trainer.args.world_size} processes these would take "
+            f"{trainer.global_batch}; set train.global_batch={before}"
+        )
+
+
 def _load_data(recipe, processes, image_size):
     """`image_size`: the vision tower's, where the recipe says none."""
     data = replace(recipe.data, image_size=recipe.data.image_size or image_size)
+    if data.streaming and recipe.train.sample_steps:
+        data = replace(data, held_out=data.held_out or SHOWN)
     if not data.streaming:
         return training_data(data, recipe.stage)
     return training_stream(data, recipe.stage, recipe.train.seed, processes.process_index, processes.num_processes)
@@ -175,12 +205,15 @@ def load_model(section):
         model.config.base_parts = {"model": {"repo": str(base.absolute() if base.is_dir() else base), "revision": None}}
     model.config.trained_parts = list(section.trained_parts)
     model.freeze()
+    if hasattr(model, "hf_device_map"):
+        del model.hf_device_map  # one device; the Trainer would take the model for one that is cut over several
     if section.lora_rank:
         add_lora(model, section.lora_rank, section.lora_alpha, target_modules=section.lora_targets)
     if section.projection == "fresh":
         model.draw_projection()
     elif section.projection != "base":
         load_trained(model, projection)
+        _warn_of_another_llm(projection, model.config)
     for parameter in model.parameters():
         if parameter.requires_grad and parameter.dtype != torch.float32:
             parameter.data = parameter.data.float()
@@ -191,6 +224,30 @@ def load_model(section):
         attending.append("vision_config")
     model.set_attn_implementation(dict.fromkeys(attending, section.attn_implementation))
     return model, processor
+
+
+def load_on():
+    """The device that each tensor goes to as it is read, so that no process has the model in the host's memory first.
+
+    None is that memory, for CPUs and for FSDP2: there only the first process of a machine reads (see `assemble`, and
+    `fsdp_cpu_ram_efficient_loading` in fsdp2.yaml), and the others get their shards from it.
+    """
+    device = PartialState().device
+    sharded = os.environ.get("ACCELERATE_USE_FSDP", "false") == "true"
+    return None if device.type == "cpu" or sharded else device
+
+
+def _warn_of_another_llm(projection, config):
+    """Says so where the stage before was trained with another LLM, whose shapes may be the same."""
+    before, now = (
+        (parts or {}).get("language_model", {}).get("repo")
+        for parts in (MiniGPT4Config.from_pretrained(projection).base_parts, config.base_parts)
+    )
+    if before and now and before != now:
+        logger.warning(
+            f"{projection}: this projection was trained with {before}, and goes on with {now}; if these are not the same "
+            "weights in two places, its visual tokens mean nothing to that LLM"
+        )
 
 
 def load_parts(section, **parts):
@@ -209,7 +266,7 @@ def load_parts(section, **parts):
         template=template,
         config=part_fields(section),
         **parts,
-        **loading(None, section.dtype, section.load_in or None),
+        **loading(load_on(), section.dtype, section.load_in or None),
     )
     return model, MiniGPT4Processor.for_model(model.config, load_tokenizer(section.text), template)
 
@@ -241,9 +298,9 @@ def _load_base(section):
                 "parts: set model.vision and model.text, or make a base with it by `minigpt4 build`"
             )
     if section.base == "embedded" and section.projection != "base":
-        arguments = loading(None, section.dtype, section.load_in or None)
+        arguments = loading(load_on(), section.dtype, section.load_in or None)
         return load_embedded(projection=None, loading=arguments, projection_layers=section.projection_layers)
-    return load(section.base, dtype=section.dtype, load_in=section.load_in or None)
+    return load(section.base, dtype=section.dtype, device=load_on(), load_in=section.load_in or None)
 
 
 @torch.inference_mode()
@@ -280,8 +337,6 @@ def _arguments(recipe):
     return TrainingArguments(
         output_dir=recipe.output,
         max_steps=train.steps,
-        per_device_train_batch_size=train.batch_size,
-        gradient_accumulation_steps=train.accumulation,
         learning_rate=train.learning_rate,
         weight_decay=train.weight_decay,
         adam_beta1=0.9,
@@ -302,17 +357,6 @@ def _arguments(recipe):
         report_to=train.report_to or "none",
         trackio_space_id=train.trackio_space or None,
     )
-
-
-def _check_batch(recipe, world_size):
-    """Raises ValueError unless the recipe's batches make up its global batch on so many processes."""
-    train = recipe.train
-    total = train.batch_size * train.accumulation * world_size
-    if train.global_batch not in (0, total):
-        raise ValueError(
-            f"train.global_batch is {train.global_batch}, but {train.batch_size} a device x {train.accumulation} "
-            f"accumulated x {world_size} processes is {total}; set train.accumulation or train.batch_size to match"
-        )
 
 
 def _check_space(train):
@@ -357,9 +401,7 @@ def _pictures_to_show(recipe, dataset):
         return held_out
     if not recipe.train.sample_steps:
         return []
-    if isinstance(dataset, PictureTexts):
-        return [dataset.pictures[i] for i in range(min(SHOWN, len(dataset.pictures)))]
-    return list(itertools.islice(training_stream(recipe.data, recipe.stage, recipe.train.seed, 0, 1), SHOWN))
+    return [dataset.pictures[i] for i in range(min(SHOWN, len(dataset.pictures)))]
 
 
 def use_every_core():
@@ -381,8 +423,7 @@ def _prepare_output(recipe, resume):
     if not resume:
         remove_checkpoints(output)
     written = output / RECIPE_FILE
-    before = written.read_text(encoding="utf-8") if written.is_file() else None
-    if before not in (None, recipe.as_yaml()) and last_checkpoint(output):
+    if written.is_file() and last_checkpoint(output) and not same_training(written, recipe):
         raise ValueError(
             f"{output}: holds an unfinished run of another recipe; remove the folder, choose another with --set output=, or "
             "start over with --resume never"
@@ -398,8 +439,8 @@ def resumable(recipe):
 
 
 def _print_batch(recipe, trainer, dataset):
-    train, world = recipe.train, trainer.args.world_size
-    total = train.batch_size * train.accumulation * world
+    train, world, total = recipe.train, trainer.args.world_size, trainer.global_batch
+    assert train.global_batch in (0, total), (train, world)
     trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
     texts = f"{len(dataset)} texts about {len(dataset.pictures)} pictures" if trainer.stream is None else "streamed texts"
     print(
@@ -416,7 +457,7 @@ def _finish(trainer, dataset, seconds, seconds_per_step):
     summary = {
         "stage": recipe.stage,
         "steps": trainer.state.global_step,
-        "global_batch": recipe.train.batch_size * recipe.train.accumulation * world,
+        "global_batch": trainer.global_batch,
         "processes": world,
         "seed": recipe.train.seed,
         "first_loss": history[0]["loss"],
@@ -432,6 +473,9 @@ def _finish(trainer, dataset, seconds, seconds_per_step):
     if looks:
         summary["validation"] = [_look_at_validation(entry) for entry in looks]
         summary["best_step"] = trainer.state.best_global_step
+    if trainer.stream is not None:  # every process has counted its own
+        states = gather_object([trainer.dropped.state_dict()])
+        trainer.dropped.load_state_dict(*states)
     dropped = trainer.dropped if trainer.stream is not None else dataset.dropped
     if dropped is not None:
         summary["samples"] = dropped.state_dict()

@@ -1,6 +1,6 @@
 """A MiniGPT-4 from base models: vision tower, Q-Former and LLM out of their own repositories, joined by a projection.
 
-    MiniGPT4ForConditionalGeneration.from_parts(vision="Salesforce/blip2-flan-t5-xxl", text="lmsys/vicuna-7b-v1.5")
+    MiniGPT4ForConditionalGeneration.from_parts(vision="Salesforce/blip2-flan-t5-xxl", text="Vision-CAIR/vicuna-7b")
 
 The configuration follows from those of the parts; `config.base_parts` names them, so that the model can be saved light.
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
-from transformers.utils import GENERATION_CONFIG_NAME, cached_file
+from transformers.utils import GENERATION_CONFIG_NAME, cached_file, logging
 
 from ..configuration.configuration_minigpt4 import MiniGPT4Config
 from ..processing.chat_templates import template_text
@@ -20,9 +20,12 @@ from ..processing.processing_minigpt4 import MiniGPT4Processor
 from ..processing.turns import written
 from .convert import mend_llama_config, mend_llama_tokenizer, projection_weights, read_checkpoint
 from .light import assemble
+from .llm_versions import check_published, template_hint
 from .own_head import base_models, is_causal_llm, without_weights
 from .repositories import split_revision
 from .tower_grid import measure, sees_images
+
+logger = logging.get_logger(__name__)
 
 FROM_VISION_REPO = "from vision repo"
 
@@ -51,6 +54,11 @@ def from_parts(
     if "image_token_id" not in fields:
         own, rows = template_text(template or tokenizer.chat_template), config.text_config.vocab_size
         config.image_token_id = image_token_id(tokenizer, image_token, text, ends, own, rows)
+    if projection is not None and Path(projection).suffix != ".safetensors":
+        shape = given["model.projection.weight"].shape
+        check_published(shape, config.text_config, tokenizer, projection, text)
+    if template is None and (hint := template_hint(config.text_config, tokenizer)):
+        logger.warning(f"{text}: {hint}")
     processor = MiniGPT4Processor.for_model(config, tokenizer, template)
     model = assemble(cls, config, given, source=str(projection), hub=hub, **arguments)
     if projection is None:

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import GenerationConfig
 from transformers.configuration_utils import PreTrainedConfig
+from transformers.modeling_utils import is_fsdp_enabled, is_local_dist_rank_0
 from transformers.utils import SAFE_WEIGHTS_NAME, cached_file
 
 from .lora import LORA, has_lora, is_adapter, load_lora, plain_name, plain_state_dict, save_lora
@@ -217,6 +218,8 @@ def assemble(cls, config, given, source="the trained tensors", hub=None, **argum
         weights.update(tensors)
     weights.update(_norm_without_qformer(config))
     config.dtype = config.dtype or config.text_config.dtype or torch.float32  # what "auto" starts from
+    if is_fsdp_enabled() and not is_local_dist_rank_0() and not arguments.get("quantization_config"):
+        weights = {name: _unread(tensor, arguments.get("dtype")) for name, tensor in weights.items()}
     with_info = arguments.pop("output_loading_info", False)
     model, info = cls.from_pretrained(
         None, config=config, state_dict={**weights, **given}, output_loading_info=True, **arguments
@@ -230,6 +233,12 @@ def assemble(cls, config, given, source="the trained tensors", hub=None, **argum
         raise ValueError(f"{llm}: does not use the tensor {unused[0]!r} of its repository, the first of {len(unused)}")
     _round(model)
     return (model, info) if with_info else model
+
+
+def _unread(tensor, dtype):
+    """A stand-in of a tensor's shape that takes no memory: FSDP2 has one process of a machine read, and share it out."""
+    dtype = dtype if isinstance(dtype, torch.dtype) else tensor[:0].dtype
+    return torch.zeros((), dtype=dtype).expand(shape_of(tensor))
 
 
 @torch.no_grad()

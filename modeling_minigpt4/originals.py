@@ -33,6 +33,7 @@ from .from_parts import (
     vision_fields,
 )
 from .light import MiniGPT4ForConditionalGeneration, assemble, variant_of
+from .llm_versions import check_published
 
 
 def load_originals(projection, vision, text, qformer=None, dims=None, **arguments):
@@ -63,7 +64,9 @@ def load_originals(projection, vision, text, qformer=None, dims=None, **argument
         base_parts={"language_model": origin_of(text, text_config), **origins},
         **fields,
     )
-    _check_variant(given["model.projection.weight"], config, qformer)
+    weight = given["model.projection.weight"]
+    _check_variant(weight, config, qformer)
+    check_published(weight.shape, text_config, tokenizer, projection, text)
     weights |= given
     _check_finite(weights)
     model = assemble(MiniGPT4ForConditionalGeneration, config, weights, source=str(projection), **arguments)

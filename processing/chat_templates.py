@@ -1,18 +1,24 @@
 """The conversations that each LLM was tuned on, as Jinja chat templates with an image token in them.
 
     VICUNA_V0   "###Human: ...###Assistant: ...", the paper's; with `training=True` its stage-2 form
+    VICUNA_V1   "USER: ... ASSISTANT: ...</s>", that of Vicuna v1.1, v1.3 and v1.5
     LLAMA_2     "[INST] ... [/INST] ..."
     CHATML      "<|im_start|>user ... <|im_end|>", for SmolLM2 and other LLMs that were tuned on it
 
 They are for LLMs whose tokenizer brings no template of its own, and for whoever names one of them: an LLM's own template is
 kept (`own_template`). They write IMAGE where a picture goes; `with_image_token` puts the model's own image token there. What
 the model says stands in a `generation` block: the collator and other trainers find the answers by it. Sources: the
-original's `conversation.py` and `minigpt_base.py`, SmolLM2's tokenizer configuration.
+original's `conversation.py` and `minigpt_base.py`, SmolLM2's tokenizer configuration, FastChat's `vicuna_v1.1`.
 """
 
 _SYSTEM = (
     "Give the following image: <Img>ImageContent</Img>. "
     "You will be able to see the image once I provide it to you. Please answer my questions."
+)
+
+_ASSISTANT = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions."
 )
 
 # A message's pictures and texts, one space between them: "<Img>IMAGE</Img> What is this?"
@@ -44,6 +50,22 @@ VICUNA_V0 = (
     {%- endif -%}
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{ 'Assistant: ' }}{%- endif -%}""".replace("SYSTEM", _SYSTEM)
+)
+
+# Images are in the original's <Img> tags here, too. Behind the last "ASSISTANT:" there is no space: what the model says is
+# tokenized by itself, and the tokenizer puts one before the first word. Earlier answers are part of a longer text.
+VICUNA_V1 = (
+    _IN_TAGS
+    + """
+{{- bos_token -}}
+{%- if messages[0].role == 'system' -%}{{ parts(messages[0].content) + ' ' }}{%- else -%}SYSTEM{{ ' ' }}{%- endif -%}
+{%- for message in messages -%}
+    {%- if message.role == 'user' -%}{{ 'USER: ' + parts(message.content) + ' ' }}
+    {%- elif message.role == 'assistant' -%}{{ 'ASSISTANT:' if loop.last else 'ASSISTANT: ' }}
+        {%- generation -%}{{ parts(message.content) + eos_token }}{%- endgeneration -%}
+    {%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{ 'ASSISTANT:' }}{%- endif -%}""".replace("SYSTEM", _ASSISTANT)
 )
 
 # In chat the original puts nothing behind an earlier answer; `</s>` follows the one that is learned.
@@ -78,7 +100,7 @@ CHATML = (
 
 
 # What a recipe calls them.
-TEMPLATES = {"vicuna": VICUNA_V0, "llama-2": LLAMA_2, "chatml": CHATML}
+TEMPLATES = {"vicuna": VICUNA_V0, "vicuna-v1": VICUNA_V1, "llama-2": LLAMA_2, "chatml": CHATML}
 
 # An LLM's own template behind this reads plain strings, with an image token where a picture goes: it need not know pictures.
 # All else in a message (tool calls, reasoning) stays as it is. It ends with a line break, which Jinja drops, so that the
@@ -111,8 +133,9 @@ def own_template(template, image_token):
 
 
 def turn_markers(template):
-    """Texts that separate turns in a template of the original's without being special tokens."""
-    return {VICUNA_V0: ["###"], LLAMA_2: ["[INST]", "[/INST]"]}.get(template, [])
+    """Texts that separate turns in a template of this module without being special tokens."""
+    markers = {VICUNA_V0: ["###"], VICUNA_V1: ["USER:", "ASSISTANT:"], LLAMA_2: ["[INST]", "[/INST]"]}
+    return markers.get(template, [])
 
 
 def with_image_token(template, image_token):

@@ -33,6 +33,9 @@ class MiniGPT4DataCollator:
         packing: put all sequences of the batch into one row [1, L], with `position_ids` that restart at each, and without
             a mask: by that transformers knows that they do not see each other.
         max_tokens: prompt and answer together may not be longer (the LLM's context); a longer example is an error.
+        plan: put "plan" into the batch, numbers that the host knows now and would have to wait for the device to ask later:
+            {"lengths": of each row, up to the last token before an answer's; "answers": answer tokens in each; "tokens": in
+            all}. It is for `MiniGPT4Trainer` (see grouped_loss.py); a plain model does not take it. Not with packing.
 
     Examples may hold `vision_features` [Q, C] (see `MiniGPT4Model.get_vision_features`) in place of `image`; then the
     batch does, too: `vision_features` [N, Q, C].
@@ -46,6 +49,7 @@ class MiniGPT4DataCollator:
         instructions=None,
         packing=False,
         max_tokens=None,
+        plan=False,
     ):
         self.processor = processor
         self.max_answer_tokens = max_answer_tokens
@@ -53,6 +57,7 @@ class MiniGPT4DataCollator:
         self.instructions = instructions
         self.packing = packing
         self.max_tokens = max_tokens
+        self.plan = plan
 
     def __call__(self, examples):
         """list of examples -> batch; raises ValueError for an example without text or picture, or too long."""
@@ -61,6 +66,8 @@ class MiniGPT4DataCollator:
             self._check_pictures(example, input_ids)
         batch = self._pack(rows) if self.packing else self._pad(rows)
         batch.update(self._pictures(examples))
+        if self.plan:
+            batch["plan"] = _plan(rows)
         return batch
 
     def encode(self, example):
@@ -169,6 +176,16 @@ class MiniGPT4DataCollator:
             raise ValueError(
                 f"an example has {pictures} picture(s), but its text a place for {places}; found {_fields(example)}"
             )
+
+
+def _plan(rows):
+    """What `plan` puts into a batch, of [(input_ids, labels), ...]; a row's first label is predicted by nothing."""
+    answers = [[i for i, label in enumerate(labels) if i and label != IGNORE] for _, labels in rows]
+    return {
+        "lengths": [max(places, default=1) for places in answers],
+        "answers": [len(places) for places in answers],
+        "tokens": sum(len(input_ids) for input_ids, _ in rows),
+    }
 
 
 def _fields(example):

@@ -36,7 +36,8 @@ class PictureTexts(Dataset):
 
     Args:
         pictures: sequence of rows with an "image".
-        texts: [{"picture": index, "text": ..., "instruction": ... in stage 2}, ...]; an item of this data set is one.
+        texts: [{"picture": index, "text": ..., "instruction": ... in stage 2}, ...]; an item of this data set is one. With
+            "instructions", an item has one of these in place of "instruction", drawn each time it is used.
         features: [pictures, views, Q, C], the frozen vision part's output for each picture (see `cache_features` in
             training.py); then items hold `vision_features` [Q, C] of a view drawn at random, and no image.
         feature_dropout: share of those features set to zero, the rest scaled up.
@@ -77,8 +78,9 @@ class PictureTexts(Dataset):
         return len(self.texts)
 
     def __getitem__(self, index):
-        generator = torch.Generator().manual_seed(random.Random(f"{self.seed}/{self.epoch}/{index}").getrandbits(63))
-        item = {key: value for key, value in self.texts[index].items() if key != "picture"}
+        rng = random.Random(f"{self.seed}/{self.epoch}/{index}")
+        generator = torch.Generator().manual_seed(rng.getrandbits(63))
+        item = {key: value for key, value in drawn(self.texts[index], rng).items() if key != "picture"}
         picture = self.texts[index]["picture"]
         if self.features is None:
             image = self.pictures[picture]["image"]
@@ -289,8 +291,16 @@ def _scene_texts(pictures, stage):
     return texts
 
 
+def drawn(text, rng):
+    """A text with one of its "instructions", drawn by a `random.Random`, where it has them; else as it is."""
+    if "instructions" not in text:
+        return text
+    asked = {"instruction": rng.choice(text["instructions"])}
+    return {key: value for key, value in text.items() if key != "instructions"} | asked
+
+
 def texts_about(found, section, stage, rng, statistics=None):
-    """What is learned about one picture in a stage: [{"text", "instruction" in stage 2}, ...].
+    """What is learned about one picture in a stage: [{"text", "instruction" and "instructions" in stage 2}, ...].
 
     Args:
         found: `Content` with captions. section: a `DataSection`. rng: a `random.Random`.
@@ -309,9 +319,10 @@ def texts_about(found, section, stage, rng, statistics=None):
         return texts
     for instruction in rng.choices(DETAIL_INSTRUCTIONS, k=section.detailed_answers):
         if answer := _detailed_answer(found.row, section, rng):
-            texts.append({"instruction": instruction, "text": answer})
+            texts.append({"instruction": instruction, "instructions": DETAIL_INSTRUCTIONS, "text": answer})
     for instruction in rng.choices(SHORT_INSTRUCTIONS, k=section.short_answers):
-        texts.append({"instruction": instruction, "text": joined_answer(captions, rng, 1)})
+        answer = joined_answer(captions, rng, 1)
+        texts.append({"instruction": instruction, "instructions": SHORT_INSTRUCTIONS, "text": answer})
     if statistics:
         asked = rng.sample(made["questions"], min(section.questions, len(made["questions"])))
         texts += [{"instruction": instruction, "text": answer} for instruction, answer in asked]

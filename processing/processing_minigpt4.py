@@ -90,8 +90,8 @@ class MiniGPT4Processor(ProcessorMixin):
         Args:
             config: the model's `MiniGPT4Config`.
             tokenizer: the LLM's.
-            chat_template: "vicuna", "llama-2", "chatml" (see chat_templates.py), or Jinja with IMAGE where a picture goes;
-                by default the LLM's own, which its tokenizer brings, or the paper's if it brings none.
+            chat_template: "vicuna", "vicuna-v1", "llama-2", "chatml" (see chat_templates.py), or Jinja with IMAGE where a
+                picture goes; by default the LLM's own, which its tokenizer brings, or the paper's if it brings none.
             image_processor: by default that of the vision tower, see `image_processor_for`.
 
         Raises:

@@ -42,6 +42,7 @@ class Sample:
         after: (position, index) from where the source reads the next one.
         broken: the kind of damage, where there was nothing to read.
         place: of `after` in a stream, see streams.py.
+        read_before: how often a stream has read its source before.
     """
 
     shard: str
@@ -51,6 +52,7 @@ class Sample:
     after: tuple
     broken: str | None = None
     place: tuple = ()
+    read_before: int = 0
 
 
 @dataclass
@@ -191,11 +193,14 @@ class DroppedSamples:
             "samples": list(self.samples),
         }
 
-    def load_state_dict(self, state):
-        """Goes on counting from what `state_dict` returned."""
-        self.used = state["used"]
-        self.by_kind, self.by_shard = Counter(state["by_kind"]), Counter(state["by_shard"])
-        self.samples = list(state["samples"])
+    def load_state_dict(self, *states):
+        """Goes on counting from what `state_dict` returned, or several of them together."""
+        self.used = sum(state["used"] for state in states)
+        self.by_kind, self.by_shard = Counter(), Counter()
+        for state in states:
+            self.by_kind.update(state["by_kind"])
+            self.by_shard.update(state["by_shard"])
+        self.samples = [entry for state in states for entry in state["samples"]][: self.SHOWN]
 
     def __str__(self):
         counts = ", ".join(f"{n} x {kind}" for kind, n in self.by_kind.most_common())

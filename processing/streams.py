@@ -3,18 +3,31 @@
 Every process and each of its loader workers is a unit. In a pass over a source its shards are shuffled and dealt out to
 the units: whole ones as long as every unit gets one more, the samples of the rest one by one, so that all units have
 equally many and no sample has two. A unit reads its shards in windows of `shuffle_buffer` samples, shuffles each, and
-decodes what it gives out. All of it follows from the seed and the place where the window began: that place, and how many
+decodes what it gives out. All of it follows from the seed and the place where the window began: that place, and which
 samples of the window are gone, are the whole state of the stream. After a resume the window is read again, encoded.
+
+Another number of units takes over with `redeal`: what every unit has still to read of the pass that the foremost is in
+becomes pieces of shards, and these are dealt out in the same way. The passes after that are as ever.
 """
 
 import os
 import random
 from itertools import islice
+from typing import NamedTuple
 
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
-from .datasets import PictureTexts, check_stage, check_validation, crop_size, random_view, texts_about, validation_data
+from .datasets import (
+    PictureTexts,
+    check_stage,
+    check_validation,
+    crop_size,
+    drawn,
+    random_view,
+    texts_about,
+    validation_data,
+)
 from .samples import BrokenSample, DroppedSamples, content, decode, held_out, sample_name
 from .sources import open_source
 
@@ -42,8 +55,6 @@ def training_stream(section, stage, seed=0, rank=0, world_size=1):
         raise ValueError("data.streaming needs data.path or data.sources; composed scenes are not streamed")
     if section.path and section.sources:
         raise ValueError("data.path and data.sources are both set; expected one of them")
-    if section.held_out:
-        raise ValueError("data.held_out keeps pictures of data that are not streamed; set it to 0, or data.streaming=false")
     if section.varied_captions or section.questions or section.conversations:
         raise ValueError(
             "data.varied_captions, questions and conversations need data that are looked at first; set data.streaming=false"
@@ -59,7 +70,17 @@ def training_stream(section, stage, seed=0, rank=0, world_size=1):
     check_validation(section)
     stream = TrainingStream(sources, section, stage, seed, rank, world_size)
     stream.validation = _validation_of(stream) if section.validation_share else validation_data(section, stage)
+    stream.held_out, stream.kept_out = _held_out_of(stream)
     return stream
+
+
+def unit_states(state):
+    """The `state_dict`s of a stream's units in what a `StatefulDataLoader` returned as its own, however deep."""
+    if not isinstance(state, dict):
+        return []
+    if {"unit", "units", "sources"} <= state.keys():
+        return [state]
+    return [unit for value in state.values() for unit in unit_states(value)]
 
 
 def is_validated(sample, share):
@@ -94,6 +115,25 @@ def _validation_of(stream):
     return PictureTexts(pictures, texts)
 
 
+def _held_out_of(stream):
+    """(rows {"image", "texts"}, their {(source, shard, number), ...}): the first `held_out` of a stream that can be used."""
+    section, rows, places = stream.section, [], set()
+    for i, (part, source) in enumerate(zip(stream.parts, stream.sources, strict=True)):
+        samples = (source.parse(sample) for shard in range(len(source.shards)) for sample in source.read(shard))
+        while len(rows) < section.held_out and (sample := next(samples, None)) is not None:
+            if is_validated(sample, section.validation_share):
+                continue
+            try:
+                found = content(sample, part, source.root)
+                [picture] = [decode(data, section.image_size) for data in found.pictures]
+            except ValueError:  # broken, or several pictures: counted where it is trained on
+                continue
+            rng = random.Random(f"{sample.shard}/{sample.index}")
+            rows.append({"image": picture, "texts": texts_about(found, section, stream.stage, rng)})
+            places.add((i, sample.shard, sample.index))
+    return rows, places
+
+
 class TrainingStream(IterableDataset):
     """Infinite items: {"image", "text", "instruction" in stage 2, "key", "pass", "dropped"}, or of a conversation
     {"images", "messages", "key", "pass", "dropped"}.
@@ -114,13 +154,14 @@ class TrainingStream(IterableDataset):
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
+        self.deal = None
         self._loaded = None
         self._drawn = 0
         self._passes = []
-        self.validation = None
+        self.validation, self.held_out, self.kept_out = None, [], frozenset()
 
     def state_dict(self):
-        """Where the stream stands: {"unit", "units", "drawn", "sources": a few numbers for each}; fits JSON."""
+        """Where the stream is: {"unit", "units", "drawn", "sources": numbers for each}, which fits JSON; with `deal`."""
         if not self._passes:
             return dict(self._loaded or {})
         first = self._passes[0]
@@ -136,6 +177,40 @@ class TrainingStream(IterableDataset):
         self._loaded = state or None
         self._passes = []
 
+    def redeal(self, states, deal=None):
+        """The next iterators share what other units left over: no sample is lost, and none comes twice in a pass.
+
+        Afterwards `deal`, which fits JSON, says what is shared; save it with the states.
+
+        Args:
+            states: a `state_dict()` of each of the units that there were.
+            deal: the `deal` of the streams that they are of.
+
+        Raises:
+            ValueError: the state of a unit is missing, or is one of other sources.
+        """
+        units, n = {state["units"] for state in states}, {len(state["sources"]) for state in states}
+        found = sorted(state["unit"] for state in states)
+        if n != {len(self.sources)} or len(units) != 1 or found != list(range(*units)):
+            raise ValueError(
+                f"the checkpoint has the places of units {found} (processes x loader workers) in {_or(n)} sources; expected "
+                f"all of {_or(units)} in {len(self.sources)}"
+            )
+        states = sorted(states, key=lambda state: state["unit"])
+        left = [self._left_over(i, [state["sources"][i] for state in states], deal) for i in range(len(self.sources))]
+        self.deal = {"drawn": max(state["drawn"] for state in states), "sources": left}
+        self.load_state_dict(None)
+
+    def _left_over(self, i, states, deal):
+        """{"number": the foremost unit's pass, "pieces": what of it and of those before is not read} of a source."""
+        units = [self._passes_of(i, unit, len(states), state, deal) for unit, state in enumerate(states)]
+        last = max(unit.begun[0] for unit in units)
+        return {"number": last, "pieces": [list(piece) for unit in units for piece in unit.left_over(last)]}
+
+    def _passes_of(self, i, unit, units, state, deal):
+        left = deal["sources"][i] if deal else None
+        return _Passes(self.sources[i], f"{self.seed}/{i}", unit, units, self.section.shuffle_buffer, state, left)
+
     def __iter__(self):
         import fsspec
 
@@ -148,14 +223,11 @@ class TrainingStream(IterableDataset):
         if loaded and (loaded["unit"], loaded["units"], len(loaded["sources"])) != (unit, units, len(self.sources)):
             raise StreamError(
                 f"the saved place is that of unit {loaded['unit']} of {loaded['units']} (processes x loader workers) in "
-                f"{len(loaded['sources'])} sources, found unit {unit} of {units} in {len(self.sources)}; start with as many"
+                f"{len(loaded['sources'])} sources, found unit {unit} of {units} in {len(self.sources)}; see `redeal`"
             )
-        self._drawn = loaded["drawn"] if loaded else 0
+        self._drawn = (loaded or self.deal or {"drawn": 0})["drawn"]
         states = loaded["sources"] if loaded else [None] * len(self.sources)
-        self._passes = [
-            _Passes(source, f"{self.seed}/{i}", unit, units, self.section.shuffle_buffer, state)
-            for i, (source, state) in enumerate(zip(self.sources, states, strict=True))
-        ]
+        self._passes = [self._passes_of(i, unit, units, state, self.deal) for i, state in enumerate(states)]
         return self._items()
 
     def _items(self):
@@ -177,17 +249,17 @@ class TrainingStream(IterableDataset):
                 raise StreamError(f"data.path {self.parts[i].path} cannot be read any more: {line}") from error
             entry = {"shard": sample.shard, "key": sample.key}
             sample = self.sources[i].parse(sample)
-            if is_validated(sample, self.section.validation_share):
+            if (i, sample.shard, sample.index) in self.kept_out or is_validated(sample, self.section.validation_share):
                 continue
             try:
                 item = self._item(i, sample)
             except BrokenSample as error:
                 dropped.append({"kind": str(error), **entry})
                 continue
-            return {**item, "key": sample_name(entry), "pass": sample.place[0], "dropped": dropped}
+            return {**item, "key": sample_name(entry), "pass": sample.read_before, "dropped": dropped}
         if not dropped:
             raise StreamError(
-                f"data.path {self.parts[i].path}: data.validation_share keeps every sample out of the training"
+                f"data.path {self.parts[i].path}: data.validation_share and held_out keep every sample out of the training"
             )
         tally = DroppedSamples()
         tally.add(0, dropped)
@@ -197,7 +269,7 @@ class TrainingStream(IterableDataset):
         source, section = self.sources[i], self.section
         found = content(sample, self.parts[i], source.root)
         # What is drawn for a sample depends on the sample and the pass, not on what was drawn before.
-        rng = random.Random(f"{self.seed}/{i}/{sample.place[0]}/{os.path.basename(sample.shard)}/{sample.index}")
+        rng = random.Random(f"{self.seed}/{i}/{sample.read_before}/{os.path.basename(sample.shard)}/{sample.index}")
         generator = torch.Generator().manual_seed(rng.getrandbits(63))
         smallest = crop_size(section.image_size) if section.random_crop else section.image_size
         pictures = [decode(data, smallest) for data in found.pictures]
@@ -205,7 +277,26 @@ class TrainingStream(IterableDataset):
             pictures = [random_view(picture, generator) for picture in pictures]
         if found.messages:
             return {"images": pictures, "messages": found.messages}
-        return {"image": pictures[0], **rng.choice(texts_about(found, section, self.stage, rng))}
+        return {"image": pictures[0], **drawn(rng.choice(texts_about(found, section, self.stage, rng)), rng)}
+
+
+class _Piece(NamedTuple):
+    """Samples of a shard that are read one after the other in a pass.
+
+    Args:
+        number: of the pass. shard: which one.
+        position, index: where it begins, see sources.py.
+        every, offset: those whose number % every == offset.
+        gone: numbers of those that are not in it any more.
+    """
+
+    number: int
+    shard: int
+    position: int | None = 0
+    index: int = 0
+    every: int = 1
+    offset: int = 0
+    gone: tuple = ()
 
 
 class _Passes:
@@ -216,32 +307,47 @@ class _Passes:
         unit, units: which share of the samples.
         buffer: samples that are shuffled together.
         state: what `state` returned.
+        left: {"number", "pieces"}: what other units left over, see `TrainingStream.redeal`. It is read in place of the pass
+            of that number, which is then the first.
     """
 
-    def __init__(self, source, seed, unit, units, buffer, state=None):
-        self.source, self.seed, self.unit, self.units, self.buffer = source, seed, unit, units, buffer
-        # A place is (pass, which of the unit's shards, position in it, number of the sample).
-        self.begun = self.ended = tuple(state["begun"]) if state else (0, 0, 0, 0)
-        self.taken = state["taken"] if state else 0
+    def __init__(self, source, seed, unit, units, buffer, state=None, left=None):
+        self.source, self.seed, self.unit, self.units, self.buffer, self.left = source, seed, unit, units, buffer, left
+        # A place is (pass, which of the unit's pieces, position in the shard, number of the sample).
+        self.begun = self.ended = tuple(state["begun"]) if state else (left["number"] if left else 0, 0, 0, 0)
+        self.gone = [tuple(sample) for sample in state["gone"]] if state else []
         self.window = None
         self.reader = None
 
     def state(self):
-        """{"begun": place where the window begins, "taken": samples that are gone from it}."""
-        return {"begun": list(self.begun), "taken": self.taken}
+        """{"begun": place where the window begins, "gone": [piece, number of the sample] of those gone from it}."""
+        return {"begun": list(self.begun), "gone": [list(sample) for sample in self.gone]}
+
+    def left_over(self, last):
+        """What this unit has still to read to the end of a pass: [`_Piece`, ...]."""
+        number, turn, position, index = self.begun
+        pieces = self._share(number)[turn:]
+        if pieces and index:
+            pieces[0] = pieces[0]._replace(position=position, index=index)
+        for i, piece in enumerate(pieces):
+            gone = {sample for at, sample in self.gone if at == turn + i}
+            pieces[i] = piece._replace(gone=sorted(gone.union(piece.gone)))
+        later = [piece for after in range(number + 1, last + 1) for piece in self._share(after)]
+        return [piece for piece in [*pieces, *later] if piece.position is not None]
 
     def next(self):
         """The next `Sample`, broken ones too, with its `place`."""
         if self.window is None:
             self._fill()
-        sample, self.window[self.taken] = self.window[self.taken], None
-        self.taken += 1
-        if self.taken == len(self.window):
-            self.begun, self.taken, self.window = self.ended, 0, None
+        taken = len(self.gone)
+        sample, self.window[taken] = self.window[taken], None
+        self.gone.append((sample.place[1], sample.index))
+        if len(self.gone) == len(self.window):
+            self.begun, self.gone, self.window = self.ended, [], None
         return sample
 
     def _fill(self):
-        for _ in range(self.units + 1):  # fewer samples than units: some get none in a pass
+        for _ in range(self.units + 2):  # fewer samples than units: some get none in a pass, or nothing was left over
             self.reader = self.reader or self._read(*self.ended)
             self.window = list(islice(self.reader, self.buffer))
             if self.window:
@@ -255,13 +361,28 @@ class _Passes:
 
     def _read(self, number, turn, position, index):
         """Samples of a pass from a place on."""
-        order = list(range(len(self.source.shards)))
-        random.Random(f"{self.seed}/{number}").shuffle(order)
-        dealt = len(order) // self.units * self.units
-        shares = [(shard, 1, 0) for shard in order[self.unit : dealt : self.units]]
-        shares += [(shard, self.units, (self.unit + number) % self.units) for shard in order[dealt:]]
-        for turn, (shard, every, offset) in enumerate(shares[turn:], turn):  # noqa: B020, PLR1704
-            for sample in self.source.read(shard, position, index, every, offset):
-                sample.place = (number, turn, *sample.after)
-                yield sample
+        for turn, piece in enumerate(self._share(number)[turn:], turn):  # noqa: B020, PLR1704
+            begin, gone = (position, index) if index else (piece.position, piece.index), frozenset(piece.gone)
+            for sample in self.source.read(piece.shard, *begin, piece.every, piece.offset):
+                if sample.index not in gone:
+                    sample.place, sample.read_before = (number, turn, *sample.after), piece.number
+                    yield sample
             position = index = 0
+
+    def _share(self, number):
+        """This unit's pieces of a pass: whole ones as long as every unit gets one more, the samples of the rest in turn."""
+        if self.left and number == self.left["number"]:
+            pieces = [_Piece(*piece) for piece in self.left["pieces"]]
+        else:
+            order = list(range(len(self.source.shards)))
+            random.Random(f"{self.seed}/{number}").shuffle(order)
+            pieces = [_Piece(number, shard) for shard in order]
+        dealt, turn = len(pieces) // self.units * self.units, (self.unit + number) % self.units
+        return pieces[self.unit : dealt : self.units] + [
+            piece._replace(every=piece.every * self.units, offset=piece.offset + piece.every * turn)
+            for piece in pieces[dealt:]
+        ]
+
+
+def _or(numbers):
+    return " or ".join(map(str, sorted(numbers)))

@@ -22,7 +22,7 @@ ROOMS = [
     "processing",
     "modeling_minigpt4 registration",
     "devices generation models memory captioning metrics photographs",
-    "recipes samples throughput standardized batches validation grouped_loss frozen_linear frozen_llm",
+    "recipes samples throughput standardized global_batch data_check validation grouped_loss frozen_linear frozen_llm",
     "callbacks checkpoints trainer training",
     "serving",
     "processing.curation",

@@ -4,6 +4,7 @@ import argparse
 import os
 
 from minigpt4.cli import run_reporting_errors
+from minigpt4.global_batch import take_part
 
 
 def main(default_recipe, stage, doc, own_data_recipe=None):
@@ -41,6 +42,8 @@ def _train(arguments, stage):
         raise ValueError(
             f"{arguments.recipe}: is a recipe of stage {recipe.stage}; run trainer_scripts/stage{recipe.stage}.py"
         )
+    if not take_part(recipe.train.processes):
+        return
     from minigpt4.training import train
 
     _, _, summary = train(recipe, resume=arguments.resume == "auto")

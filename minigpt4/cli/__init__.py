@@ -21,6 +21,7 @@ COMMANDS = {
     "build": "put a vision tower and an LLM together, for stage 1",
     "export": "write a model as a folder for the Hub",
     "convert": "turn the authors' published files into a model folder",
+    "data": "check training data: faults, captions, and how fast they decode",
     "curate": "make a stage-2 data set of pictures: describe, fix, filter, verify, publish",
     "memory": "how much memory a model takes, before it is downloaded",
     "doctor": "what is installed here, and what works",

@@ -40,10 +40,11 @@ def run(arguments):
 
 def print_training(name):
     """Prints what the training of a recipe takes; raises ValueError or OSError."""
+    from ..global_batch import share_batch
     from ..memory import training_bytes
     from ..recipes import load_recipe
 
-    recipe = load_recipe(name)
+    recipe = share_batch(load_recipe(name), 1)
     sizes = training_bytes(recipe_config(recipe.model), recipe)
     labels = {"weights": "weights", "trained": "gradients and Adam's moments", "a step": "activations of a step, at most"}
     print(f"{name}: stage {recipe.stage}, {recipe.train.batch_size} examples a device at a time")

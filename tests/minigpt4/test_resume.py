@@ -11,12 +11,14 @@ import subprocess
 import sys
 import tarfile
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from minigpt4.checkpoints import ASIDE
+from minigpt4.files import append_line
 from minigpt4.modeling_minigpt4.export import export
 from minigpt4.recipes import load_recipe
 
@@ -51,8 +53,9 @@ def settings(original, processor, tmp_path, shards):
     def make(output, *more):
         return [
             f"model.base={base}", "model.projection=base", f"data.path={shards}", "data.streaming=true",
-            "data.random_crop=true", "data.image_size=56", "data.shuffle_buffer=100", "train.steps=30", "train.batch_size=8",
-            "train.save_steps=3", "train.warmup_steps=3", "train.standardize=false", f"output={output}", *more,
+            "data.random_crop=true", "data.image_size=56", "data.shuffle_buffer=100", "train.steps=30",
+            "train.global_batch=8", "train.save_steps=3", "train.warmup_steps=3", "train.standardize=false",
+            f"output={output}", *more,
         ]  # fmt: skip
 
     return make
@@ -70,7 +73,27 @@ def _train(settings, environment):
     from minigpt4.training import train
 
     torch.set_num_threads(1)  # as torchrun has it for several; a single process raises it
+    if "SEEN" in environment:
+        _note_samples(Path(environment["SEEN"]))
     train(load_recipe("stage1-embedded", settings))
+
+
+def _note_samples(path):
+    """Writes a line for each step that begins: its number, and of which passes and names its samples are."""
+    from minigpt4.trainer import MiniGPT4Trainer
+
+    collate, get_batch_samples = MiniGPT4Trainer._collate, MiniGPT4Trainer.get_batch_samples
+
+    def collate_names(self, examples):
+        return {**collate(self, examples), "names": [[example["pass"], example["key"]] for example in examples]}
+
+    def note(self, *args):
+        batches, items = get_batch_samples(self, *args)
+        names = [name for batch in batches for name in batch.pop("names")]
+        append_line(path, {"step": self.state.global_step, "names": names})
+        return batches, items
+
+    MiniGPT4Trainer._collate, MiniGPT4Trainer.get_batch_samples = collate_names, note
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +154,67 @@ def test_killed_in_steps_and_in_checkpoint_writes_it_ends_bit_identical(settings
     assert samples["used"] == 240 and samples["dropped"] > 0
 
 
+def _start(child, settings, processes, **environment):
+    """So many processes of one run, which find each other."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(processes)}
+    if processes == 1:
+        meeting = {}
+    ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} if meeting else {} for rank in range(processes)]
+    return [
+        child(settings, **meeting, **rank, **{name: f"{value}.{i}" for name, value in environment.items()})
+        for i, rank in enumerate(ranks)
+    ]
+
+
+def _finish(processes):
+    for process in processes:
+        process.join(300)
+    assert [process.exitcode for process in processes] == [0] * len(processes)
+
+
+def _kill(processes):
+    for process in processes:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.join()
+
+
+@pytest.mark.parametrize(
+    "lives", [[(2, 1), (1, 0)], [(1, 0), (2, 0)], [(2, 0), (3, 1)]], ids=["2 to 1", "1 to 2", "2 to 3, with workers"]
+)
+def test_other_processes_go_on_where_those_were_killed(lives, settings, child, shards, tmp_path):
+    """lives: how many processes with how many workers each; all but the last are killed. No sample twice, none lost."""
+    output, few = tmp_path / "run", tmp_path / "few"
+    few.mkdir()
+    for shard in sorted(shards.glob("*.tar"))[:3]:
+        with tarfile.open(shard) as tar, tarfile.open(few / shard.name, "w") as part:
+            for member in tar.getmembers()[: 2 * 30]:
+                part.addfile(member, tar.extractfile(member))
+    for life, (processes, workers) in enumerate(lives):
+        asked = settings(
+            output, f"data.path={few}", "train.global_batch=6", "train.steps=22", "data.shuffle_buffer=8",
+            f"train.workers={workers}", "data.max_dropped_share=0.1", "train.save_total_limit=2",
+        )  # fmt: skip
+        running = _start(child, asked, processes, SEEN=tmp_path / f"life{life}")
+        if life < len(lives) - 1:
+            _wait_for(lambda: len(list(output.glob("checkpoint-*"))) == 2, running[0])
+            _kill(running)
+            assert len(list(output.glob("checkpoint-*"))) == 2  # the limit
+        else:
+            _finish(running)
+    names, first = [], 22
+    for life in reversed(range(len(lives))):  # steps that were taken again count once
+        lines = [json.loads(line) for log in tmp_path.glob(f"life{life}.*") for line in log.read_text().splitlines()]
+        names += [tuple(name) for line in lines if line["step"] < first for name in line["names"]]
+        first = min(line["step"] for line in lines)
+    assert first == 0 and len(names) == 22 * 6
+    samples = json.loads((output / "summary.json").read_text())["samples"]
+    assert samples["used"] == len(names)
+    assert len(set(names)) == len(names)  # none twice in a pass
+    assert sum(number == 0 for number, _ in names) == 90 - 3  # the first pass is whole, but for a broken one a shard
+
+
 _SMALL = ("data.streaming=false", "data.random_crop=false", "data.path=''")
 
 
@@ -144,56 +228,47 @@ _SMALL = ("data.streaming=false", "data.random_crop=false", "data.path=''")
 )
 def test_two_processes_killed_end_bit_identical(kills, data, settings, child, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    more = ("train.batch_size=4", "train.global_batch=8", "train.workers=1", *data)
+    more = ("train.workers=1", *data)
 
     def start(output):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
-        return [child(settings(output, *more), RANK=str(rank), LOCAL_RANK=str(rank), **meeting) for rank in range(2)]
+        return _start(child, settings(output, *more), 2)
 
-    def finish(output):
-        processes = start(output)
-        for process in processes:
-            process.join(300)
-        assert [process.exitcode for process in processes] == [0, 0]
-
-    finish(whole)
+    _finish(start(whole))
     rng = random.Random(1)
     for _ in range(kills):
         processes = start(killed)
         before = set(killed.glob("checkpoint-*"))
         _wait_for(lambda before=before: set(killed.glob("checkpoint-*")) != before, processes[0])
         time.sleep(rng.uniform(0, 0.5))
-        for process in processes:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.join()
-    finish(killed)
+        _kill(processes)
+    _finish(start(killed))
     assert _outcome(killed) == _outcome(whole)
 
 
-def _launch(config, script, settings, **popen):
+def _launch(config, script, processes, settings, **popen):
     command = [
         *(sys.executable, "-m", "accelerate.commands.launch", "--config_file", f"configuration/accelerate/{config}.yaml"),
-        *("--num_processes", "2", "--main_process_port", "0", script, "--set", *settings),
+        *("--num_processes", str(processes), "--main_process_port", "0", script, "--set", *settings),
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, env=environment, text=True, start_new_session=True, **popen)
 
 
 @pytest.mark.parametrize(
-    ("config", "script"), [("ddp", "trainer_scripts/stage1.py"), ("fsdp2", "tests/minigpt4/fsdp2_on_cpu.py")]
+    ("config", "script", "started"),
+    [("ddp", "trainer_scripts/stage1.py", 3), ("fsdp2", "tests/minigpt4/fsdp2_on_cpu.py", 2)],
+    ids=["ddp, one more started than take part", "fsdp2"],
 )
-def test_two_processes_have_the_losses_of_one(config, script, settings, child, tmp_path):
+def test_two_processes_have_the_losses_of_one(config, script, started, settings, child, tmp_path):
     small = (*_SMALL, "data.scenes=40", "train.steps=6")
     one, two = tmp_path / "one", tmp_path / "two"
-    process = child(settings(one, *small, "train.batch_size=8"))
+    process = child(settings(one, *small))
     process.join(120)
-    done = _launch(
-        config, script, settings(two, *small, "train.batch_size=4", "train.global_batch=8"), stderr=subprocess.PIPE
-    )
-    _, stderr = done.communicate(timeout=300)
+    asked = settings(two, *small, "train.processes=2")
+    done = _launch(config, script, started, asked, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    stdout, stderr = done.communicate(timeout=300)
     assert done.returncode == 0, stderr[-2000:]
+    assert "6 steps x 8 (4 a device x 1 accumulated x 2 processes)" in stdout
     losses = [json.loads((output / "summary.json").read_text())["losses"] for output in (one, two)]
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
     assert sum(file.stat().st_size for file in (two / "model").glob("*.safetensors")) < 20_000

@@ -20,7 +20,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from minigpt4 import MiniGPT4ForConditionalGeneration
 from minigpt4.modeling_minigpt4.export import export
 from minigpt4.processing.datasets import PictureTexts
-from minigpt4.recipes import Recipe, TrainSection, load_recipe
+from minigpt4.recipes import Recipe, TrainSection, load_recipe, same_training
 from minigpt4.trainer import LengthBuckets, learning_rate
 from minigpt4.training import _arguments, cache_features, load_model, train
 
@@ -157,6 +157,19 @@ def test_an_unfinished_run_of_another_recipe_is_not_overwritten(recipe, dataset,
     assert load_recipe(tmp_path / "run" / "recipe.yaml").train.learning_rate == 1e-2
 
 
+def test_other_workers_are_not_another_recipe_but_another_step_is_no_step_of_the_run(recipe, dataset, tmp_path):
+    (tmp_path / "run" / "checkpoint-3").mkdir(parents=True)
+    (tmp_path / "run" / "checkpoint-3" / "step.json").write_text('{"global_batch": 6}')
+    recipe.save(tmp_path / "run" / "recipe.yaml")
+    recipe.train.workers, recipe.train.batch_size = 1, 2
+    with pytest.raises(
+        ValueError, match=r"steps took 6 examples, with 1 processes these would take 2; set train.global_batch=6"
+    ):
+        train(recipe, dataset=dataset)
+    assert same_training(tmp_path / "run" / "recipe.yaml", replace(recipe, train=replace(recipe.train, global_batch=6)))
+    assert not same_training(tmp_path / "run" / "recipe.yaml", replace(recipe, train=replace(recipe.train, seed=6)))
+
+
 def test_fewer_steps_than_a_checkpoint_has_is_another_recipe_too(recipe, dataset, tmp_path):
     (tmp_path / "run" / "checkpoint-6").mkdir(parents=True)
     recipe.save(tmp_path / "run" / "recipe.yaml")
@@ -184,10 +197,19 @@ def test_a_run_killed_after_its_last_step_only_finishes(recipe, dataset, monkeyp
     assert summary["steps"] == 8
 
 
-def test_a_batch_that_is_not_the_global_batch_does_not_start(recipe, dataset):
-    recipe.train.global_batch = 256
-    with pytest.raises(ValueError, match=r"global_batch is 256, but 2 a device x 1 accumulated x 1 processes is 2; set"):
+def test_crops_and_cached_features_exclude_each_other(recipe, dataset):
+    recipe.data.random_crop = True
+    with pytest.raises(ValueError, match=r"random_crop crops a picture each time .* set train.cache_features=false"):
         train(recipe, dataset=dataset)
+
+
+@pytest.mark.slow
+def test_a_global_batch_is_worked_out_and_printed(recipe, dataset, capsys):
+    recipe.train.global_batch, recipe.train.max_batch_size = 6, 2
+    _, _, summary = train(recipe, dataset=dataset)
+    assert summary["global_batch"] == 6
+    assert "8 steps x 6 (2 a device x 3 accumulated x 1 processes)" in capsys.readouterr().out
+    assert load_recipe(f"{recipe.output}/recipe.yaml") == recipe  # as it was asked for: other processes work it out anew
 
 
 @pytest.mark.slow

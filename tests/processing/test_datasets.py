@@ -240,3 +240,15 @@ def test_a_crop_of_a_picture_that_was_scaled_down_keeps_the_models_size(picture)
     assert crop_size(224) == 366
     source = picture(size=(366, 366))
     assert min(min(random_view(source).size) for _ in range(300)) >= 224
+
+
+def test_an_instruction_is_drawn_for_each_use(picture):
+    texts = [{"picture": 0, "instruction": "a", "instructions": ["a", "b", "c"], "text": "t"}] * 3
+    data = PictureTexts([{"image": picture()}], texts)
+    used = []
+    for epoch in range(20):
+        data.set_epoch(epoch)
+        used.append([data[i]["instruction"] for i in range(3)])
+        assert used[-1] == [data[i]["instruction"] for i in range(3)]  # what a resumed run draws
+    assert {asked for epoch in used for asked in epoch} == {"a", "b", "c"} and len({tuple(epoch) for epoch in used}) > 10
+    assert set(data[0]) == {"instruction", "text", "image"}

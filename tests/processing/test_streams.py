@@ -111,6 +111,72 @@ def test_units_share_every_pass_without_overlap(n, samples, world, workers, shar
         assert max(shares) - min(shares) <= max(1, n % units)
 
 
+def _go_on(section, world, states, deal, rng):
+    """What that many units take, each some samples; their states as JSON keeps them, and the deal."""
+    taken, after = [], []
+    for rank in range(world):
+        stream = training_stream(section, 1, seed=5, rank=rank, world_size=world)
+        if states:
+            stream.redeal(states, deal)
+        taken += [(item["pass"], item["key"]) for item in islice(stream, rng.randrange(12))]
+        after.append(json.loads(json.dumps(stream.state_dict())))
+    return taken, after, stream.deal
+
+
+@pytest.mark.parametrize("holdout_share", [0.0, 0.2])
+@pytest.mark.parametrize("buffer", [1, 7, 100])
+def test_other_numbers_of_units_take_over_without_loss_or_repeats(buffer, holdout_share, shards):
+    section = _section(shards(5, 7), shuffle_buffer=buffer, holdout_share=holdout_share)
+    source = training_stream(section, 1).sources[0]
+    in_a_pass = sum(1 for shard in range(5) for _ in source.read(shard))
+    rng, passes = random.Random(buffer), set()
+    for _ in range(6):
+        seen, states, deal = [], None, None
+        for _ in range(rng.randrange(2, 8)):
+            taken, states, deal = _go_on(section, rng.choice([1, 2, 3, 5]), states, deal, rng)
+            seen += taken
+        rest = training_stream(section, 1, seed=5)
+        rest.redeal(states, deal)
+        last = rest.deal["sources"][0]["number"]
+        seen += [(item["pass"], item["key"]) for item in takewhile(lambda item, last=last: item["pass"] <= last, rest)]
+        every = Counter(seen)
+        assert set(every.values()) == {1} and len(every) == (last + 1) * in_a_pass
+        passes.add(last)
+    assert max(passes) > 1
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_after_a_redeal_a_stream_resumes_exactly(mixture, workers):
+    states = []
+    for rank in range(3):
+        stream = training_stream(mixture, stage=2, seed=1, rank=rank, world_size=3)
+        list(islice(stream, 10 + rank))
+        states.append(stream.state_dict())
+
+    def loader(state=None):
+        stream = training_stream(mixture, stage=2, seed=1, rank=1, world_size=2)
+        stream.redeal(states)
+        loader = StatefulDataLoader(stream, batch_size=3, num_workers=workers, collate_fn=_seen)
+        if state is not None:
+            loader.load_state_dict(json.loads(state))
+        return loader
+
+    whole, batches, saved = loader(), [], []
+    for batch in islice(whole, 15):
+        batches.append(batch)
+        saved.append(json.dumps(whole.state_dict()))
+    assert list(islice(loader(saved[5]), 9)) == batches[6:]
+
+
+def test_a_redeal_wants_every_unit(shards):
+    section = _section(shards(2, 2))
+    stream = training_stream(section, 1, rank=1, world_size=3)
+    next(iter(stream))
+    other = training_stream(section, 1)
+    with pytest.raises(ValueError, match=r"has the places of units \[1\] .* in 1 sources; expected all of 3 in 1"):
+        other.redeal([stream.state_dict()])
+
+
 def test_passes_are_whole_and_shuffled_anew_by_the_seed(shards):
     section = _section(shards(3, 6))
     items = [item["text"] for item in islice(training_stream(section, 1, seed=1), 36)]
@@ -123,6 +189,21 @@ def test_passes_are_whole_and_shuffled_anew_by_the_seed(shards):
     unmixed = islice(training_stream(replace(section, shuffle_buffer=1), 1, seed=1), 6 * 18)
     orders = [tuple(dict.fromkeys(item["key"].split(":")[0] for item in islice(unmixed, 18))) for _ in range(6)]
     assert len(set(orders)) > 1
+
+
+def test_what_is_shown_while_training_is_not_trained_on(shards):
+    section = _section(shards(3, 4), held_out=3)
+    stream = training_stream(section, 2, rank=1, world_size=2)
+    other = training_stream(section, 2, rank=0, world_size=2)
+    assert len(stream.held_out) == 3 and [row["texts"] for row in stream.held_out] == [
+        row["texts"] for row in other.held_out
+    ]
+    keys = {item["key"] for part in (stream, other) for item in islice(part, 40)}
+    assert len(keys) == 3 * 4 - 3
+    assert not keys & {f"{stream.sources[0].shards[0]}:{number:09}" for number in range(3)}
+    one = training_stream(_section(shards(1, 2, "few"), held_out=2), 1)
+    with pytest.raises(StreamError, match="held_out keep every sample out of the training"):
+        next(iter(one))
 
 
 def test_sources_are_drawn_by_weight(shards):
@@ -192,7 +273,6 @@ def test_conversations_are_streamed_for_stage_2(tmp_path, collator):
     [
         ({}, "data.streaming needs data.path or data.sources"),
         ({"path": "x", "sources": [SourceSection(path="y")]}, "both set"),
-        ({"path": "x", "held_out": 8}, "data.held_out keeps pictures of data that are not streamed"),
         ({"sources": [SourceSection(path="x", weight=0)]}, "each needs a path and a weight above 0"),
         ({"sources": [SourceSection()]}, "each needs a path and a weight above 0"),
     ],
