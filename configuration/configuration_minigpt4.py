@@ -10,6 +10,7 @@ A preset holds dimensions only; weights come from a repository, from parts or fr
 
 import math
 import re
+from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, Blip2QFormerConfig, Blip2VisionConfig, LlamaConfig
@@ -87,11 +88,16 @@ class MiniGPT4Config(PreTrainedConfig):
     """
 
     model_type = "minigpt4"
-    sub_configs = {"vision_config": AutoConfig, "qformer_config": Blip2QFormerConfig, "text_config": AutoConfig}
+    sub_configs = {  # pyright: ignore[reportAssignmentType]
+        "vision_config": AutoConfig,
+        "qformer_config": Blip2QFormerConfig,
+        "text_config": AutoConfig,
+    }
 
-    vision_config: dict | PreTrainedConfig | None = None
-    qformer_config: dict | PreTrainedConfig | None = None
-    text_config: dict | PreTrainedConfig | None = None
+    # Given as a dict or a config or not at all; read, each is a config (or there is no Q-Former).
+    vision_config: Any = None
+    qformer_config: Any = None
+    text_config: Any = None
     num_query_tokens: int = 32
     patch_merge: int | str | None = None
     patch_fit: str = "pad"
@@ -145,7 +151,7 @@ class MiniGPT4Config(PreTrainedConfig):
     @property
     def grid(self):
         """(rows, columns) of the vision tower's patches."""
-        return tuple(self.vision_grid or _grid_of_vit(self.vision_config))
+        return tuple(self.vision_grid or _grid_of_vit(self.vision_config) or ())
 
     @property
     def num_patches(self):
@@ -249,7 +255,7 @@ def _grid_of_vit(config):
     if hasattr(config, "pool_grid"):  # EfficientNet-Lite's feature map as it leaves our tower
         return (config.pool_grid, config.pool_grid)
     staged = hasattr(config, "depths") or hasattr(config, "hidden_sizes")
-    fields = [getattr(config, name, None) for name in ("image_size", "patch_size", "hidden_size")]
+    fields: list[Any] = [getattr(config, name, None) for name in ("image_size", "patch_size", "hidden_size")]
     if staged or not all(fields):
         return None
     return tuple(side // patch for side, patch in zip(_pair(fields[0]), _pair(fields[1]), strict=True))

@@ -63,7 +63,7 @@ def computes(device, dtype):
         return False
 
 
-def loading(device="auto", dtype="auto", load_in=None):
+def loading(device: str | torch.device | None = "auto", dtype="auto", load_in=None):
     """Arguments of `from_pretrained`: dtype, device_map and quantization_config.
 
     Args:

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import re
 from pathlib import Path
+from typing import Any
 
 SAMPLED = 4096  # values of a tensor, about, that `fingerprint` reads
 # Without any of them transformers would quietly build a tokenizer that knows no words.
@@ -134,9 +135,10 @@ def _load_weights(name, arguments):
     logging.set_verbosity_error()  # one line instead of transformers' table of what does not fit
     try:
         with _naming(name):
-            model, info = MiniGPT4ForConditionalGeneration.from_pretrained(
+            loaded: Any = MiniGPT4ForConditionalGeneration.from_pretrained(
                 name, **arguments, output_loading_info=True, ignore_mismatched_sizes=True
             )
+            model, info = loaded
     except (OSError, HTTPError) as error:  # also a download that breaks off
         raise OSError(f"{name}: its weights cannot be read ({_first_line(error)})") from error
     finally:

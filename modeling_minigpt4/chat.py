@@ -333,6 +333,20 @@ class _Cancelled(StoppingCriteria):
         return torch.full((len(input_ids),), self.event.is_set(), device=input_ids.device)
 
 
+class EndsWith(StoppingCriteria):
+    """Ends a row as soon as its last ids are one of `sequences`, whatever the other rows of the batch do."""
+
+    def __init__(self, sequences):
+        self.sequences = [torch.tensor(sequence) for sequence in sequences]
+
+    def __call__(self, input_ids, scores, **kwargs):
+        """[B, L] -> bool [B]."""
+        ended = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+        for sequence in self.sequences:
+            ended |= (input_ids[:, -len(sequence) :] == sequence.to(input_ids.device)).all(1)
+        return ended
+
+
 def end_ids(model, processor):
     """The ids that each end an answer: those of the model's generation config, or of the tokenizer where that has none."""
     ids = getattr(model.generation_config, "eos_token_id", None)

@@ -12,6 +12,7 @@ folder, or one of the wheels in parts.py.
 import contextlib
 import copy
 import re
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -46,7 +47,7 @@ class MiniGPT4ForConditionalGeneration(FullMiniGPT4):
     computes in another.
     """
 
-    _stored_as = {}  # {dtype it computes in: dtype it is stored in}, where the first was chosen here
+    _stored_as: dict = {}  # {dtype it computes in: dtype it is stored in}, where the first was chosen here
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
@@ -59,7 +60,7 @@ class MiniGPT4ForConditionalGeneration(FullMiniGPT4):
             loaded = load_light(cls, repo, **kwargs)  # comes here again, with the tensors
             model = loaded[0] if isinstance(loaded, tuple) else loaded
         else:
-            loaded = super().from_pretrained(repo, *model_args, **kwargs)
+            loaded: Any = super().from_pretrained(repo, *model_args, **kwargs)
             model = loaded[0] if isinstance(loaded, tuple) else loaded
             stored = stored_in(repo, kwargs)
             if stored is not None and kwargs.get("quantization_config") is None:
@@ -153,14 +154,14 @@ class MiniGPT4ForConditionalGeneration(FullMiniGPT4):
         Its config names the dtype `stored`, if any, for every part.
         """
         config = copy.deepcopy(self.config)
-        if hasattr(config, "quantization_config"):
-            del config.quantization_config
+        config.__dict__.pop("quantization_config", None)
         if stored is not None:
             for part in (config, *(getattr(config, name) for name in config.sub_configs)):
                 if part is not None:
                     part.dtype = stored
         with torch.device("meta"):
-            bare = MiniGPT4ForConditionalGeneration(config).to(stored or self.dtype)
+            bare: Any = MiniGPT4ForConditionalGeneration(config)
+            bare = bare.to(stored or self.dtype)
         bare.generation_config = self.generation_config
         return bare
 
@@ -178,7 +179,7 @@ def load_light(cls, repo, config=None, **arguments):
     hub = hub_arguments(arguments)
     arguments = {name: value for name, value in arguments.items() if name not in hub}
     config = config or cls.config_class.from_pretrained(repo, **hub)
-    trained = load_file(cached_file(repo, SAFE_WEIGHTS_NAME, **hub))
+    trained = load_file(cached_file(repo, SAFE_WEIGHTS_NAME, **hub))  # pyright: ignore[reportArgumentType]
     token = {name: hub[name] for name in ("token", "cache_dir", "local_files_only") if name in hub}
     loaded = assemble(cls, config, trained, source=str(repo), hub=token, **arguments)
     model = loaded[0] if isinstance(loaded, tuple) else loaded

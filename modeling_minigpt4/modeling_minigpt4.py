@@ -22,18 +22,18 @@ Deviations, with their reasons:
 
 import copy
 from dataclasses import dataclass
-from typing import Unpack
 
 import torch
 from torch import nn
 from transformers import AutoModel, Blip2QFormerModel
 from transformers.cache_utils import Cache
-from transformers.generation import GenerationMixin, RepetitionPenaltyLogitsProcessor, StoppingCriteria
+from transformers.generation import GenerationMixin, RepetitionPenaltyLogitsProcessor
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
 from transformers.modeling_utils import PreTrainedModel
-from transformers.utils import TransformersKwargs, can_return_tuple, torch_compilable_check
+from transformers.utils import can_return_tuple, torch_compilable_check
 
 from ..configuration.configuration_minigpt4 import MiniGPT4Config
+from .chat import ChatSession, EndsWith
 from .own_head import OwnHead
 from .precision import fast_loading
 from .vision_tower import build_vision_tower, look, merge_patches
@@ -43,14 +43,14 @@ from .vision_tower import build_vision_tower, look, merge_patches
 class MiniGPT4ModelOutputWithPast(BaseModelOutputWithPast):
     """Output of `MiniGPT4Model`; `image_hidden_states` are the projected visual tokens [N, Q, D], or None."""
 
-    image_hidden_states: torch.FloatTensor | None = None
+    image_hidden_states: torch.Tensor | None = None
 
 
 @dataclass
 class MiniGPT4CausalLMOutputWithPast(CausalLMOutputWithPast):
     """Output of `MiniGPT4ForConditionalGeneration`; `image_hidden_states` as in `MiniGPT4ModelOutputWithPast`."""
 
-    image_hidden_states: torch.FloatTensor | None = None
+    image_hidden_states: torch.Tensor | None = None
 
 
 class MiniGPT4PreTrainedModel(PreTrainedModel):
@@ -60,7 +60,7 @@ class MiniGPT4PreTrainedModel(PreTrainedModel):
     config_class = MiniGPT4Config
     base_model_prefix = "model"
     main_input_name = "input_ids"
-    input_modalities = ("image", "text")
+    input_modalities = ("image", "text")  # pyright: ignore[reportAssignmentType]
     supports_gradient_checkpointing = True
     _skip_keys_device_placement = ["past_key_values"]
     _no_split_modules = ["Blip2EncoderLayer", "Blip2QFormerLayer", "InvertedResidual"]
@@ -77,7 +77,7 @@ class MiniGPT4PreTrainedModel(PreTrainedModel):
         super().__init__(config)
         if "qformer" in config.trained_parts:
             trained = r"^(?:model\.)?(?:qformer|query_tokens)\b"
-            self._keep_in_fp32_modules_strict = [*self._keep_in_fp32_modules_strict, trained]
+            self._keep_in_fp32_modules_strict = [*(self._keep_in_fp32_modules_strict or ()), trained]
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
@@ -158,7 +158,7 @@ class MiniGPT4Model(MiniGPT4PreTrainedModel):
 
     def _shorten(self, patches):
         """The tower's [N, extra + P, V] to as many as there are visual tokens: [N, Q, C]."""
-        if self.qformer is None:
+        if self.qformer is None or self.query_tokens is None:
             config = self.config
             return merge_patches(patches, config.grid, config.merged_block, config.patch_fit)
         queries = self.query_tokens.expand(len(patches), -1, -1)
@@ -219,7 +219,8 @@ class MiniGPT4Model(MiniGPT4PreTrainedModel):
             image = self.get_image_features(pixel_values, vision_features, return_dict=True)
         visual_tokens = None
         if image is not None:
-            visual_tokens = image.pooler_output.to(inputs_embeds.device, inputs_embeds.dtype)
+            tokens = image.pooler_output
+            visual_tokens = tokens.to(inputs_embeds.device, inputs_embeds.dtype)  # pyright: ignore[reportOptionalMemberAccess]
             where = self.get_placeholder_mask(input_ids, inputs_embeds, visual_tokens)
             inputs_embeds = inputs_embeds.masked_scatter(where, visual_tokens)
         return inputs_embeds, visual_tokens
@@ -235,7 +236,7 @@ class MiniGPT4Model(MiniGPT4PreTrainedModel):
         inputs_embeds: torch.FloatTensor | None = None,
         vision_features: torch.FloatTensor | None = None,
         mm_encoder_outputs: dict | None = None,
-        **kwargs: Unpack[TransformersKwargs],
+        **kwargs,
     ):
         """Returns the LLM's hidden states [B, L, D].
 
@@ -265,20 +266,6 @@ class MiniGPT4Model(MiniGPT4PreTrainedModel):
         )
 
 
-class EndsWith(StoppingCriteria):
-    """Ends a row as soon as its last ids are one of `sequences`, whatever the other rows of the batch do."""
-
-    def __init__(self, sequences):
-        self.sequences = [torch.tensor(sequence) for sequence in sequences]
-
-    def __call__(self, input_ids, scores, **kwargs):
-        """[B, L] -> bool [B]."""
-        ended = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
-        for sequence in self.sequences:
-            ended |= (input_ids[:, -len(sequence) :] == sequence.to(input_ids.device)).all(1)
-        return ended
-
-
 class MiniGPT4ForConditionalGeneration(MiniGPT4PreTrainedModel, GenerationMixin):
     """MiniGPT-4 with the LLM's head: it describes, answers and is trained.
 
@@ -306,7 +293,7 @@ class MiniGPT4ForConditionalGeneration(MiniGPT4PreTrainedModel, GenerationMixin)
         self._tied_weights_keys = {"lm_head.weight": name}
         self.post_init()
         built = {type(module).__name__ for module in self.modules()}
-        self._no_split_modules = [name for name in self._no_split_modules if name in built]  # FSDP looks for all of them
+        self._no_split_modules = [name for name in self._no_split_modules or () if name in built]  # FSDP wants them all
         self.freeze()
 
     def chat_session(self, processor, messages=(), **generation):
@@ -317,8 +304,6 @@ class MiniGPT4ForConditionalGeneration(MiniGPT4PreTrainedModel, GenerationMixin)
         >>> for piece in chat.ask("What is unusual about it?", stream=True):
         ...     print(piece, end="", flush=True)
         """
-        from .chat import ChatSession
-
         return ChatSession(self, processor, messages, **generation)
 
     def compute_logits(self, hidden):
@@ -375,7 +360,9 @@ class MiniGPT4ForConditionalGeneration(MiniGPT4PreTrainedModel, GenerationMixin)
             kwargs["repetition_penalty"] = 1.0
         criteria, ends = list(stopping_criteria or []), setting("turn_ends") if turn_ends is None else turn_ends
         criteria += [EndsWith(ends)] if ends else []
-        return super().generate(inputs, generation_config, processors, criteria, **kwargs)
+        return super().generate(  # pyright: ignore[reportAttributeAccessIssue]
+            inputs, generation_config, processors, criteria, **kwargs
+        )
 
     def _expand_multimodal_outputs(self, input_ids, mm_encoder_output, expand_size=1, inputs_embeds=None):
         """For beams: the pictures A, B of a row become A, B, A, B, in a new output.
@@ -403,7 +390,7 @@ class MiniGPT4ForConditionalGeneration(MiniGPT4PreTrainedModel, GenerationMixin)
         logits_to_keep: int | torch.Tensor = 0,
         vision_features: torch.FloatTensor | None = None,
         mm_encoder_outputs: dict | None = None,
-        **kwargs: Unpack[TransformersKwargs],
+        **kwargs,
     ):
         """Returns logits [B, L, vocabulary] and, with labels, the mean cross-entropy over the answer tokens.
 

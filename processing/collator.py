@@ -10,6 +10,7 @@ Three forms of an example, from the paper's two stages and the Hub (`image` or `
 import bisect
 import itertools
 import random
+from typing import Any
 
 import torch
 
@@ -64,7 +65,7 @@ class MiniGPT4DataCollator:
         rows = [self.encode(example) for example in examples]
         for example, (input_ids, _) in zip(examples, rows, strict=True):
             self._check_pictures(example, input_ids)
-        batch = self._pack(rows) if self.packing else self._pad(rows)
+        batch: dict[str, Any] = self._pack(rows) if self.packing else self._pad(rows)
         batch.update(self._pictures(examples))
         if self.plan:
             batch["plan"] = _plan(rows)

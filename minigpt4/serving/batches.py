@@ -18,8 +18,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList,
 from transformers.generation import EosTokenCriteria
 
 from ..memory import cache_bytes
-from ..modeling_minigpt4.chat import AnswerStreamer
-from ..modeling_minigpt4.modeling_minigpt4 import EndsWith
+from ..modeling_minigpt4.chat import AnswerStreamer, EndsWith
 from .guard import MAX_PICTURES
 
 _log = logging.getLogger(__name__)
