@@ -109,7 +109,7 @@ def test_an_unknown_family_is_caught_by_its_logits(parts, parity_dir, tmp_path, 
     [
         (["--projection", "nothere.pth"], "--projection nothere.pth: no such file"),
         (["--image-token", "<picture>"], "its vocabulary does not hold the image token '<picture>'"),
-        (["--template", "nothere.jinja"], "model.template is 'nothere.jinja': no such file; expected vicuna, llama-2"),
+        (["--template", "nothere.jinja"], "model.template is 'nothere.jinja': no such file; expected vicuna, vicuna-v1"),
         (["--qformer", "none", "--patch-merge", "9x9"], "patch_merge is 9x9, more than the vision tower's 4 x 4 patches"),
         (["--vision-feature-layer", "-2"], "a Q-Former reads the vision tower's output"),
         (["--vision", "/nothere"], "/nothere: no folder or Hub repository of a model"),
