@@ -108,8 +108,7 @@ class MiniGPT4Trainer(Trainer):
         if self.lengths is None:
             return super()._get_train_sampler(train_dataset)
         # As many as all processes take in a step: the same examples make up a step however it is spread.
-        together = self.args.train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
-        self._buckets = LengthBuckets(together, lengths=self.lengths, seed=self.args.seed)
+        self._buckets = LengthBuckets(self.global_batch, lengths=self.lengths, seed=self.args.seed)
         return self._buckets
 
     def _begin_epoch(self, epoch):
