@@ -318,7 +318,7 @@ def texts_about(found, section, stage, rng, statistics=None):
     if stage == 1:
         return texts
     for instruction in rng.choices(DETAIL_INSTRUCTIONS, k=section.detailed_answers):
-        if answer := _detailed_answer(found.row, section, rng):
+        if answer := _detailed_answer(found.row, made, section, rng):
             texts.append({"instruction": instruction, "instructions": DETAIL_INSTRUCTIONS, "text": answer})
     for instruction in rng.choices(SHORT_INSTRUCTIONS, k=section.short_answers):
         answer = joined_answer(captions, rng, 1)
@@ -331,8 +331,10 @@ def texts_about(found, section, stage, rng, statistics=None):
     return texts
 
 
-def _detailed_answer(row, section, rng):
-    """A picture's description, where one came with it, or the captions that people wrote joined to one; "" of neither."""
+def _detailed_answer(row, made, section, rng):
+    """A picture's description: that which came with it, or one made of captions that people wrote; "" of neither."""
+    if made.get("details"):
+        return rng.choice(made["details"])
     if row.get("detail"):
         return "".join(photo_texts.details(row))
     by_people = photo_texts.written(row)

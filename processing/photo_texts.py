@@ -3,7 +3,7 @@
     row {"captions": [...], "objects": [...], "label", "detail", "made", "source"}  ->  texts(row, rng, statistics):
         captions      the row's own; of a label, a list of things or a description in several wordings, so that the form of a
                       caption does not tell where an image comes from
-        details       the description that came with the image, if one did
+        details       the description that came with the image, if one did; else one made of captions that people wrote
         questions     [(instruction, answer), ...]: what is there, is there a ...?, how many, what color
         conversation  messages of several turns about the image, each taking up what was not yet said
 
@@ -76,6 +76,15 @@ _COUNTS = {"a": 1, "an": 1} | {word: number for number, word in enumerate(_NUMBE
 _COUNTED = re.compile(
     rf"(?=\b({'|'.join(_COUNTS)}) (?!(?:\w+ )?(?:group|couple|pair|herd|crowd|flock)\b)((?:[a-z]+ ?){{1,3}}))"
 )
+_CLOSER = ("on a closer look, {}", "more precisely, {}", "in this image, {}")
+_ALSO = ("there {is} also {}", "{} can be seen, too", "the image also shows {}")
+_TAKEN = ("the photo was taken {}", "the scene is {}", "all of it is {}")
+# Where people say that something is: "on a beach", "in the snow".
+_PLACE = re.compile(
+    r"\b(?:in|at|on|near|by|through) (?:an? |the )(?:[a-z]+ )?(?:kitchen|bathroom|bedroom|room|office|restaurant|street|road"
+    r"|sidewalk|park|field|grass|yard|beach|ocean|sea|water|lake|river|pool|snow|slope|mountain|forest|woods|court|track"
+    r"|station|airport|runway|market|store|zoo|city|rain|sun|sunset|desert|garden|stage|playground|parking lot)\b"
+)
 _COLORED = re.compile(rf"(?=\b((?:{'|'.join(COLORS)})(?: and (?:{'|'.join(COLORS)}))?) ((?:[a-z]+ ?){{1,2}}))")
 
 
@@ -137,7 +146,7 @@ def texts(row, rng, statistics, wordings=None):
     """
     return {
         "captions": written(row) or captions(row, rng)[:wordings],
-        "details": details(row),
+        "details": details(row) or described(row, rng),
         "questions": questions(row, rng, statistics),
         "conversation": conversation(row, rng, statistics),
     }
@@ -165,6 +174,28 @@ def details(row):
     detail = _begun_once(row.get("detail") or "").strip()
     whole = detail[:1].isupper() and detail.endswith((".", "!", "?", '"'))
     return [detail] if whole else []
+
+
+def described(row, rng):
+    """[a description in several sentences] of an image about which people wrote two captions or more, or [].
+
+    The caption that says most, the one that adds most to it, the things that neither names, a color, the place. Captions
+    that are only joined all begin alike, and a model that learns from them says one sentence twice.
+    """
+    by_people = sorted(written(row), key=lambda text: len(text.split()))
+    if len(by_people) < 2:
+        return []
+    first = by_people.pop()
+    second = max(by_people, key=lambda text: len(set(_plain(text).split()) - set(_plain(first).split())))
+    unnamed = [said(kind) for kind in sorted(present(row) - {*named_kinds(first), *named_kinds(second)})]
+    sentences = [first, rng.choice(_CLOSER).format(second[:1].lower() + second[1:])]
+    if unnamed:
+        sentences.append(_worded(rng.choice(_ALSO), _listing(rng.sample(unnamed, min(MAX_NAMED, len(unnamed))))))
+    for kind, color in _colors(row)[:1]:
+        sentences.append(f"the {said(kind)} {'are' if _is_many(said(kind)) else 'is'} {color}")
+    if places := sorted({place for text in row["captions"] for place in _PLACE.findall(_plain(text))}):
+        sentences.append(rng.choice(_TAKEN).format(rng.choice(places)))
+    return [" ".join(map(_sentence, sentences))]
 
 
 def questions(row, rng, statistics):
@@ -264,7 +295,16 @@ def _how_many(row, rng):
 
 
 def _what_color(row, rng):
-    """[("What color is the cat?", "Black and white.")] where the texts say one color of a kind, and the list has it."""
+    """[("What color is the cat?", "Black and white.")] where a color is known."""
+    found = [
+        (f"What color {'are' if _is_many(said(kind)) else 'is'} the {said(kind)}?", f"{color.capitalize()}.")
+        for kind, color in _colors(row)
+    ]
+    return rng.sample(found, min(1, len(found)))
+
+
+def _colors(row):
+    """[(kind, color), ...] where the texts say one color of a kind, and the list has it."""
     colors = {}
     for text in [*row["captions"], row.get("detail") or ""]:
         for color, words in _COLORED.findall(_plain(text)):
@@ -273,12 +313,11 @@ def _what_color(row, rng):
                 if kind in named_kinds(first) or len(words.split()) == 2:
                     colors.setdefault(kind, set()).add(color.replace("grey", "gray"))
     listed = _listed(row)
-    found = [
-        (f"What color {'are' if _is_many(said(kind)) else 'is'} the {said(kind)}?", f"{next(iter(of_kind)).capitalize()}.")
+    return [
+        (kind, next(iter(of_kind)))
         for kind, of_kind in sorted(colors.items())
         if len(of_kind) == 1 and kind != "person" and (not listed or kind in listed)
     ]
-    return rng.sample(found, min(1, len(found)))
 
 
 def _listed(row):

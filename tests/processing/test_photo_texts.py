@@ -62,6 +62,18 @@ def test_a_description_that_begins_twice_begins_once_and_one_that_ends_in_the_mi
     assert details(BARE) == []
 
 
+def test_a_description_is_made_of_what_people_wrote_and_what_is_known_besides():
+    captions = ["A black dog runs on the beach.", "There is a dog with a stick near the ocean on a sunny day.", "A dog."]
+    row = {"captions": captions, "objects": ["dog", "frisbee", "person"]}
+    for drawn in _drawn(row, 20):
+        [told] = drawn["details"]
+        assert told.startswith(captions[1]) and "a black dog runs on the beach." in told and "The dog is black." in told
+        assert "a frisbee and a person" in told.lower() or "a person and a frisbee" in told.lower()
+        assert re.search(r"(?:near the ocean|on the beach)\.$", told) and told.count(".") == 5
+    assert all(texts(row, random.Random(0), STATISTICS)["details"] == [] for row in (BARE, LISTED, LABELLED))
+    assert texts(DETAILED, random.Random(0), STATISTICS)["details"] == [DETAIL]
+
+
 @pytest.mark.parametrize("row", ROWS)
 def test_as_many_yes_as_no_and_both_are_true(row):
     for drawn in _drawn(row):
