@@ -48,19 +48,27 @@ def generate(store, describer, batch_size=16, seed=0):
         describer: a `Describer`.
         seed: of sampling. A batch's random numbers follow from it and from the batch's first picture.
     """
-    state = PartialState()
-    settings = {**describer.settings(), "batch_size": batch_size, "seed": seed}
-    run, report = store.run("generate", settings), Report("generate")
-    mine = (
-        row for row in store.pending("generate") if int(row["picture"][:8], 16) % state.num_processes == state.process_index
+    return in_batches(
+        store, "generate", describer, lambda rows, pixels: map(answered, rows, describer(pixels)), batch_size, seed
     )
-    total = store.pending_count("generate") // state.num_processes
-    with tqdm(desc="generate", total=total, unit="picture", disable=not state.is_main_process) as bar:
-        for rows, pixels in _ahead(partial(_pixels, store, describer, report), chunks(mine, batch_size)):
+
+
+def in_batches(store, step, looker, work, batch_size, seed):
+    """Does a step that a model here does, for every picture that waits for it, batch by batch; returns a `Report`.
+
+    Args:
+        looker: has the methods `settings` and `pixels` of a `Describer`.
+        work: (rows, pixel_values) of a batch -> the rows to record. seed: see `generate`.
+    """
+    state = PartialState()
+    run, report = store.run(step, {**looker.settings(), "batch_size": batch_size, "seed": seed}), Report(step)
+    mine = (row for row in store.pending(step) if int(row["picture"][:8], 16) % state.num_processes == state.process_index)
+    total = store.pending_count(step) // state.num_processes
+    with tqdm(desc=step, total=total, unit="picture", disable=not state.is_main_process) as bar:
+        for rows, pixels in _ahead(partial(_pixels, store, looker, report), chunks(mine, batch_size)):
             if rows:
                 torch.manual_seed(int(hashlib.sha256(f"{seed}/{rows[0]['picture']}".encode()).hexdigest()[:15], 16))
-                answers = describer(pixels)
-                report.done += store.record("generate", run, map(answered, rows, answers))
+                report.done += store.record(step, run, work(rows, pixels))
             bar.update(len(rows))
     return report
 
@@ -167,7 +175,7 @@ def answered(row, answer):
     return {"picture": row["picture"], "first": answer.first, "continued": answer.continued, "text": answer.text}
 
 
-def _pixels(store, describer, report, rows):
+def _pixels(store, looker, report, rows):
     """The rows of a batch whose pictures can be read, and their pixel_values."""
     readable, images = [], []
     for row in rows:
@@ -176,7 +184,7 @@ def _pixels(store, describer, report, rows):
             readable.append(row)
         except ValueError as error:
             report.failed(error)
-    return readable, describer.pixels(images) if images else None
+    return readable, looker.pixels(images) if images else None
 
 
 def _ahead(prepare, items):
