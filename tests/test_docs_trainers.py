@@ -9,16 +9,21 @@ from pathlib import Path
 
 import pytest
 import torch
+from curation import ChatServer, make_store
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from minigpt4 import MiniGPT4ImageProcessor, MiniGPT4Processor
 from minigpt4.modeling_minigpt4.export import export
+from minigpt4.processing.curation.endpoint import Endpoint
+from minigpt4.processing.curation.judge import judge
+from minigpt4.processing.curation.publish import publish
 
 pytestmark = pytest.mark.slow
 
 SCRIPTS = ("dpo", "grpo", "qlora")
+CURATION = Path(__file__).parents[1] / "docs" / "curation.md"
 PARITY = Path(__file__).parent / "fixtures" / "parity"
 PAGE = Path(__file__).parents[1] / "docs" / "other-trainers.md"
 # On a CPU, a few steps, and large ones, so that something moves.
@@ -48,9 +53,15 @@ def workplace(_original, tiny_config, tmp_path_factory):
     for name, row in ROWS:
         lines = [json.dumps({"image": f"{number}.png", **row}) for number in range(4)]
         (folder / name).write_text("\n".join(lines))
+    with make_store(folder, 4, ("sample", "pairs")) as store, ChatServer() as server:
+        server.behave = lambda text, nth: "B" if "ball" in text.partition("Answer B")[0] else "A"
+        judge(store, Endpoint("judge", server.url, key_variable=""))
+        publish(store, folder / "preferences", "preferences", validation=0)
     for number in range(4):
         Image.effect_noise((30, 20), 50 + number).convert("RGB").save(folder / f"{number}.png")
-    (folder / "run.py").write_text("import json, sys\nsys.modules['minigpt4'] = None\n" + "".join(map(_script, SCRIPTS)))
+    (folder / "run.py").write_text(
+        "import json, sys\nsys.modules['minigpt4'] = None\n" + "".join(map(_script, SCRIPTS)) + _curated()
+    )
     caches = {"HF_HOME": "hf", "HF_MODULES_CACHE": "modules", "HF_HUB_OFFLINE": "1"}
     finished = subprocess.run(
         [sys.executable, "run.py"], cwd=folder, env={**os.environ, **caches}, capture_output=True, text=True, check=False
@@ -67,6 +78,16 @@ def _script(name):
     return f"{code}\njson.dump(trainer.state.log_history, open('log-{name}.json', 'w'))\n"
 
 
+def _curated():
+    """The page's dpo.py with the lines that docs/curation.md puts there instead."""
+    [loaded, given] = re.findall(r"```python\n# dpo.py\n(.*?)\n(.*?)\n```", CURATION.read_text(), re.DOTALL)[0]
+    code = _script("dpo").replace("dpo/model", "curated/model").replace("log-dpo", "log-curated")
+    code, changes = re.subn(r"^pairs = .*$", loaded, code, flags=re.MULTILINE)
+    code, more = re.subn(r"^    train_dataset=.*$", given, code, flags=re.MULTILINE)
+    assert changes == more == 1
+    return code
+
+
 def logged(script, workplace):
     """[{"loss": ...}, ...] of a script's steps."""
     return [entry for entry in json.loads((workplace / f"log-{script}.json").read_text()) if "loss" in entry]
@@ -77,13 +98,13 @@ def changed(before, after):
     return {name for name in before if not torch.equal(before[name], after[name])}
 
 
-@pytest.mark.parametrize("script", ["dpo", "grpo"])
+@pytest.mark.parametrize("script", ["dpo", "curated", "grpo"])
 def test_preferences_and_rewards_move_the_projection(script, workplace):
     steps = logged(script, workplace)
     assert len(steps) == 3
     moved = changed(workplace / "my-minigpt4/model.safetensors", workplace / script / "model/model.safetensors")
     assert moved == {"model.projection.weight", "model.projection.bias"}
-    if script == "dpo":
+    if script != "grpo":
         assert steps[0]["loss"] == pytest.approx(0.6931, abs=1e-3)  # ln 2: the model is its own reference yet
         assert steps[-1]["rewards/margins"] > 0
     else:

@@ -28,8 +28,8 @@ def add_arguments(parser):
     group.add_argument("--count", type=int, metavar="N", help="how many to draw (default: 5000; the demo: 80)")
 
     group = parser.add_argument_group("generate and pairs")
-    group.add_argument("--model", metavar="embedded|DIR|ID", help="the stage-1 model; for pairs the model to be trained with "
-                       "them; with --model-url its name there")  # fmt: skip
+    group.add_argument("--model", metavar="embedded|DIR|ID", help="the stage-1 model; for pairs the one to be trained "
+                       "with them; with --model-url its name there")  # fmt: skip
     group.add_argument("--model-url", metavar="URL", help="generate: an OpenAI-compatible server that serves the model")
     group.add_argument("--model-key-env", default="", metavar="NAME", help="variable of the environment with its key")
     group.add_argument("--form", choices=("chat", "caption"), default="chat", help="ask as the paper does (chat), or let a "
@@ -54,9 +54,7 @@ def add_arguments(parser):
     group.add_argument("--retries", type=int, default=5, metavar="N", help="of a request (default: 5)")
     group.add_argument("--timeout", type=float, default=120, metavar="S", help="seconds for a request (default: 120)")
     group.add_argument("--price", type=float, nargs=2, default=(0, 0), metavar=("IN", "OUT"), help="of a million tokens")
-    group.add_argument(
-        "--dry-run", action="store_true", help="print what fix or judge would send, and an estimate; send nothing"
-    )
+    group.add_argument("--dry-run", action="store_true", help="print what would be sent, and an estimate; send nothing")
 
     group = parser.add_argument_group("filter")
     group.add_argument("--min-words", type=int, default=20, metavar="N", help="a shorter text is rejected (default: 20)")
@@ -73,8 +71,8 @@ def add_arguments(parser):
 
     group = parser.add_argument_group("publish")
     group.add_argument("--output", metavar="DIR", help="the folder to publish to; the demo's (outputs/curation)")
-    group.add_argument("--layout", choices=("datasets", "cc_sbu_align", "preferences"), default="datasets", help="descriptions "
-                       "for the Hub (datasets, the default) or as in the original, or what the judge preferred")  # fmt: skip
+    group.add_argument("--layout", choices=("datasets", "cc_sbu_align", "preferences"), default="datasets", help="texts for "
+                       "the Hub (datasets, the default) or as in the original, or what the judge preferred")  # fmt: skip
     group.add_argument("--validation", type=float, default=0.05, metavar="X", help="share of the images (default: 0.05)")
     group.add_argument("--license", metavar="ID", help="of the images, for the card, for example cc-by-4.0")
     group.add_argument("--credit", default="", metavar="TEXT", help="whose images they are, for the card")
@@ -125,16 +123,21 @@ def _check(arguments):
             raise ValueError(f"--{name.replace('_', '-')} is {value}; expected {least} or more")
     if arguments.dry_run and arguments.steps not in (["fix"], ["judge"]):
         raise ValueError("--dry-run is only for fix, or only for judge; the other steps would run")
-    if "pairs" in arguments.steps and arguments.temperature is not None and arguments.temperature <= 0:
-        raise ValueError(f"--temperature is {arguments.temperature:g}; pairs needs more than 0, so that two answers differ")
-    if arguments.model_url and "pairs" in arguments.steps:
-        raise ValueError("--model-url is only for generate; pairs samples from a model on this machine")
+    if "pairs" in arguments.steps:
+        _check_pairs(arguments)
     if arguments.no_page and not arguments.decisions:
         raise ValueError("--no-page reads a decisions file and ends; add --decisions FILE")
     if not 0 <= arguments.validation < 1:
         raise ValueError(f"--validation is {arguments.validation:g}; expected 0 or more and less than 1")
     if arguments.private and not arguments.push:
         raise ValueError("--private is about the repository that --push uploads to; add --push REPO")
+
+
+def _check_pairs(arguments):
+    if arguments.temperature is not None and arguments.temperature <= 0:
+        raise ValueError(f"--temperature is {arguments.temperature:g}; pairs needs more than 0, so that two answers differ")
+    if arguments.model_url:
+        raise ValueError("--model-url is only for generate; pairs samples from a model on this machine")
 
 
 def _demo(arguments):

@@ -1,4 +1,4 @@
-"""The data-set cards: counts per step, rules, prompts, models and samples, filled into dataset_card.md, preference_card.md."""
+"""The data-set cards, dataset_card.md and preference_card.md: counts per step, rules, prompts, models and samples."""
 
 import json
 from pathlib import Path
@@ -124,10 +124,7 @@ def _preference_steps(store, splits):
         ("whose first reply could not be read", one("SELECT COUNT(*) FROM readings WHERE NOT readable")),
         ("compared again in the other order", store.count("judge swapped")),
         ("of them the same answer preferred", one(f"SELECT COUNT(*) {both} WHERE r.better = s.better")),
-        (
-            "the other answer preferred: the judge went by the order",
-            one(f"SELECT COUNT(*) {both} WHERE r.better != s.better"),
-        ),
+        ("of them the other answer preferred", one(f"SELECT COUNT(*) {both} WHERE r.better != s.better")),
         ("published", sum(splits.values())),
     ]
 

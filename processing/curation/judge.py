@@ -14,9 +14,9 @@ from .sample import read_picture
 
 PROMPT = (
     "You see an image, a question about it and two answers. An answer invents what it says of the image and the image does "
-    "not show: objects, people, numbers, colours, places, words, actions. Only that counts: neither style nor length, and to "
-    "leave something out is not to invent. Name in a line each what answer A and what answer B invents. Then write a last "
-    "line with nothing but A, B or TIE: the answer that invents less, or TIE if neither does."
+    "not show: objects, people, numbers, colours, places, words, actions. Only that counts: neither style nor length, and "
+    "to leave something out is not to invent. Name in a line each what answer A and what answer B invents. Then write a "
+    "last line with nothing but A, B or TIE: the answer that invents less, or TIE if neither does."
 )
 LONGEST = 1024  # tokens of a reply; a model that thinks first needs most of them
 ORDERS = {"judge": ("first", "second"), "judge swapped": ("second", "first")}  # which answer is A, and which B
@@ -100,8 +100,8 @@ def dry_run(store, model, url, prices=(0.0, 0.0)):
         if step == "judge" or store.pending_count(step):
             parts.append(show_waiting(store, step, model, url, request, prices))
     return "\n".join(parts) + (
-        f"\neach reply counted as {LONGEST} tokens, the most that it may have, and pictures not at all; a pair that is no tie "
-        "is then asked about once more, in the other order"
+        f"\neach reply counted as {LONGEST} tokens, the most that it may have, and pictures not at all; a pair that is no "
+        "tie is then asked about once more, in the other order"
     )
 
 
