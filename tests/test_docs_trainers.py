@@ -32,6 +32,12 @@ CHANGES = [
     (r"learning_rate=\S+,", "learning_rate=0.01,"),
     (r"max_completion_length=32", "max_completion_length=8"),
 ]
+# bitsandbytes' kernels for AVX512-BF16 take widths that are multiples of 32, as real models' are; the tiny one's are not.
+START = """import json, sys
+import bitsandbytes.nn.modules
+bitsandbytes.nn.modules.has_avx512bf16 = lambda: False
+sys.modules['minigpt4'] = None
+"""
 ROWS = [
     ("preferences.jsonl", {"question": "What is this?", "chosen": "a dog", "rejected": "a dog and a ball"}),
     ("questions.jsonl", {"question": "What is this?", "answer": "e"}),  # a letter that the tiny model does write
@@ -59,9 +65,7 @@ def workplace(_original, tiny_config, tmp_path_factory):
         publish(store, folder / "preferences", "preferences", validation=0)
     for number in range(4):
         Image.effect_noise((30, 20), 50 + number).convert("RGB").save(folder / f"{number}.png")
-    (folder / "run.py").write_text(
-        "import json, sys\nsys.modules['minigpt4'] = None\n" + "".join(map(_script, SCRIPTS)) + _curated()
-    )
+    (folder / "run.py").write_text(START + "".join(map(_script, SCRIPTS)) + _curated())
     caches = {"HF_HOME": "hf", "HF_MODULES_CACHE": "modules", "HF_HUB_OFFLINE": "1"}
     finished = subprocess.run(
         [sys.executable, "run.py"], cwd=folder, env={**os.environ, **caches}, capture_output=True, text=True, check=False
