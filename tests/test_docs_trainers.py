@@ -84,11 +84,11 @@ def _script(name):
 
 def _curated():
     """The page's dpo.py with the lines that docs/curation.md puts there instead."""
-    [loaded, given] = re.findall(r"```python\n# dpo.py\n(.*?)\n(.*?)\n```", CURATION.read_text(), re.DOTALL)[0]
     code = _script("dpo").replace("dpo/model", "curated/model").replace("log-dpo", "log-curated")
-    code, changes = re.subn(r"^pairs = .*$", loaded, code, flags=re.MULTILINE)
-    code, more = re.subn(r"^    train_dataset=.*$", given, code, flags=re.MULTILINE)
-    assert changes == more == 1
+    for line in (r"^pairs = .*$", r"^    train_dataset=.*$"):
+        [instead] = re.findall(line, CURATION.read_text(), re.MULTILINE)
+        code, changes = re.subn(line, instead, code, flags=re.MULTILINE)
+        assert changes == 1
     return code
 
 

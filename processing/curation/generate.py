@@ -4,7 +4,6 @@ An answer of at most 80 tokens gets "Continue" as a second turn, and the two ans
 model runs here, in batches, on every device that `accelerate launch` gives; or behind an OpenAI-compatible server.
 """
 
-import base64
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -20,7 +19,7 @@ from ..chat_templates import ASKING
 from ..image_processing_minigpt4 import load_image
 from .endpoint import Stop
 from .report import Report, chunks
-from .sample import read_picture
+from .sample import picture_address, read_picture
 
 PROMPT = "Describe this image in detail. Give as many details as possible. Say everything you see."  # the paper's
 CONTINUE = "Continue"
@@ -85,9 +84,8 @@ def generate_by_server(store, endpoint, max_new_tokens=300, temperature=None, se
     run, report = store.run("generate", settings), Report("generate")
 
     def work(row):
-        picture = base64.b64encode(read_picture(store, row)).decode()
         parts = [
-            {"type": "image_url", "image_url": {"url": f"data:image;base64,{picture}"}},
+            {"type": "image_url", "image_url": {"url": picture_address(store, row)}},
             {"type": "text", "text": PROMPT},
         ]
         messages = [{"role": "user", "content": parts}]

@@ -4,13 +4,12 @@ It is asked twice, with the answers in either order, and only what it says both 
 reads first prefers nothing. What it says is kept; a tie, and a reply that cannot be read, make no preference.
 """
 
-import base64
 import re
 
 from .endpoint import Stop
 from .paid import CHARACTERS_PER_TOKEN, ask_waiting, show_waiting
 from .report import Report
-from .sample import read_picture
+from .sample import picture_address
 
 PROMPT = (
     "You see an image, a question about it and two answers. An answer invents what it says of the image and the image does "
@@ -45,8 +44,8 @@ def judge(store, endpoint, temperature=None, prices=(0.0, 0.0)):
         run = store.run(step, settings)
 
         def work(row, order=order):
-            picture = base64.b64encode(read_picture(store, row)).decode()
-            return endpoint.ask(messages(row, order, picture), max_completion_tokens=LONGEST, **parameters)
+            sent = messages(row, order, picture_address(store, row))
+            return endpoint.ask(sent, max_completion_tokens=LONGEST, **parameters)
 
         def record(row, reply, step=step, order=order, run=run):
             reading = read(reply, order)
@@ -62,10 +61,10 @@ def judge(store, endpoint, temperature=None, prices=(0.0, 0.0)):
     return report
 
 
-def messages(row, order, picture):
-    """The conversation that is sent for a pair, its answers in this order; `picture`: base64."""
+def messages(row, order, address):
+    """The conversation that is sent for a pair, its answers in this order, and its picture by a data URL."""
     parts = [
-        {"type": "image_url", "image_url": {"url": f"data:image;base64,{picture}"}},
+        {"type": "image_url", "image_url": {"url": address}},
         {"type": "text", "text": told(row, order)},
     ]
     return [{"role": "system", "content": PROMPT}, {"role": "user", "content": parts}]

@@ -48,9 +48,10 @@ def test_every_pair_is_shown_with_its_picture_in_both_orders_and_once_each(tmp_p
         assert sum(invents(text) == "A" for text in server.asked) == 6
         system, user = server.bodies[0]["messages"]
         assert system == {"role": "system", "content": PROMPT} and server.bodies[0]["temperature"] == 0
-        picture = base64.b64decode(user["content"][0]["image_url"]["url"].partition("base64,")[2])
+        kind, _, picture = user["content"][0]["image_url"]["url"].partition(",")
+        assert kind == "data:image/png;base64"
         row = store.rows("SELECT * FROM pictures JOIN pairs USING (picture)")[0]
-        assert picture in {path.read_bytes() for path in (tmp_path / "pictures").iterdir()}
+        assert base64.b64decode(picture) in {path.read_bytes() for path in (tmp_path / "pictures").iterdir()}
         assert any(row["question"] in text and row["first"] in text and row["second"] in text for text in server.asked)
         assert judge(store, endpoint(server)).done == 0 and len(server.asked) == 12
 
