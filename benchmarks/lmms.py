@@ -13,7 +13,6 @@ import json
 import shutil
 import subprocess
 import sys
-import time
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -30,6 +29,8 @@ from minigpt4.training import versions
 TASKS = Path(__file__).parent / "lmms_tasks"
 FOLDER = Path("outputs/lmms")  # as the tasks name it
 BATCH = 16
+WAYS = {"spatial": "yes or no", "text": "all"}  # under which a suite has the figures
+FIGURES = {"spatial": ("accuracy", "yes_ratio"), "text": ("exact", "edit_distance")}  # of the tasks and of the suites
 
 
 def questions(suite, name):
@@ -49,35 +50,32 @@ def questions(suite, name):
 
 
 def run_lmms(model, names):
-    """{name: ({figure: value}, {line of the task's questions: answer})} by lmms-eval's command line, and its seconds."""
+    """{name: {line of the task's questions: answer}} by lmms-eval's command line, and its own file of results."""
     output = FOLDER / "lmms-eval"
     shutil.rmtree(output, ignore_errors=True)
     command = [sys.executable, "-m", "lmms_eval", "--model", "minigpt4", "--model_args", f"pretrained={model}"]
     command += ["--include_path", str(TASKS), "--tasks", ",".join(f"minigpt4_{name}" for name in names)]
     command += ["--batch_size", str(BATCH), "--output_path", str(output), "--log_samples"]
-    started = time.perf_counter()
     subprocess.run(command, check=True)
-    seconds = time.perf_counter() - started
-    [results] = output.rglob("*_results.json")
-    scores, found = json.loads(results.read_text("utf-8"))["results"], {}
+    return written(output, names)
+
+
+def written(output, names):
+    """What `run_lmms` returns, of a run's folder."""
+    said = {}
     for name in names:
-        figures = {
-            key.partition(",")[0]: value for key, value in scores[f"minigpt4_{name}"].items() if key.endswith(",none")
-        }
-        figures = {key: value for key, value in figures.items() if not key.endswith("_stderr")}
         [samples] = output.rglob(f"*_samples_minigpt4_{name}.jsonl")
         lines = [json.loads(line) for line in samples.read_text("utf-8").splitlines()]
-        found[name] = figures, {line["doc_id"]: line["filtered_resps"][0] for line in lines}
-    return found, seconds
+        said[name] = {line["doc_id"]: line["filtered_resps"] for line in lines}
+    [results] = output.rglob("*_results.json")
+    return said, json.loads(results.read_text("utf-8"))
 
 
 def ours(model, suite, name):
-    """({figure: value}, {question id: answer}) by `minigpt4 evaluate`."""
-    shutil.rmtree(FOLDER / f"minigpt4-{name}", ignore_errors=True)
-    scores = evaluate(model, suite, FOLDER / f"minigpt4-{name}", batch_size=BATCH)["scores"]
-    figures = scores["yes or no" if name == "spatial" else "all"]
-    said = {line["id"]: line["answer"] for line in read_lines(FOLDER / f"minigpt4-{name}" / PREDICTIONS)}
-    return figures, said
+    """The results of `minigpt4 evaluate`, and {question id: answer}."""
+    output = FOLDER / f"minigpt4-{name}"
+    results = evaluate(model, suite, output, batch_size=BATCH)
+    return results, {line["id"]: line["answer"] for line in read_lines(output / PREDICTIONS)}
 
 
 def main():
@@ -92,22 +90,28 @@ def main():
     limits = {"spatial": arguments.scenes, "text": arguments.words}
     suites = {name: load_suite(name, Options(limit=limit)) for name, limit in limits.items()}
     requests = {name: questions(suite, name) for name, suite in suites.items()}
-    found, seconds = run_lmms(arguments.model, list(suites))
+    their_answers, results = run_lmms(arguments.model, list(suites))
     tasks = {}
     for name, suite in suites.items():
-        (theirs, their_answers), (figures, said) = found[name], ours(arguments.model, suite, name)
-        same = [said[request.id].strip() == their_answers[line] for line, request in enumerate(requests[name])]
+        our_results, said = ours(arguments.model, suite, name)
+        figures = our_results["scores"][WAYS[name]]
+        same = [said[request.id].strip() == their_answers[name][line] for line, request in enumerate(requests[name])]
+        theirs = results["results"][f"minigpt4_{name}"]
         tasks[f"minigpt4_{name}"] = {
             "questions": len(same),
             "data": suite.data,
-            "lmms_eval": {key: round(value, 4) for key, value in theirs.items()},
-            "minigpt4_evaluate": {key: figures[key] for key in theirs},
+            "lmms_eval": {
+                figure: {"value": theirs[f"{figure},none"], "stderr": theirs[f"{figure}_stderr,none"]}
+                for figure in FIGURES[name]
+            },
+            "minigpt4_evaluate": {figure: figures[figure] for figure in FIGURES[name]},
             "same_answers": round(sum(same) / len(same), 4),
         }
     result = {
         "model": arguments.model,
         "tasks": tasks,
-        "lmms_eval_seconds": round(seconds, 1),
+        "dtype": our_results["dtype"],
+        "lmms_eval_seconds": round(float(results["total_evaluation_time_seconds"]), 1),
         "device": f"CPU, {torch.get_num_threads()} threads",
         "date": datetime.date.today().isoformat(),
         "versions": {**versions(), "lmms-eval": version("lmms-eval")},
