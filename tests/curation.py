@@ -15,6 +15,7 @@ from PIL import Image
 
 from minigpt4.processing.curation.endpoint import Reply
 from minigpt4.processing.curation.fix import fixed
+from minigpt4.processing.curation.pairs import paired, question
 from minigpt4.processing.curation.sample import sample
 from minigpt4.processing.curation.store import Store
 
@@ -40,6 +41,12 @@ def description(number):
     )
 
 
+def two_answers(number):
+    """Two answers about a picture, the second of which says more than the first."""
+    first = description(number)
+    return first, f"{first} There is a red ball with the number {number}, too."
+
+
 def make_store(folder, count, steps=("sample", "generate"), text=description):
     """An open store in `folder` with `count` pictures that went through these steps."""
     store = Store(folder / "store.sqlite", create=True)
@@ -54,6 +61,9 @@ def make_store(folder, count, steps=("sample", "generate"), text=description):
         store.record("fix", store.run("fix", {"model": "tiny"}), rows)
     if "filter" in steps:
         store.record("filter", store.run("filter", {}), [{"picture": p, "rule": None, "detail": None} for p in texts])
+    if "pairs" in steps:
+        rows = [paired({"picture": p}, question(p), *two_answers(i)) for i, p in enumerate(pictures)]
+        store.record("pairs", store.run("pairs", {"model": "tiny"}), rows)
     return store
 
 

@@ -10,6 +10,8 @@ from minigpt4.processing.curation.endpoint import Endpoint
 from minigpt4.processing.curation.filter import filter_texts
 from minigpt4.processing.curation.fix import fix
 from minigpt4.processing.curation.generate import Answer, generate
+from minigpt4.processing.curation.judge import judge
+from minigpt4.processing.curation.pairs import paired, question, sample_pairs
 from minigpt4.processing.curation.publish import publish
 from minigpt4.processing.curation.sample import sample
 from minigpt4.processing.curation.store import Store
@@ -44,6 +46,28 @@ def _generate(store, folder, told, url):
     generate(store, Describer(), batch_size=2)
 
 
+def _pairs(store, folder, told, url):
+    class Sampler:
+        """Answers by what is in the pictures, as slowly as a small model."""
+
+        def settings(self):
+            return {}
+
+        def pixels(self, images):
+            return [hashlib.sha256(image.tobytes()).hexdigest() for image in images]
+
+        def __call__(self, rows, pixels):
+            time.sleep(0.03)
+            answers = [(f"A picture {value}.", f"A picture {value} and a ball.") for value in pixels]
+            return [paired(row, question(row["picture"]), *two) for row, two in zip(rows, answers, strict=True)]
+
+    sample_pairs(store, Sampler(), batch_size=2)
+
+
+def _judge(store, folder, told, url):
+    judge(store, Endpoint("m", url, concurrency=3, retries=0))
+
+
 def _fix(store, folder, told, url):
     fix(store, Endpoint("m", url, concurrency=3, retries=0))
 
@@ -71,5 +95,7 @@ STEPS = {
     "fix": _fix,
     "filter": _filter,
     "verify": _verify,
+    "pairs": _pairs,
+    "judge": _judge,
     "publish": _publish,
 }

@@ -2,6 +2,8 @@
 
 Steps: sample, generate, fix, filter, verify, publish; one, or several in a row. Each does what the store lacks, so
 that the same command continues after a stop. Without a step the counts of the store are printed.
+
+Preferences for less invention, to train with DPO: sample, pairs, judge, publish --layout preferences.
 """
 
 import contextlib
@@ -9,7 +11,7 @@ import os
 
 from . import loading
 
-STEPS = ("sample", "generate", "fix", "filter", "verify", "publish")
+STEPS = ("sample", "generate", "fix", "filter", "verify", "pairs", "judge", "publish")
 
 
 def add_arguments(parser):
@@ -25,24 +27,26 @@ def add_arguments(parser):
     group.add_argument("--pictures", metavar="SOURCE", help="a folder of images, or webdataset shards")
     group.add_argument("--count", type=int, metavar="N", help="how many to draw (default: 5000; the demo: 80)")
 
-    group = parser.add_argument_group("generate")
-    group.add_argument("--model", metavar="embedded|DIR|ID", help="the stage-1 model; with --model-url its name there")
-    group.add_argument("--model-url", metavar="URL", help="an OpenAI-compatible server that serves the model (vLLM, say)")
+    group = parser.add_argument_group("generate and pairs")
+    group.add_argument("--model", metavar="embedded|DIR|ID", help="the stage-1 model; for pairs the one to be trained "
+                       "with them; with --model-url its name there")  # fmt: skip
+    group.add_argument("--model-url", metavar="URL", help="generate: an OpenAI-compatible server that serves the model")
     group.add_argument("--model-key-env", default="", metavar="NAME", help="variable of the environment with its key")
     group.add_argument("--form", choices=("chat", "caption"), default="chat", help="ask as the paper does (chat), or let a "
                        "small LLM caption first, as in stage 1 (caption)")  # fmt: skip
     group.add_argument("--batch-size", type=int, default=16, metavar="N", help="images at a time (default: 16)")
     group.add_argument("--max-new-tokens", type=int, default=300, metavar="N", help="longest answer (default: 300)")
     group.add_argument(
-        "--temperature", type=float, metavar="X", help="0: greedy (default: what the model's own settings say)"
+        "--temperature", type=float, metavar="X", help="0: greedy (default: what the model's own settings say; pairs: 1)"
     )
 
     loading.add_arguments(parser)
 
-    group = parser.add_argument_group("fix")
-    group.add_argument("--fixer", metavar="NAME", help="the LLM, as its server calls it")
-    group.add_argument("--fixer-url", metavar="URL", help="an OpenAI-compatible server (default: OpenAI's)")
-    group.add_argument("--fixer-temperature", type=float, metavar="X", help="default: the server's own")
+    group = parser.add_argument_group("fix and judge")
+    for name, what in (("fixer", "the LLM that repairs texts"), ("judge", "the LLM that sees images and compares answers")):
+        group.add_argument(f"--{name}", metavar="NAME", help=f"{what}, as its server calls it")
+        group.add_argument(f"--{name}-url", metavar="URL", help="an OpenAI-compatible server (default: OpenAI's)")
+        group.add_argument(f"--{name}-temperature", type=float, metavar="X", help="default: the server's own")
     group.add_argument(
         "--key-env", default="OPENAI_API_KEY", metavar="NAME", help="variable with its key (default: OPENAI_API_KEY)"
     )
@@ -50,7 +54,7 @@ def add_arguments(parser):
     group.add_argument("--retries", type=int, default=5, metavar="N", help="of a request (default: 5)")
     group.add_argument("--timeout", type=float, default=120, metavar="S", help="seconds for a request (default: 120)")
     group.add_argument("--price", type=float, nargs=2, default=(0, 0), metavar=("IN", "OUT"), help="of a million tokens")
-    group.add_argument("--dry-run", action="store_true", help="print what fix would send, and an estimate; send nothing")
+    group.add_argument("--dry-run", action="store_true", help="print what would be sent, and an estimate; send nothing")
 
     group = parser.add_argument_group("filter")
     group.add_argument("--min-words", type=int, default=20, metavar="N", help="a shorter text is rejected (default: 20)")
@@ -67,7 +71,8 @@ def add_arguments(parser):
 
     group = parser.add_argument_group("publish")
     group.add_argument("--output", metavar="DIR", help="the folder to publish to; the demo's (outputs/curation)")
-    group.add_argument("--layout", choices=("datasets", "cc_sbu_align"), default="datasets", help="default: datasets")
+    group.add_argument("--layout", choices=("datasets", "cc_sbu_align", "preferences"), default="datasets", help="texts for "
+                       "the Hub (datasets, the default) or as in the original, or what the judge preferred")  # fmt: skip
     group.add_argument("--validation", type=float, default=0.05, metavar="X", help="share of the images (default: 0.05)")
     group.add_argument("--license", metavar="ID", help="of the images, for the card, for example cc-by-4.0")
     group.add_argument("--credit", default="", metavar="TEXT", help="whose images they are, for the card")
@@ -88,7 +93,7 @@ def run(arguments):
         if not arguments.steps:
             print("\n".join(f"{step:<9}{store.count(step):>9,} done" for step in STEPS[:-1]))
         for step in arguments.steps:
-            if first or step == "generate":  # the others have nothing to compute
+            if first or step in ("generate", "pairs"):  # the others have nothing to compute
                 with store.only_one(step) if first else contextlib.nullcontext():
                     print(steps[step](store, arguments))
 
@@ -101,6 +106,7 @@ def _check(arguments):
     if not arguments.store:
         raise ValueError("--store is missing; expected the file of a curation store")
     needed = {"sample": ["pictures"], "generate": ["model"], "fix": ["fixer"], "publish": ["output"]}
+    needed |= {"pairs": ["model"], "judge": ["judge"]}
     for step in arguments.steps:
         for name in needed.get(step, []):
             if not getattr(arguments, name):
@@ -116,14 +122,23 @@ def _check(arguments):
         value = getattr(arguments, name)
         if value is not None and value < least:
             raise ValueError(f"--{name.replace('_', '-')} is {value}; expected {least} or more")
-    if arguments.dry_run and arguments.steps != ["fix"]:
-        raise ValueError("--dry-run is only for fix; the other steps would run")
+    if arguments.dry_run and arguments.steps not in (["fix"], ["judge"]):
+        raise ValueError("--dry-run is only for fix, or only for judge; the other steps would run")
+    if "pairs" in arguments.steps:
+        _check_pairs(arguments)
     if arguments.no_page and not arguments.decisions:
         raise ValueError("--no-page reads a decisions file and ends; add --decisions FILE")
     if not 0 <= arguments.validation < 1:
         raise ValueError(f"--validation is {arguments.validation:g}; expected 0 or more and less than 1")
     if arguments.private and not arguments.push:
         raise ValueError("--private is about the repository that --push uploads to; add --push REPO")
+
+
+def _check_pairs(arguments):
+    if arguments.temperature is not None and arguments.temperature <= 0:
+        raise ValueError(f"--temperature is {arguments.temperature:g}; pairs needs more than 0, so that two answers differ")
+    if arguments.model_url:
+        raise ValueError("--model-url is only for generate; pairs samples from a model on this machine")
 
 
 def _demo(arguments):
@@ -161,24 +176,30 @@ def _generate(store, arguments):
     if arguments.model_url:
         endpoint = _endpoint(arguments, arguments.model, arguments.model_url, arguments.model_key_env)
         return generate_by_server(store, endpoint, arguments.max_new_tokens, arguments.temperature, arguments.seed)
+    decoding = {"max_new_tokens": arguments.max_new_tokens}
+    if arguments.temperature is not None:
+        decoding |= {"do_sample": arguments.temperature > 0}
+        decoding |= {"temperature": arguments.temperature} if arguments.temperature > 0 else {}
+    with _model_of_all(arguments) as (model, processor):
+        describer = Describer(model, processor, arguments.model, arguments.form, **decoding)
+        return generate(store, describer, arguments.batch_size, arguments.seed)
+
+
+@contextlib.contextmanager
+def _model_of_all(arguments):
+    """The model and its processor in each process of `accelerate launch`, on its device."""
     from accelerate import PartialState
 
     from ..devices import find_device
     from ..models import load
 
-    decoding = {"max_new_tokens": arguments.max_new_tokens}
-    if arguments.temperature is not None:
-        decoding |= {"do_sample": arguments.temperature > 0}
-        decoding |= {"temperature": arguments.temperature} if arguments.temperature > 0 else {}
     place = find_device(arguments.device)
     state = PartialState(cpu=place.type == "cpu")  # without a device the processes meet over gloo
     place = place if state.num_processes == 1 else state.device
-    model, processor = load(arguments.model, **{**loading.given(arguments), "device": place})
-    describer = Describer(model, processor, arguments.model, arguments.form, **decoding)
-    state.wait_for_everyone()  # until the first process has sampled, and until all have described
-    report = generate(store, describer, arguments.batch_size, arguments.seed)
+    loaded = load(arguments.model, **{**loading.given(arguments), "device": place})
+    state.wait_for_everyone()  # until the first process has sampled, and until all have answered
+    yield loaded
     state.wait_for_everyone()
-    return report
 
 
 def _fix(store, arguments):
@@ -190,6 +211,27 @@ def _fix(store, arguments):
         return dry_run(store, arguments.fixer, url, arguments.price)
     endpoint = _endpoint(arguments, arguments.fixer, url, arguments.key_env)
     return fix(store, endpoint, arguments.fixer_temperature, prices=arguments.price)
+
+
+def _pairs(store, arguments):
+    from ..processing.curation.pairs import Sampler, sample_pairs
+
+    temperature = 1.0 if arguments.temperature is None else arguments.temperature
+    with _model_of_all(arguments) as (model, processor):
+        decoding = {"max_new_tokens": arguments.max_new_tokens}
+        sampler = Sampler(model, processor, arguments.model, temperature, **decoding)
+        return sample_pairs(store, sampler, arguments.batch_size, arguments.seed)
+
+
+def _judge(store, arguments):
+    from ..processing.curation.endpoint import OPENAI
+    from ..processing.curation.judge import dry_run, judge
+
+    url = arguments.judge_url or OPENAI
+    if arguments.dry_run:
+        return dry_run(store, arguments.judge, url, arguments.price)
+    endpoint = _endpoint(arguments, arguments.judge, url, arguments.key_env)
+    return judge(store, endpoint, arguments.judge_temperature, prices=arguments.price)
 
 
 def _filter(store, arguments):

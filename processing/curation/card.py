@@ -1,4 +1,4 @@
-"""The data-set card: counts per step, rules, prompts, models and samples, filled into dataset_card.md."""
+"""The data-set cards, dataset_card.md and preference_card.md: counts per step, rules, prompts, models and samples."""
 
 import json
 from pathlib import Path
@@ -8,48 +8,80 @@ from jinja2 import Environment, StrictUndefined
 
 from .filter import RULES
 
-TEMPLATE = Path(__file__).with_name("dataset_card.md")
 SAMPLES = 5
 
 
-def dataset_card(store, splits, layout, name, license=None, credit=""):
-    """The text of README.md. `splits`: {split: pictures}; The rest: see `publish`.
+def dataset_card(layout, store, splits, name, license=None, credit=""):
+    """The text of README.md for captioned pictures. `splits`: {split: pictures}; the rest: see `publish`.
 
     Of where things ran it names the last part of a path and the host of a server: no key and no user is in the store.
     """
     values = {
         "name": name,
         "credit": credit,
-        "metadata": yaml.safe_dump(_metadata(splits, layout, name, license), sort_keys=False).strip(),
+        "metadata": _metadata(_CAPTIONS, splits if layout == "datasets" else {}, name, license),
         "splits": splits,
         "layout": layout,
         "steps": _steps(store, splits),
         "rules": [(rule, store.value("SELECT COUNT(*) FROM verdicts WHERE rule = ?", rule)) for rule in RULES],
-        "problems": [
-            (row["problem"], row["n"])
-            for row in store.rows(
-                "SELECT problem, COUNT(*) AS n FROM fixes WHERE problem IS NOT NULL GROUP BY problem ORDER BY n DESC"
-            )
-        ],
+        "problems": _counted(store, "fixes", "problem"),
         "runs": {step: _runs(store, step) for step in ("sample", "generate", "fix", "filter")},
         "samples": [_sample(row) for row in _samples(store)],
     }
-    environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
-    return environment.from_string(TEMPLATE.read_text("utf-8")).render(**values)
+    return _filled("dataset_card.md", values)
 
 
-def _metadata(splits, layout, name, license):
-    metadata = {
-        "pretty_name": name,
-        "language": ["en"],
-        **({"license": license} if license else {}),
-        "task_categories": ["image-to-text", "image-text-to-text"],
-        "tags": ["minigpt4-curation", "synthetic", "image-captioning", "instruction-tuning"],
+def preference_card(store, splits, name, license=None, credit=""):
+    """The text of README.md for preferences; see `dataset_card`."""
+    [[chosen, rejected]] = store.rows(
+        "SELECT AVG(LENGTH(CASE chosen WHEN 'first' THEN first ELSE second END)),"
+        " AVG(LENGTH(CASE chosen WHEN 'first' THEN second ELSE first END)) FROM preferences WHERE chosen IS NOT NULL"
+    )
+    values = {
+        "name": name,
+        "credit": credit,
+        "metadata": _metadata(_PREFERENCES, splits, name, license),
+        "splits": splits,
+        "steps": _preference_steps(store, splits),
+        "problems": _counted(store, "pairs", "problem"),
+        "lengths": [round(chosen), round(rejected)],
+        "runs": {step: _runs(store, step) for step in ("sample", "pairs", "judge")},
     }
-    if layout == "datasets":
+    return _filled("preference_card.md", values)
+
+
+def _filled(template, values):
+    environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
+    return environment.from_string(Path(__file__).with_name(template).read_text("utf-8")).render(**values)
+
+
+_CAPTIONS = {
+    "task_categories": ["image-to-text", "image-text-to-text"],
+    "tags": ["minigpt4-curation", "synthetic", "image-captioning", "instruction-tuning"],
+}
+_PREFERENCES = {
+    "task_categories": ["image-text-to-text"],
+    "tags": ["minigpt4-curation", "synthetic", "preference", "dpo", "trl"],
+}
+
+
+def _metadata(kind, splits, name, license):
+    """The card's YAML. `splits`: those that are parquet files."""
+    metadata = {"pretty_name": name, "language": ["en"], **({"license": license} if license else {}), **kind}
+    if splits:
         files = [{"split": split, "path": f"data/{split}-*.parquet"} for split in splits]
         metadata["configs"] = [{"config_name": "default", "data_files": files}]
-    return metadata
+    return yaml.safe_dump(metadata, sort_keys=False).strip()
+
+
+def _counted(store, table, column):
+    """[(value, rows), ...] of a column, without NULL; the most frequent first."""
+    return [
+        (row[column], row["n"])
+        for row in store.rows(
+            f"SELECT {column}, COUNT(*) AS n FROM {table} WHERE {column} IS NOT NULL GROUP BY {column} ORDER BY n DESC"
+        )
+    ]
 
 
 def _steps(store, splits):
@@ -75,6 +107,24 @@ def _steps(store, splits):
         ("accepted", decided.get("accept", 0)),
         ("accepted with an edited text", decided.get("edit", 0)),
         ("rejected in verification", decided.get("reject", 0)),
+        ("published", sum(splits.values())),
+    ]
+
+
+def _preference_steps(store, splits):
+    """[(what, count), ...] from the draw to the publication."""
+    one = store.value
+    both = "FROM readings AS r JOIN swapped_readings AS s USING (picture)"
+    return [
+        ("pictures drawn", store.count("sample")),
+        ("answered twice", store.count("pairs")),
+        ("of them not to be compared", one("SELECT COUNT(*) FROM pairs WHERE problem IS NOT NULL")),
+        ("compared by the judge", store.count("judge")),
+        ("of them ties at once", one("SELECT COUNT(*) FROM readings WHERE better IS NULL AND readable")),
+        ("whose first reply could not be read", one("SELECT COUNT(*) FROM readings WHERE NOT readable")),
+        ("compared again in the other order", store.count("judge swapped")),
+        ("of them the same answer preferred", one(f"SELECT COUNT(*) {both} WHERE r.better = s.better")),
+        ("of them the other answer preferred", one(f"SELECT COUNT(*) {both} WHERE r.better != s.better")),
         ("published", sum(splits.values())),
     ]
 

@@ -7,9 +7,7 @@ for it was paid for. An answer is recorded as it arrives: after a stop only requ
 import json
 import math
 
-from tqdm.auto import tqdm
-
-from .endpoint import Stop
+from .paid import ask_waiting, show_waiting
 from .report import Report
 from .texts import APOLOGY, AS_AN_AI, EXPLANATION, REFUSAL, difference, is_english, kept_share
 
@@ -20,7 +18,6 @@ PROMPT = (  # the paper's (section 3.2)
 )
 MAX_FACTOR = 1.5  # what comes back may be that many times as long as what was sent
 LEAST_KEPT = 0.5  # and that share of its words must come from there: a repair adds little
-_CHARACTERS_PER_TOKEN = 4  # of English, about
 
 
 def fix(store, endpoint, temperature=None, max_factor=MAX_FACTOR, prices=(0.0, 0.0)):
@@ -38,34 +35,19 @@ def fix(store, endpoint, temperature=None, max_factor=MAX_FACTOR, prices=(0.0, 0
     settings = {**endpoint.settings(), "prompt": PROMPT, "temperature": temperature, "max_factor": max_factor}
     run, report = store.run("fix", settings), Report("fix")
     parameters = {} if temperature is None else {"temperature": temperature}
-    spent = [0, 0]
 
     def work(row):
         # More would be refused for its length; and a server that never ends costs no more than that.
         longest = math.ceil(max_factor * len(row["answer"]) / 3) + 16
         return endpoint.ask(messages(row["answer"]), max_completion_tokens=longest, **parameters)
 
-    with tqdm(desc="fix", total=store.pending_count("fix"), unit="text") as bar:
-        try:
-            for row, reply in endpoint.map(work, store.pending("fix")):
-                if isinstance(reply, ValueError):
-                    report.failed(f"{row['picture'][:12]}: {reply}")
-                else:
-                    wrong = problem(row["answer"], reply, max_factor)
-                    store.record("fix", run, [fixed(row, reply, wrong)])
-                    report.done += 1
-                    if wrong or _changed(row, reply):
-                        report.count(f"kept as they were ({wrong})" if wrong else "changed")
-                    spent = [total + (n or 0) for total, n in zip(spent, reply[1:3], strict=True)]
-                bar.update()
-        except Stop as error:
-            raise Stop(f"{error}; {report.done} done, the same command goes on") from None
-        finally:
-            if report.done:
-                cost = sum(n * price / 1e6 for n, price in zip(spent, prices, strict=True))
-                report.note(
-                    f"{spent[0]} prompt + {spent[1]} completion tokens" + (f", {cost:.2f} in all" if any(prices) else "")
-                )
+    def record(row, reply):
+        wrong = problem(row["answer"], reply, max_factor)
+        store.record("fix", run, [fixed(row, reply, wrong)])
+        if wrong or _changed(row, reply):
+            report.count(f"kept as they were ({wrong})" if wrong else "changed")
+
+    ask_waiting(store, "fix", endpoint, work, record, report, prices)
     return report
 
 
@@ -104,20 +86,14 @@ def fixed(row, reply, wrong):
     }
 
 
-def dry_run(store, model, url, prices=(0.0, 0.0), shown=2):
-    """What `fix` would send, as text: the first requests, and an estimate of tokens and cost. Nothing is sent."""
-    lines, count, prompt, completion = [], 0, 0, 0
-    for row in store.pending("fix"):
-        if count < shown:
-            turns = "\n".join(f"  {turn['role']}: {turn['content']}" for turn in messages(row["answer"]))
-            lines.append(f"to {url}, model {model}, for picture {row['picture'][:12]}:\n{turns}\n")
-        count += 1
-        prompt += (len(PROMPT) + len(row["answer"])) // _CHARACTERS_PER_TOKEN
-        completion += len(row["answer"]) // _CHARACTERS_PER_TOKEN
-    cost = (prompt * prices[0] + completion * prices[1]) / 1e6
-    estimate = f"about {prompt} prompt and {completion} completion tokens"
-    lines.append(f"{count} requests, {estimate}" + (f", about {cost:.2f} in all" if any(prices) else ""))
-    return "\n".join(lines)
+def dry_run(store, model, url, prices=(0.0, 0.0)):
+    """What `fix` would send, and what it would cost, as text; see `show_waiting`."""
+
+    def request(row):
+        turns = "\n".join(f"  {turn['role']}: {turn['content']}" for turn in messages(row["answer"]))
+        return turns, len(row["answer"])
+
+    return show_waiting(store, "fix", model, url, request, prices)
 
 
 def _changed(row, reply):

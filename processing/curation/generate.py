@@ -4,7 +4,6 @@ An answer of at most 80 tokens gets "Continue" as a second turn, and the two ans
 model runs here, in batches, on every device that `accelerate launch` gives; or behind an OpenAI-compatible server.
 """
 
-import base64
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -20,7 +19,7 @@ from ..image_processing_minigpt4 import load_image
 from ..processing_minigpt4 import ASKING
 from .endpoint import Stop
 from .report import Report, chunks
-from .sample import read_picture
+from .sample import picture_address, read_picture
 
 PROMPT = "Describe this image in detail. Give as many details as possible. Say everything you see."  # the paper's
 CONTINUE = "Continue"
@@ -48,19 +47,27 @@ def generate(store, describer, batch_size=16, seed=0):
         describer: a `Describer`.
         seed: of sampling. A batch's random numbers follow from it and from the batch's first picture.
     """
-    state = PartialState()
-    settings = {**describer.settings(), "batch_size": batch_size, "seed": seed}
-    run, report = store.run("generate", settings), Report("generate")
-    mine = (
-        row for row in store.pending("generate") if int(row["picture"][:8], 16) % state.num_processes == state.process_index
+    return in_batches(
+        store, "generate", describer, lambda rows, pixels: map(answered, rows, describer(pixels)), batch_size, seed
     )
-    total = store.pending_count("generate") // state.num_processes
-    with tqdm(desc="generate", total=total, unit="picture", disable=not state.is_main_process) as bar:
-        for rows, pixels in _ahead(partial(_pixels, store, describer, report), chunks(mine, batch_size)):
+
+
+def in_batches(store, step, looker, work, batch_size, seed):
+    """Does a step that a model here does, for every picture that waits for it, batch by batch; returns a `Report`.
+
+    Args:
+        looker: has the methods `settings` and `pixels` of a `Describer`.
+        work: (rows, pixel_values) of a batch -> the rows to record. seed: see `generate`.
+    """
+    state = PartialState()
+    run, report = store.run(step, {**looker.settings(), "batch_size": batch_size, "seed": seed}), Report(step)
+    mine = (row for row in store.pending(step) if int(row["picture"][:8], 16) % state.num_processes == state.process_index)
+    total = store.pending_count(step) // state.num_processes
+    with tqdm(desc=step, total=total, unit="picture", disable=not state.is_main_process) as bar:
+        for rows, pixels in _ahead(partial(_pixels, store, looker, report), chunks(mine, batch_size)):
             if rows:
                 torch.manual_seed(int(hashlib.sha256(f"{seed}/{rows[0]['picture']}".encode()).hexdigest()[:15], 16))
-                answers = describer(pixels)
-                report.done += store.record("generate", run, map(answered, rows, answers))
+                report.done += store.record(step, run, work(rows, pixels))
             bar.update(len(rows))
     return report
 
@@ -77,9 +84,8 @@ def generate_by_server(store, endpoint, max_new_tokens=300, temperature=None, se
     run, report = store.run("generate", settings), Report("generate")
 
     def work(row):
-        picture = base64.b64encode(read_picture(store, row)).decode()
         parts = [
-            {"type": "image_url", "image_url": {"url": f"data:image;base64,{picture}"}},
+            {"type": "image_url", "image_url": {"url": picture_address(store, row)}},
             {"type": "text", "text": PROMPT},
         ]
         messages = [{"role": "user", "content": parts}]
@@ -167,7 +173,7 @@ def answered(row, answer):
     return {"picture": row["picture"], "first": answer.first, "continued": answer.continued, "text": answer.text}
 
 
-def _pixels(store, describer, report, rows):
+def _pixels(store, looker, report, rows):
     """The rows of a batch whose pictures can be read, and their pixel_values."""
     readable, images = [], []
     for row in rows:
@@ -176,7 +182,7 @@ def _pixels(store, describer, report, rows):
             readable.append(row)
         except ValueError as error:
             report.failed(error)
-    return readable, describer.pixels(images) if images else None
+    return readable, looker.pixels(images) if images else None
 
 
 def _ahead(prepare, items):

@@ -1,7 +1,8 @@
-"""Step 6: what was accepted becomes a data set with a card, in one of two layouts.
+"""Step 6: what was accepted becomes a data set with a card, in one of three layouts.
 
     datasets        data/train-*.parquet, data/validation-*.parquet, README.md: `load_dataset(FOLDER)` or the Hub's
     cc_sbu_align    image/N.jpg, filter_cap.json {"annotations": [{"image_id", "caption"}]}: the original's
+    preferences     data/*.parquet of what `judge` found: images, prompt, chosen, rejected, as TRL's DPOTrainer takes them
 
 Whether a picture is for validation follows from its hash alone, so that it never changes sides. The folder appears at once.
 """
@@ -9,7 +10,9 @@ Whether a picture is for validation follows from its hash alone, so that it neve
 import io
 import json
 import shutil
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,47 +23,50 @@ from tqdm.auto import tqdm
 from minigpt4.files import sync_files, write_bytes
 
 from ..image_processing_minigpt4 import load_image
-from .card import dataset_card
+from .card import dataset_card, preference_card
 from .report import Report, chunks
 from .sample import read_picture
 
-LAYOUTS = ("datasets", "cc_sbu_align")
 VALIDATION = 0.05
 MARK = "minigpt4-curation"  # a tag in the card, by which an earlier publication is known
-_FEATURES = Features({"image": Image(), "text": Value("string"), "picture": Value("string")})
+_CAPTIONED = Features({"image": Image(), "text": Value("string"), "picture": Value("string")})
+_TURNS = [{"role": Value("string"), "content": Value("string")}]
+_PREFERRED = Features(
+    {"images": [Image()], "prompt": _TURNS, "chosen": _TURNS, "rejected": _TURNS, "picture": Value("string")}
+)
 _SHARD_BYTES, _ROWS_AT_ONCE = 500_000_000, 64
 
 
 def publish(store, output, layout="datasets", validation=VALIDATION, name="minigpt4-curated", license=None, credit=""):
-    """Writes the accepted and edited pairs to a folder; returns a `Report`.
+    """Writes the accepted and edited texts, or the preferences, to a folder; returns a `Report`.
 
     Args:
         output: a new folder, or an earlier publication, which it replaces as a whole.
-        validation: share of the pictures that are for validation ("datasets" only: the original has no such split).
+        layout: one of `LAYOUTS`.
+        validation: share of the pictures that are for validation (not in "cc_sbu_align": the original has no such split).
         name: the data set's title.
         license: the pictures' licence, as the Hub spells it ("cc-by-sa-4.0"). credit: whose they are, for the card.
 
     Raises:
-        ValueError: nothing was accepted yet; the folder holds something else.
+        ValueError: nothing was accepted, or preferred, yet; the folder holds something else.
         OSError: it cannot be written.
     """
-    output, report = Path(output).absolute(), Report("publish")
+    output, report, kind = Path(output).absolute(), Report("publish"), LAYOUTS[layout]
     check_output(output)
     store.run("publish", {"layout": layout, "validation": validation, "name": name})
-    total = store.value("SELECT COUNT(*) FROM decisions WHERE decision != 'reject'")
+    total = store.value(f"SELECT COUNT(*) FROM ({kind.rows})")
     if not total:
-        raise ValueError(f"{store.path}: no picture was accepted yet; run verify first")
-    rows = tqdm(_accepted(store), "publish", total, unit="picture")
+        raise ValueError(f"{store.path}: {kind.missing}")
+    rows = tqdm(_paged(store, kind.rows), "publish", total, unit="picture")
     output.parent.mkdir(parents=True, exist_ok=True)
     scratch = output.with_name(f".{output.name}.part")
     shutil.rmtree(scratch, ignore_errors=True)  # what a killed run left
     try:
         scratch.mkdir()
-        write = _write_parquet if layout == "datasets" else _write_cc_sbu_align
-        splits = write(store, rows, scratch, validation, report)
+        splits = kind.write(store, rows, scratch, validation, report)
         if not sum(splits.values()):
-            raise ValueError(f"{store.path}: of {total} accepted pictures none can be read")
-        write_bytes(scratch / "README.md", dataset_card(store, splits, layout, name, license, credit).encode())
+            raise ValueError(f"{store.path}: of {total} pictures to publish none can be read")
+        write_bytes(scratch / "README.md", kind.card(store, splits, name, license, credit).encode())
         sync_files(scratch)
         _swap(scratch, output)
     finally:
@@ -120,13 +126,10 @@ def _swap(scratch, output):
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _accepted(store):
+def _paged(store, rows):
+    """Rows of a query of `LAYOUTS`, by key; lazily."""
     last = ""
-    while page := store.rows(
-        "SELECT p.picture, p.path, d.text FROM decisions AS d JOIN pictures AS p USING (picture)"
-        " WHERE d.decision != 'reject' AND p.picture > ? ORDER BY p.picture LIMIT 256",
-        last,
-    ):
+    while page := store.rows(f"{rows} AND p.picture > ? ORDER BY p.picture LIMIT 256", last):
         yield from page
         last = page[-1]["picture"]
 
@@ -140,39 +143,50 @@ def _readable(store, rows, report):
             report.failed(error)
 
 
-def _write_parquet(store, rows, folder, validation, report):
-    shards = {split: _Shards(folder / "data", split) for split in ("train", "validation")}
+def _write_parquet(features, example, store, rows, folder, validation, report):
+    shards = {split: _Shards(folder / "data", split, features) for split in ("train", "validation")}
     for chunk in chunks(_readable(store, rows, report), _ROWS_AT_ONCE):
         for split, shard in shards.items():
-            shard.write(
-                [
-                    {"image": {"bytes": data, "path": None}, "text": row["text"], "picture": row["picture"]}
-                    for row, data in chunk
-                    if is_validation(row["picture"], validation) == (split == "validation")
-                ]
-            )
+            mine = [pair for pair in chunk if is_validation(pair[0]["picture"], validation) == (split == "validation")]
+            shard.write([example(row, data) for row, data in mine], sum(len(data) for _, data in mine))
     for shard in shards.values():
         shard.close()
     return {split: shard.rows for split, shard in shards.items() if shard.rows}
 
 
+def _captioned(row, data):
+    return {"image": {"bytes": data, "path": None}, "text": row["text"], "picture": row["picture"]}
+
+
+def _preferred(row, data):
+    other = {"first": "second", "second": "first"}[row["chosen"]]
+    return {
+        "images": [{"bytes": data, "path": None}],
+        "prompt": [{"role": "user", "content": row["question"]}],
+        "chosen": [{"role": "assistant", "content": row[row["chosen"]]}],
+        "rejected": [{"role": "assistant", "content": row[other]}],
+        "picture": row["picture"],
+    }
+
+
 class _Shards:
     """Parquet files of one split, each of about `_SHARD_BYTES`."""
 
-    def __init__(self, folder, split):
-        self.folder, self.split, self.rows, self.files, self.bytes, self._writer = folder, split, 0, 0, 0, None
+    def __init__(self, folder, split, features):
+        self.folder, self.split, self.schema = folder, split, features.arrow_schema
+        self.rows, self.files, self.bytes, self._writer = 0, 0, 0, None
         folder.mkdir(exist_ok=True)
 
-    def write(self, rows):
+    def write(self, rows, size):
         if not rows:
             return
         if self._writer is None:
             path = self.folder / f"{self.split}-{self.files:05}.parquet"
-            self._writer = pq.ParquetWriter(path, _FEATURES.arrow_schema)
+            self._writer = pq.ParquetWriter(path, self.schema)
             self.files, self.bytes = self.files + 1, 0
-        self._writer.write_table(pa.Table.from_pylist(rows, schema=_FEATURES.arrow_schema))
+        self._writer.write_table(pa.Table.from_pylist(rows, schema=self.schema))
         self.rows += len(rows)
-        self.bytes += sum(len(row["image"]["bytes"]) for row in rows)
+        self.bytes += size
         if self.bytes > _SHARD_BYTES:
             self.close()
 
@@ -204,3 +218,28 @@ def _as_jpeg(data):
     buffer = io.BytesIO()
     load_image(data).save(buffer, "JPEG", quality=95)
     return buffer.getvalue()
+
+
+class _Layout(NamedTuple):
+    """A form of publication: a query of its rows, the error if there are none, what writes them, and their card."""
+
+    rows: str
+    missing: str
+    write: object
+    card: object
+
+
+_ACCEPTED = (
+    "SELECT p.picture, p.path, d.text FROM decisions AS d JOIN pictures AS p USING (picture) WHERE d.decision != 'reject'",
+    "no picture was accepted yet; run verify first",
+)
+LAYOUTS = {
+    "datasets": _Layout(*_ACCEPTED, partial(_write_parquet, _CAPTIONED, _captioned), partial(dataset_card, "datasets")),
+    "cc_sbu_align": _Layout(*_ACCEPTED, _write_cc_sbu_align, partial(dataset_card, "cc_sbu_align")),
+    "preferences": _Layout(
+        "SELECT * FROM preferences AS p WHERE p.chosen IS NOT NULL",
+        "no answer was preferred yet; run pairs and judge first",
+        partial(_write_parquet, _PREFERRED, _preferred),
+        preference_card,
+    ),
+}

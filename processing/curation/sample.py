@@ -5,7 +5,9 @@ are taken. So the order in which a folder is listed does not matter, a stop chan
 seed holds the smaller one.
 """
 
+import base64
 import hashlib
+import io
 import os
 import sqlite3
 from pathlib import Path
@@ -154,3 +156,15 @@ def read_picture(store, row):
     if hashlib.sha256(data).hexdigest() != row["picture"]:
         raise ValueError(f"{path}: another picture than the one that was sampled")
     return data
+
+
+def picture_address(store, row):
+    """A recorded picture as "data:image/png;base64,...", for a request; the servers that people pay for want its type.
+
+    Raises:
+        ValueError: as `read_picture`.
+    """
+    data = read_picture(store, row)
+    with Image.open(io.BytesIO(data)) as image:
+        kind = image.get_format_mimetype()
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"

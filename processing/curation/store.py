@@ -5,6 +5,8 @@
     fixes      fix        what the LLM made of it, why the original was kept if it was, the difference, tokens
     verdicts   filter     the rule that rejected a text, or NULL
     decisions  verify     accept, edit or reject
+    pairs      pairs      two sampled answers about each picture, and why they are not to be compared if they are not
+    readings   judge      which of the two a judge found to invent less; swapped_readings: shown in the other order
     runs       every step: model, prompt, decoding, seed; each row names the run that wrote it
 
 A step only ever inserts, into its own table, and a row is committed and synced before it counts as done. So a process that
@@ -21,8 +23,26 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 APPLICATION_ID = 0x4D475034  # "MGP4" in the file's header tells a store from other SQLite files
-TABLES = {"sample": "pictures", "generate": "answers", "fix": "fixes", "filter": "verdicts", "verify": "decisions"}
-BEFORE = {"generate": "sample", "fix": "generate", "filter": "fix", "verify": "filter"}
+TABLES = {
+    "sample": "pictures",
+    "generate": "answers",
+    "fix": "fixes",
+    "filter": "verdicts",
+    "verify": "decisions",
+    "pairs": "pairs",
+    "judge": "readings",
+    "judge swapped": "swapped_readings",
+}
+BEFORE = {  # the table or view with the pictures that a step can do
+    "generate": "pictures",
+    "fix": "answers",
+    "filter": "fixes",
+    "verify": "verdicts",
+    "pairs": "pictures",
+    "judge": "comparable_pairs",
+    "judge swapped": "clear_readings",
+}
+VIEWS = dict.fromkeys(("pairs", "judge", "judge swapped"), "preferences")  # of the other steps it is `captions`
 
 # What brings a store from version N to N + 1; a new one goes through all of them.
 MIGRATIONS = (
@@ -49,6 +69,21 @@ MIGRATIONS = (
         " decisions.decision, decisions.text AS decided_text, decisions.reviewer FROM pictures"
         " LEFT JOIN answers USING (picture) LEFT JOIN fixes USING (picture) LEFT JOIN verdicts USING (picture)"
         " LEFT JOIN decisions USING (picture)",
+    ),
+    (  # preferences: `better` is 'first', 'second', or NULL for a tie and for what cannot be read
+        "CREATE TABLE pairs (picture TEXT PRIMARY KEY, question TEXT NOT NULL, first TEXT NOT NULL, second TEXT NOT NULL,"
+        " problem TEXT, run INTEGER, time TEXT)",
+        *(
+            f"CREATE TABLE {table} (picture TEXT PRIMARY KEY, reply TEXT NOT NULL, readable INTEGER NOT NULL, better TEXT,"
+            " prompt_tokens INTEGER, completion_tokens INTEGER, run INTEGER, time TEXT)"
+            for table in ("readings", "swapped_readings")
+        ),
+        "CREATE VIEW comparable_pairs AS SELECT * FROM pairs WHERE problem IS NULL",
+        "CREATE VIEW clear_readings AS SELECT * FROM readings WHERE better IS NOT NULL",
+        "CREATE VIEW preferences AS SELECT pictures.picture, pictures.path, pairs.question, pairs.first, pairs.second,"
+        " pairs.problem, CASE WHEN readings.better = swapped_readings.better THEN readings.better END AS chosen"
+        " FROM pictures LEFT JOIN pairs USING (picture) LEFT JOIN readings USING (picture)"
+        " LEFT JOIN swapped_readings USING (picture)",
     ),
 )
 _PAGE = 256  # rows read at a time
@@ -134,16 +169,16 @@ class Store:
         return new
 
     def pending(self, step):
-        """Rows of `captions` for every picture that the step before has done and this one has not, by key; lazily.
+        """Rows of the step's view for every picture that it can do and has not done, by key; lazily.
 
         Memory does not grow with the store, and rows may be recorded while it is read.
         """
-        last = ""
+        last, view = "", VIEWS.get(step, "captions")
         while page := self.rows(
-            "SELECT captions.* FROM (SELECT picture FROM pictures WHERE picture > ?"
-            f" AND EXISTS (SELECT 1 FROM {TABLES[BEFORE[step]]} AS b WHERE b.picture = pictures.picture)"
+            f"SELECT {view}.* FROM (SELECT picture FROM pictures WHERE picture > ?"
+            f" AND EXISTS (SELECT 1 FROM {BEFORE[step]} AS b WHERE b.picture = pictures.picture)"
             f" AND NOT EXISTS (SELECT 1 FROM {TABLES[step]} AS t WHERE t.picture = pictures.picture)"
-            " ORDER BY picture LIMIT ?) JOIN captions USING (picture) ORDER BY picture",
+            f" ORDER BY picture LIMIT ?) JOIN {view} USING (picture) ORDER BY picture",
             last,
             _PAGE,
         ):
@@ -153,7 +188,7 @@ class Store:
     def pending_count(self, step):
         """How many rows `pending` has."""
         return self.value(
-            f"SELECT COUNT(*) FROM pictures WHERE EXISTS (SELECT 1 FROM {TABLES[BEFORE[step]]} AS b"
+            f"SELECT COUNT(*) FROM pictures WHERE EXISTS (SELECT 1 FROM {BEFORE[step]} AS b"
             f" WHERE b.picture = pictures.picture) AND NOT EXISTS (SELECT 1 FROM {TABLES[step]} AS t"
             " WHERE t.picture = pictures.picture)"
         )

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 from curation import ChatServer, make_pictures
+from datasets import load_dataset
 
 from minigpt4.cli import main
 from minigpt4.modeling_minigpt4.export import export
+from minigpt4.processing.curation import pairs
 from minigpt4.processing.curation.store import Store
 
 KEY = "sk-secret-of-mine-1234567890"
@@ -55,6 +57,29 @@ def test_all_steps_in_a_row_and_then_nothing_is_left_to_do(base, tmp_path, capsy
         assert path.is_dir() or KEY.encode() not in path.read_bytes()
 
 
+def test_from_pictures_to_preferences(base, tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.setattr(pairs, "failure", lambda text, instruction: None)  # the tiny model never ends a sentence
+    make_pictures(tmp_path / "pictures", 5)
+    store, output = ["--store", str(tmp_path / "store.sqlite")], str(tmp_path / "set")
+    with ChatServer() as server:
+        server.behave = lambda text, nth: "A" if text.partition("\n\nAnswer B: ")[0][-1] < text[-1] else "B"
+        judged = [*store, "--judge", "m", "--judge-url", server.url]
+        drawn = ["--pictures", str(tmp_path / "pictures"), "--model", base, "--max-new-tokens", "5", "--seed", "1"]
+        assert main(["curate", "sample", "pairs", *store, *drawn]) == 0
+        assert "pairs: 5 done" in capsys.readouterr().out
+        assert main(["curate", "judge", *judged, "--dry-run"]) == 0
+        assert "requests, about" in capsys.readouterr().out and not server.asked
+        assert main(["curate", "judge", "publish", *judged, "--layout", "preferences", "--output", output]) == 0
+        assert re.search(r"judge: \d+ done, \d new preferences", capsys.readouterr().out)
+        paid = len(server.asked)
+        assert main(["curate", "sample", "pairs", "judge", *judged, *drawn]) == 0
+        assert capsys.readouterr().out.count(" 0 done") == 3 and len(server.asked) == paid
+    assert {"chosen", "rejected", "prompt", "images"} < set(
+        load_dataset(output, cache_dir=str(tmp_path)).column_names["train"]
+    )
+
+
 @pytest.mark.slow
 def test_two_processes_share_the_generation(base, tmp_path):
     script = Path(__file__).parents[2] / "trainer_scripts" / "curate.py"
@@ -85,6 +110,12 @@ def test_two_processes_share_the_generation(base, tmp_path):
         (["sample", "--store", "{tmp}/no/folder/s", "--pictures", "{tmp}"], "unable to open database file"),
         (["filter", "--store", "{tmp}/s"], "no such curation store"),
         (["fix", "filter", "--store", "{store}", "--fixer", "m", "--dry-run"], "--dry-run is only for fix"),
+        (["pairs", "--store", "{store}"], "pairs needs --model"),
+        (["pairs", "--store", "{store}", "--model", "m", "--temperature", "0"], "pairs needs more than 0"),
+        (["pairs", "--store", "{store}", "--model", "m", "--model-url", "http://x/v1"], "--model-url is only for generate"),
+        (["judge", "--store", "{store}"], "judge needs --judge"),
+        (["judge", "--store", "{store}", "--judge", "m"], "OPENAI_API_KEY is not set"),
+        (["publish", "--store", "{store}", "--output", "{tmp}/o", "--layout", "preferences"], "no answer was preferred yet"),
         (["fix", "--store", "{store}", "--fixer", "m"], "OPENAI_API_KEY is not set"),
         (["fix", "--store", "{store}", "--fixer", "m", "--fixer-url", "ftp://x"], "not the address of a server"),
         (["generate", "--store", "{store}", "--model", "/nowhere/model"], "no such folder"),

@@ -87,4 +87,4 @@ def test_a_server_that_serves_the_model_is_asked_again_after_a_short_answer_only
             "A short answer. More of it.",
         }
         parts = server.bodies[0]["messages"][0]["content"]
-        assert parts[0]["image_url"]["url"].startswith("data:image;base64,")
+        assert parts[0]["image_url"]["url"].startswith("data:image/png;base64,")

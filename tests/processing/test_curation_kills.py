@@ -15,17 +15,24 @@ import pytest
 from curation import ChatServer, make_pictures, make_store
 from datasets import load_dataset
 
+from minigpt4.processing.curation.judge import ORDERS, told
 from minigpt4.processing.curation.store import TABLES, Store
 
 pytestmark = pytest.mark.slow
 
 KILLS = 20
 ROWS, PICTURES = 24, 200
+ANSWERS = {
+    "fix": lambda text: text.replace("The picture", "This picture"),
+    "judge": lambda text: "A" if "ball" not in text.partition("Answer B")[0] else "B",
+}
 PREPARED = {
     "generate": ("sample",),
     "fix": ("sample", "generate"),
     "filter": ("sample", "generate", "fix"),
     "verify": ("sample", "generate", "fix", "filter"),
+    "pairs": ("sample",),
+    "judge": ("sample", "pairs"),
     "publish": ("sample", "generate", "fix", "filter", "verify"),
 }
 
@@ -51,8 +58,10 @@ def start(processes, step, folder, url):
 
 
 def rows(folder, step):
+    """{(table, picture): row} of what a step has recorded; the judge has a table for each order."""
+    tables = [table for name, table in TABLES.items() if name.partition(" ")[0] == step]
     with Store(folder / "store.sqlite", create=step == "sample") as store:
-        return {row["picture"]: tuple(row) for row in store.rows(f"SELECT * FROM {TABLES[step]}")}
+        return {(table, row["picture"]): tuple(row) for table in tables for row in store.rows(f"SELECT * FROM {table}")}
 
 
 def prepare(step, folder):
@@ -78,7 +87,7 @@ def test_a_killed_step_loses_nothing_and_repeats_nothing(step, processes, tmp_pa
     original.mkdir()
     prepare(step, original)
     with ChatServer() as server:
-        server.behave = lambda text, nth: time.sleep(0.03) or text.replace("The picture", "This picture")
+        server.behave = lambda text, nth: time.sleep(0.03) or ANSWERS.get(step, str)(text)
 
         def afresh():
             shutil.rmtree(folder, ignore_errors=True)
@@ -96,7 +105,7 @@ def test_a_killed_step_loses_nothing_and_repeats_nothing(step, processes, tmp_pa
 
         afresh()
         expected, seconds = whole()
-        assert len(expected) == (PICTURES if step == "sample" else ROWS)
+        assert len(expected) == {"sample": PICTURES, "judge": 2 * ROWS}.get(step, ROWS)
 
         kills, middle, known = 0, 0, expected
         while kills < KILLS:
@@ -114,9 +123,9 @@ def test_a_killed_step_loses_nothing_and_repeats_nothing(step, processes, tmp_pa
             assert {picture: found.get(picture) for picture in known} == known  # nothing lost, nothing changed
             assert essence(found).items() <= expected.items()
             announced |= heard_from(heard)
-            assert announced <= set(found)  # what a person saw decided is decided
+            assert announced <= {picture for _, picture in found}  # what a person saw decided is decided
             assert all(asked[text] == n for text, n in done)  # nothing that was recorded is paid for again
-            done = {(text, n) for text, n in asked.items() if recorded(folder, text)}
+            done = {(text, n) for text, n in asked.items() if text in paid(folder)}
             middle += len(known) < len(found) < len(expected)
             known = found
         assert whole()[0] == expected
@@ -135,9 +144,13 @@ def heard_from(pipe):
     return told
 
 
-def recorded(folder, text):
+def paid(folder):
+    """The texts whose answers are recorded, as they were sent."""
     with Store(folder / "store.sqlite") as store:
-        return store.value("SELECT 1 FROM fixes JOIN answers USING (picture) WHERE answers.text = ?", text)
+        texts = {row["text"] for row in store.rows("SELECT answers.text FROM fixes JOIN answers USING (picture)")}
+        for step, order in ORDERS.items():
+            texts |= {told(row, order) for row in store.rows(f"SELECT * FROM pairs JOIN {TABLES[step]} USING (picture)")}
+    return texts
 
 
 def test_a_killed_publication_is_whole_or_not_there(processes, tmp_path):

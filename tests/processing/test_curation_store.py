@@ -91,7 +91,7 @@ def test_other_files_are_refused_in_one_line(tmp_path):
         Store(tmp_path / "foreign.sqlite")
     with make_store(tmp_path, 1) as store, store.transaction() as execute:
         execute("PRAGMA user_version = 99")
-    with pytest.raises(ValueError, match="version 99, this program knows up to 2"):
+    with pytest.raises(ValueError, match="version 99, this program knows up to 3"):
         Store(tmp_path / "store.sqlite")
 
 
