@@ -37,8 +37,8 @@ from transformers.utils import logging
 
 from minigpt4 import MiniGPT4Config, MiniGPT4ForConditionalGeneration, MiniGPT4Processor
 from minigpt4.cli import run_reporting_errors
-from minigpt4.files import write_json
-from minigpt4.training import versions
+from minigpt4.durable_files import write_json
+from minigpt4.training.run import versions
 
 TOKENIZER = Path(__file__).parents[1] / "tests" / "fixtures" / "parity" / "llama_tiny"
 ANSWER_TOKENS = 160  # of the first answer: as long as stage 2 teaches

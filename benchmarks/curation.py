@@ -22,7 +22,7 @@ from functools import partial
 from pathlib import Path
 
 from minigpt4.cli import run_reporting_errors
-from minigpt4.files import write_json
+from minigpt4.durable_files import write_json
 
 RESULT = Path(__file__).parent / "results" / "curation.json"
 BATCH, TOKENS, SMALL = 16, 40, 5_000
@@ -30,12 +30,12 @@ BATCH, TOKENS, SMALL = 16, 40, 5_000
 
 def generation(rounds):
     """(seconds of bare generate, seconds of the step), the medians of a round of two batches; they take turns."""
-    from minigpt4.models import load
-    from minigpt4.processing.curation.generate import Describer, generate
-    from minigpt4.processing.curation.sample import read_picture, sample
-    from minigpt4.processing.curation.store import Store
+    from minigpt4.inference.named_models import load
+    from minigpt4.curation.generate import Describer, generate
+    from minigpt4.curation.sample import read_picture, sample
+    from minigpt4.curation.store import Store
     from minigpt4.processing.image_processing_minigpt4 import load_image
-    from minigpt4.processing.scenes import scenes
+    from minigpt4.processing.data.scenes import scenes
 
     model, processor = load("embedded")
     # Every row as long, so that both do the same work.
@@ -64,8 +64,8 @@ def bare(describer, images):
     """Both turns about each image with bare `generate`."""
     import torch
 
-    from minigpt4.generation import batch_answers
-    from minigpt4.processing.curation.generate import CONTINUE, PROMPT
+    from minigpt4.inference.generation import batch_answers
+    from minigpt4.curation.generate import CONTINUE, PROMPT
 
     model, processor = describer.model, describer.processor
 
@@ -84,7 +84,7 @@ def bare(describer, images):
 
 def fill(path, rows):
     """A store with that many rows in every step; one picture in a hundred waits for the next step."""
-    from minigpt4.processing.curation.store import Store
+    from minigpt4.curation.store import Store
 
     words = "the picture shows a road next to the tower and behind them there is a river in the light of the day"
     texts = words.split()
@@ -116,8 +116,8 @@ def look(path):
     """Seconds and peak memory of this process over one store."""
     import psutil
 
-    from minigpt4.processing.curation.store import Store
-    from minigpt4.processing.curation.verify import PASSED, Desk
+    from minigpt4.curation.store import Store
+    from minigpt4.curation.verify import PASSED, Desk
 
     seconds = {}
 
@@ -168,7 +168,7 @@ def main():
     bare, step = generation(arguments.rounds)
     import torch
 
-    from minigpt4.training import versions
+    from minigpt4.training.run import versions
 
     result = {
         "name": f"generate step of minigpt4 curate, embedded default, batch {BATCH}, two turns of {TOKENS} tokens",

@@ -21,10 +21,10 @@ import torch
 from PIL import Image, ImageDraw
 
 from minigpt4.cli import run_reporting_errors
-from minigpt4.files import write_json
-from minigpt4.processing.datasets import crop_size, random_view
-from minigpt4.processing.samples import decode
-from minigpt4.training import versions
+from minigpt4.durable_files import write_json
+from minigpt4.processing.data.datasets import crop_size, random_view
+from minigpt4.processing.data.samples import decode
+from minigpt4.training.run import versions
 
 SIZES = ((512, 384), (1024, 768))
 SIDE = 224

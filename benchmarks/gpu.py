@@ -29,9 +29,9 @@ import torch
 from peer_step import BATCH, Step, build, compile_layers, draw_batch, fastest_product, floor, our_loss, plan_of, seconds
 
 from minigpt4.cli import run_reporting_errors
-from minigpt4.files import write_json
-from minigpt4.throughput import peak_flops
-from minigpt4.training import versions
+from minigpt4.durable_files import write_json
+from minigpt4.training.throughput import peak_flops
+from minigpt4.training.run import versions
 
 RESULTS = Path(__file__).parent / "results" / "gpu.json"
 TESTS = [sys.executable, "-m", "pytest", "-q", "-m", "gpu"]

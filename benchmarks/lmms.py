@@ -23,8 +23,8 @@ from minigpt4.cli import run_reporting_errors
 from minigpt4.evaluation.predictions import PREDICTIONS, read_lines
 from minigpt4.evaluation.runner import evaluate
 from minigpt4.evaluation.suites import Options, load_suite
-from minigpt4.files import write_json
-from minigpt4.training import versions
+from minigpt4.durable_files import write_json
+from minigpt4.training.run import versions
 
 TASKS = Path(__file__).parent / "lmms_tasks"
 FOLDER = Path("outputs/lmms")  # as the tasks name it

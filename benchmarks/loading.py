@@ -17,9 +17,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Blip2Config, Llama
 
 from minigpt4 import MiniGPT4Config, MiniGPT4ForConditionalGeneration, MiniGPT4Processor
 from minigpt4.cli import run_reporting_errors
-from minigpt4.files import write_json
-from minigpt4.modeling_minigpt4.export import export
-from minigpt4.training import versions
+from minigpt4.durable_files import write_json
+from minigpt4.hub.export import export
+from minigpt4.training.run import versions
 
 TOKENIZER = Path(__file__).parents[1] / "tests" / "fixtures" / "parity" / "llama_tiny"
 

@@ -22,7 +22,7 @@ import psutil
 from loading import write_parts
 
 from minigpt4.cli import run_reporting_errors
-from minigpt4.files import write_json
+from minigpt4.durable_files import write_json
 
 PATIENCE = 300  # seconds after which a process that failed ends the others, too
 MODES = {
@@ -39,9 +39,9 @@ def load(vision, text, rank, processes, port, mode, barrier, bytes_of_weights):
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     import torch
 
-    from minigpt4 import training
-    from minigpt4.modeling_minigpt4 import from_parts
-    from minigpt4.recipes import ModelSection
+    from minigpt4.training import run as training
+    from minigpt4.hub import from_parts
+    from minigpt4.configuration.recipe import ModelSection
 
     torch.distributed.init_process_group("gloo")
     if mode == "device":

@@ -40,12 +40,13 @@ from transformers import (
     TrainingArguments,
 )
 
-from minigpt4 import MiniGPT4Config, MiniGPT4ForConditionalGeneration, frozen_llm
+from minigpt4 import MiniGPT4Config, MiniGPT4ForConditionalGeneration
+from minigpt4.training import frozen_llm
 from minigpt4.cli import run_reporting_errors
-from minigpt4.files import write_json
-from minigpt4.recipes import Recipe
-from minigpt4.trainer import MiniGPT4Trainer
-from minigpt4.training import versions
+from minigpt4.durable_files import write_json
+from minigpt4.configuration.recipe import Recipe
+from minigpt4.training.trainer import MiniGPT4Trainer
+from minigpt4.training.run import versions
 
 RESULTS = Path(__file__).parent / "results"
 BATCH = {1: 64, 2: 12}

@@ -93,7 +93,7 @@ class MiniGPT4ForConditionalGeneration(FullMiniGPT4):
         not installed it is `PreTrainedModel.push_to_hub`.
         """
         try:
-            from minigpt4.modeling_minigpt4.export import push_model
+            from minigpt4.hub.export import push_model
         except ImportError:
             return super().push_to_hub(repo_id, **arguments)
         return push_model(self, repo_id, **arguments)
@@ -120,7 +120,7 @@ class MiniGPT4ForConditionalGeneration(FullMiniGPT4):
             ImportError: this is the code of a repository, and the package is not installed.
         """
         try:
-            from minigpt4.modeling_minigpt4.from_parts import from_parts
+            from minigpt4.hub.from_parts import from_parts
         except ImportError as error:
             raise ImportError("from_parts needs the package; run `pip install minigpt4-hf`") from error
         return from_parts(cls, vision, text, **arguments)

@@ -124,7 +124,7 @@ class MiniGPT4Processor(ProcessorMixin):
     def push_to_hub(self, repo_id, **arguments):
         """Uploads processor, tokenizer and their code in one commit; see the model's `push_to_hub`."""
         try:
-            from minigpt4.modeling_minigpt4.export import push_processor
+            from minigpt4.hub.export import push_processor
         except ImportError:
             return super().push_to_hub(repo_id, **arguments)
         return push_processor(self, repo_id, **arguments)

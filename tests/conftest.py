@@ -28,12 +28,7 @@ from minigpt4 import (
     MiniGPT4ImageProcessor,
     MiniGPT4Processor,
 )
-from minigpt4.modeling_minigpt4.convert import (
-    eva_vit_weights,
-    projection_weights,
-    qformer_weights,
-    read_checkpoint,
-)
+from minigpt4.hub.convert import eva_vit_weights, projection_weights, qformer_weights, read_checkpoint
 from minigpt4.processing.chat_templates import CHATML, with_image_token
 
 PARITY = Path(__file__).parent / "fixtures" / "parity"

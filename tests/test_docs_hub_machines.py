@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from minigpt4.recipes import load_recipe
+from minigpt4.configuration.recipe import load_recipe
 
 ROOT = Path(__file__).parents[1]
 LINES = re.findall(r"^hf jobs uv run .*$", (ROOT / "docs" / "hub-machines.md").read_text(), re.MULTILINE)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import minigpt4
-from minigpt4.modeling_minigpt4 import export
+from minigpt4.hub import export
 
 ROOT = Path(__file__).parents[1]
 SETUPTOOLS = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["setuptools"]
@@ -151,7 +151,7 @@ def _imported(name, file, known, by_name=False):
 
 
 def _longest(path, known):
-    """The module of a dotted path: "minigpt4.files.write_json" -> "files"; `minigpt4` itself for its lazy names."""
+    """The module of a dotted path: "minigpt4.durable_files.write_json" -> "files"; `minigpt4` itself for its lazy names."""
     parts = path.split(".")
     names = [".".join(parts[1:end]) or "minigpt4" for end in range(len(parts), 0, -1)]
     return next((name for name in names if name in known), None)

@@ -24,7 +24,7 @@ from tars import write_tar
 
 from docs.scripts.working_folder import link_originals
 from minigpt4.cli import main
-from minigpt4.recipes import load_recipe
+from minigpt4.configuration.recipe import load_recipe
 
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
@@ -114,7 +114,7 @@ def run(arguments):
         return _process(["make", "--dry-run", *arguments[1:]], cwd=ROOT)
     if arguments[:2] == ["pip", "install"]:
         return _check_extras(arguments[-1])
-    if "--push" in arguments:  # tests/modeling_minigpt4/test_export.py pushes, to a Hub of its own
+    if "--push" in arguments:  # tests/minigpt4/hub/test_export.py pushes, to a Hub of its own
         arguments = arguments[: arguments.index("--push")]
     for part, extra in SMALL.items():
         if part in " ".join(arguments):

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
-from minigpt4.modeling_minigpt4.export import export
+from minigpt4.hub.export import export
 
 SKILL = Path(__file__).parents[1] / "skills" / "minigpt4" / "SKILL.md"
 

@@ -4,7 +4,7 @@ import argparse
 import os
 
 from minigpt4.cli import run_reporting_errors
-from minigpt4.global_batch import take_part
+from minigpt4.training.global_batch import take_part
 
 
 def main(default_recipe, stage, doc, own_data_recipe=None):
@@ -35,7 +35,7 @@ def main(default_recipe, stage, doc, own_data_recipe=None):
 
 
 def _train(arguments, stage):
-    from minigpt4.recipes import load_recipe
+    from minigpt4.configuration.recipe import load_recipe
 
     recipe = load_recipe(arguments.recipe, arguments.set)
     if recipe.stage != stage:
@@ -44,7 +44,7 @@ def _train(arguments, stage):
         )
     if not take_part(recipe.train.processes):
         return
-    from minigpt4.training import train
+    from minigpt4.training.run import train
 
     _, _, summary = train(recipe, resume=arguments.resume == "auto")
     if int(os.environ.get("RANK", "0")):  # accelerate runs this file once for each process

@@ -1,7 +1,7 @@
 """python docs/scripts/answers.py: what the shipped model says about photographs, as README and docs show it.
 
 Writes docs/images/NAME.jpg, docs/answers.json and the fragments `answers` of README.md and docs/limitations.md. Greedy, so
-that the same weights say the same. The photographs are those of minigpt4/photographs.py that may be shown anywhere, in its
+that the same weights say the same. The photographs are those of processing/data/photographs.py that may be shown anywhere, in its
 order; nobody chooses.
 """
 
@@ -11,9 +11,9 @@ from pathlib import Path
 
 from fragments import ROOT, replace
 
-from minigpt4.files import write_bytes, write_json
-from minigpt4.models import fingerprint, load
-from minigpt4.photographs import CREDITS, FREE, photograph
+from minigpt4.durable_files import write_bytes, write_json
+from minigpt4.inference.named_models import fingerprint, load
+from minigpt4.processing.data.photographs import CREDITS, FREE, photograph
 
 QUESTIONS = ["What is in this image?", "Describe this image in one short sentence.", "Describe this image in detail."]
 STRIP = 3  # photographs in README

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from minigpt4.files import write_bytes
+from minigpt4.durable_files import write_bytes
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

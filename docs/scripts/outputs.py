@@ -19,7 +19,7 @@ from working_folder import link_originals
 
 from minigpt4.cli import main as minigpt4
 from minigpt4.cli.quickstart import told
-from minigpt4.photographs import photograph
+from minigpt4.processing.data.photographs import photograph
 
 
 def main(word):

@@ -18,7 +18,7 @@ from fragments import ROOT
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 
-from minigpt4.photographs import photograph
+from minigpt4.processing.data.photographs import photograph
 
 IMAGES = ROOT / "docs/images"
 DESKTOP, PHONE = (1100, 800), (390, 844)
@@ -45,8 +45,8 @@ def browser(size, dark=False):
 
 def web():
     """The page with an answer, at desktop width and light, and at phone width and dark; its examples likewise."""
-    from minigpt4.modeling_minigpt4.app import build, serve
-    from minigpt4.models import load
+    from minigpt4.hub.app import build, serve
+    from minigpt4.inference.named_models import load
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

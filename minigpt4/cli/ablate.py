@@ -20,7 +20,7 @@ def run(arguments):
         raise ValueError(f"--minutes is {arguments.minutes:g}; expected more than 0 and at most 6000")
     if not 0 <= arguments.seed < 2**32 - 1:
         raise ValueError(f"--seed is {arguments.seed}; expected 0 to {2**32 - 2}")
-    from ..ablations import Settings, ablate, table
+    from ..experiments.ablations import Settings, ablate, table
 
     settings = Settings.in_minutes(arguments.minutes, arguments.seed)
     results = ablate(arguments.output, settings, arguments.only)

@@ -36,9 +36,9 @@ def run(arguments):
     """Builds, looks at one picture, and prints where to; raises ValueError or OSError with one line."""
     import torch
 
-    from ..modeling_minigpt4 import export as hub_folder
-    from ..recipes import ModelSection
-    from ..training import load_parts
+    from ..hub import export as hub_folder
+    from ..configuration.recipe import ModelSection
+    from ..training.run import load_parts
 
     hub_folder.check_target(arguments.output)
     if arguments.projection and not Path(arguments.projection).is_file():

@@ -23,7 +23,7 @@ def run(arguments):
         raise ValueError("--prompt is empty; expected a question")
     from transformers.utils import logging
 
-    from ..captioning import caption_folder, find_pictures, finished_lines
+    from ..inference.captioning import caption_folder, find_pictures, finished_lines
 
     labels = {"model": arguments.model, "prompt": arguments.prompt}
     names = find_pictures(arguments.folder)

@@ -106,7 +106,7 @@ def load_named(argument):
 
 def save(chat, argument):
     """Writes the conversation, as far back as the model still reads it."""
-    from ..files import write_json
+    from ..durable_files import write_json
 
     path = Path(argument.strip().strip("'\"")).expanduser()
     if not argument.strip():

@@ -21,8 +21,8 @@ def add_arguments(parser):
 
 def run(arguments):
     """Converts, and prints where to; raises ValueError or OSError with one line."""
-    from ..modeling_minigpt4 import export as hub_folder
-    from ..modeling_minigpt4.originals import load_originals
+    from ..hub import export as hub_folder
+    from ..hub.authors_checkpoints import load_originals
 
     hub_folder.check_target(arguments.output)
     dims = read_dims(arguments.config) if arguments.config else {}

@@ -85,7 +85,7 @@ def run(arguments):
     if arguments.demo:
         return _demo(arguments)
     _check(arguments)
-    from ..processing.curation.store import Store
+    from ..curation.store import Store
 
     steps = dict(zip(STEPS, (_sample, _generate, _fix, _filter, _verify, _publish), strict=True))
     first = int(os.environ.get("RANK", "0")) == 0  # of the processes of `accelerate launch`
@@ -146,7 +146,7 @@ def _demo(arguments):
         raise ValueError("--demo runs every step over a store of its own; leave the steps and --store out")
     if arguments.count is not None and arguments.count < 10:
         raise ValueError(f"--count is {arguments.count}; expected 10 or more, so that some are left to publish")
-    from ..processing.curation.demo import COUNT, STAGE1, demo
+    from ..curation.demo import COUNT, STAGE1, demo
 
     output = arguments.output or "outputs/curation"
     summary = demo(output, arguments.model or STAGE1, arguments.count or COUNT, arguments.seed)
@@ -165,13 +165,13 @@ cost                {summary["seconds"]["all"] / 60:.1f} min
 
 
 def _sample(store, arguments):
-    from ..processing.curation.sample import sample
+    from ..curation.sample import sample
 
     return sample(store, arguments.pictures, arguments.count or 5000, arguments.seed)
 
 
 def _generate(store, arguments):
-    from ..processing.curation.generate import Describer, generate, generate_by_server
+    from ..curation.generate import Describer, generate, generate_by_server
 
     if arguments.model_url:
         endpoint = _endpoint(arguments, arguments.model, arguments.model_url, arguments.model_key_env)
@@ -190,8 +190,8 @@ def _model_of_all(arguments):
     """The model and its processor in each process of `accelerate launch`, on its device."""
     from accelerate import PartialState
 
-    from ..devices import find_device
-    from ..models import load
+    from ..inference.devices import find_device
+    from ..inference.named_models import load
 
     place = find_device(arguments.device)
     state = PartialState(cpu=place.type == "cpu")  # without a device the processes meet over gloo
@@ -203,8 +203,8 @@ def _model_of_all(arguments):
 
 
 def _fix(store, arguments):
-    from ..processing.curation.endpoint import OPENAI
-    from ..processing.curation.fix import dry_run, fix
+    from ..curation.endpoint import OPENAI
+    from ..curation.fix import dry_run, fix
 
     url = arguments.fixer_url or OPENAI
     if arguments.dry_run:
@@ -214,7 +214,7 @@ def _fix(store, arguments):
 
 
 def _pairs(store, arguments):
-    from ..processing.curation.pairs import Sampler, sample_pairs
+    from ..curation.pairs import Sampler, sample_pairs
 
     temperature = 1.0 if arguments.temperature is None else arguments.temperature
     with _model_of_all(arguments) as (model, processor):
@@ -224,8 +224,8 @@ def _pairs(store, arguments):
 
 
 def _judge(store, arguments):
-    from ..processing.curation.endpoint import OPENAI
-    from ..processing.curation.judge import dry_run, judge
+    from ..curation.endpoint import OPENAI
+    from ..curation.judge import dry_run, judge
 
     url = arguments.judge_url or OPENAI
     if arguments.dry_run:
@@ -235,14 +235,14 @@ def _judge(store, arguments):
 
 
 def _filter(store, arguments):
-    from ..processing.curation.filter import Scorer, filter_texts
+    from ..curation.filter import Scorer, filter_texts
 
     scorer = Scorer(arguments.scorer) if arguments.scorer else None
     return filter_texts(store, arguments.min_words, scorer=scorer, min_score=arguments.min_score)
 
 
 def _verify(store, arguments):
-    from ..processing.curation.verify import DecisionsFile, Desk
+    from ..curation.verify import DecisionsFile, Desk
 
     file = DecisionsFile(arguments.decisions) if arguments.decisions else None
     if file:
@@ -250,13 +250,13 @@ def _verify(store, arguments):
         if arguments.no_page:
             return report
         print(report)
-    from ..processing.curation.page import serve
+    from ..curation.page import serve
 
     return serve(Desk(store, file), arguments.host, arguments.port)
 
 
 def _publish(store, arguments):
-    from ..processing.curation.publish import publish, push
+    from ..curation.publish import publish, push
 
     name = (arguments.push or arguments.output).rstrip("/").rpartition("/")[2]
     told = {"name": name, "license": arguments.license, "credit": arguments.credit}
@@ -267,6 +267,6 @@ def _publish(store, arguments):
 
 
 def _endpoint(arguments, model, url, key_variable):
-    from ..processing.curation.endpoint import Endpoint
+    from ..curation.endpoint import Endpoint
 
     return Endpoint(model, url, key_variable, arguments.concurrency, arguments.retries, arguments.timeout)

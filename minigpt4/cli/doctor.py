@@ -85,7 +85,7 @@ def _answer():
     from PIL import Image
     from transformers.utils import logging
 
-    from ..models import load
+    from ..inference.named_models import load
 
     logging.disable_progress_bar()
     start = time.perf_counter()
@@ -102,7 +102,7 @@ def _precisions(device):
     """Those in which a device computes, fast or slowly."""
     import torch
 
-    from ..devices import DTYPES, computes
+    from ..inference.devices import DTYPES, computes
 
     return " ".join(name for name in DTYPES[1:] if computes(device, getattr(torch, name)))
 
@@ -111,7 +111,7 @@ def _measured(device):
     """Which precision is used where none is asked for, why, and how fast it and the other one are there."""
     import torch
 
-    from ..devices import computes
+    from ..inference.devices import computes
     from ..modeling_minigpt4.precision import fast_dtype
 
     used = fast_dtype(device)

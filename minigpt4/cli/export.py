@@ -48,9 +48,9 @@ def run(arguments):
         raise ValueError("--private is about the repository that --push uploads to; add --push REPO")
     if arguments.gguf:
         return _export_gguf(arguments)
-    from ..modeling_minigpt4 import export as hub_folder
-    from ..models import fingerprint
-    from ..records import benchmark_entries, evaluation_results, training_runs
+    from ..hub import export as hub_folder
+    from ..inference.named_models import fingerprint
+    from ..hub.run_records import benchmark_entries, evaluation_results, training_runs
 
     hub_folder.check_target(arguments.output)
     for file in arguments.results or []:
@@ -75,8 +75,8 @@ def _export_gguf(arguments):
     for flag in ("light", "examples", "results", "benchmark", "push"):
         if getattr(arguments, flag) not in (None, False, []):
             raise ValueError(f"--{flag} is about a transformers folder, and --gguf writes two other files; leave one out")
-    from .. import gguf_export
-    from ..models import load_config
+    from ..hub import gguf_export
+    from ..inference.named_models import load_config
 
     gguf_export.check(load_config(arguments.model))  # before the weights are loaded
     model, processor = loading.load_model(arguments)
@@ -86,8 +86,8 @@ def _export_gguf(arguments):
 
 def _card_data(name, results, weights):
     """The metadata of the model's own README.md, which holds for its export, too, and the newest scores of these weights."""
-    from ..modeling_minigpt4.card import as_dict
-    from ..records import evaluation_file, evaluation_results
+    from ..hub.model_card import as_dict
+    from ..hub.run_records import evaluation_file, evaluation_results
 
     path, data = Path(name) / "README.md", {}
     if path.is_file():
@@ -101,12 +101,12 @@ def _card_data(name, results, weights):
 
 def _examples(files):
     """The `Example`s to show: those named on the command line, or by default some of scikit-image's at random."""
-    from ..modeling_minigpt4.card import Example
+    from ..hub.model_card import Example
     from ..processing.image_processing_minigpt4 import load_image
 
     if files is not None:
         return [Example(Path(file).stem, load_image(file)) for file in files]
-    from ..photographs import FREE, drawn, photograph
+    from ..processing.data.photographs import FREE, drawn, photograph
 
     try:
         return [Example(name, photograph(name), FREE[name]) for name in drawn()]

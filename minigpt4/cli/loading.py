@@ -2,7 +2,7 @@
 
 
 def add_arguments(parser, quantized=True):
-    """Adds --device, --dtype and, where `quantized`, --load-in; `minigpt4.devices`, which needs torch, checks them."""
+    """Adds --device, --dtype and, where `quantized`, --load-in; `minigpt4.inference.devices`, which needs torch, checks them."""
     group = parser.add_argument_group("where and how the model computes")
     group.add_argument(
         "--device", default="auto", metavar="auto|cpu|cuda|mps", help="default: auto, the GPU if there is one"
@@ -19,7 +19,7 @@ def add_arguments(parser, quantized=True):
 
 def load_model(arguments):
     """(model, processor) of --model, ready to answer; raises ValueError or OSError with one line."""
-    from ..models import load
+    from ..inference.named_models import load
 
     return load(arguments.model, **given(arguments))
 

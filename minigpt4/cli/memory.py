@@ -18,7 +18,7 @@ def run(arguments):
     """Prints a table: weights, keys and values of 1000 tokens, one picture, for each precision; or that of a recipe."""
     if arguments.recipe:
         return print_training(arguments.recipe)
-    from ..memory import PRECISIONS, cache_bytes, empty_model, parameters_by_part, picture_bytes, weight_bytes
+    from ..inference.memory import PRECISIONS, cache_bytes, empty_model, parameters_by_part, picture_bytes, weight_bytes
 
     config = read_config(arguments.model)
     model = empty_model(config)
@@ -40,9 +40,9 @@ def run(arguments):
 
 def print_training(name):
     """Prints what the training of a recipe takes; raises ValueError or OSError."""
-    from ..global_batch import share_batch
-    from ..memory import training_bytes
-    from ..recipes import load_recipe
+    from ..training.global_batch import share_batch
+    from ..inference.memory import training_bytes
+    from ..configuration.recipe import load_recipe
 
     recipe = share_batch(load_recipe(name), 1)
     sizes = training_bytes(recipe_config(recipe.model), recipe)
@@ -55,8 +55,8 @@ def print_training(name):
 
 def recipe_config(section):
     """The config of the model that a recipe's model section names; of its parts only their config.json is read."""
-    from ..modeling_minigpt4.from_parts import config_of_parts
-    from ..training import part_fields
+    from ..hub.from_parts import config_of_parts
+    from ..training.run import part_fields
 
     if not section.text:
         return read_config(section.base)
@@ -68,7 +68,7 @@ def read_config(name):
     """The config of a preset, of the embedded default, of a folder or of a Hub id; raises ValueError or OSError."""
     from .. import MiniGPT4Config
     from ..configuration.presets import PRESETS
-    from ..models import load_config
+    from ..inference.named_models import load_config
 
     return MiniGPT4Config.preset(name) if name in PRESETS else load_config(name)
 

@@ -19,7 +19,7 @@ def run(arguments):
         raise ValueError(f"--minutes is {arguments.minutes:g}; expected more than 0 and at most 600")
     if not 0 <= arguments.seed < 2**32:
         raise ValueError(f"--seed is {arguments.seed}; expected 0 to {2**32 - 1}")
-    from ..quickstart import quickstart
+    from ..experiments.quickstart import quickstart
 
     summary = quickstart(arguments.output, arguments.minutes, arguments.seed)
     print(

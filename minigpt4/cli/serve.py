@@ -30,7 +30,7 @@ def run(arguments):
         raise ValueError(f"--port is {arguments.port}; expected 1 to 65535")
     engine = importlib.import_module(f"..serving.{arguments.engine}_engine", __package__)
     engine.check()
-    from ..devices import loading as checked
+    from ..inference.devices import loading as checked
     from ..serving.folder import servable
 
     how = loading.given(arguments)

@@ -21,7 +21,7 @@ def run(arguments):
         raise ValueError(f"--port is {arguments.port}; expected 1 to 65535")
     if arguments.mcp and importlib.util.find_spec("mcp") is None:
         raise ValueError("--mcp needs the package mcp, which is not installed here; run `pip install 'mcp>=1.21,<2'`")
-    from ..modeling_minigpt4.app import build, offer, serve
+    from ..hub.app import build, offer, serve
 
     model, processor = loading.load_model(arguments)
     name = Path(arguments.model).name if Path(arguments.model).is_dir() else arguments.model

@@ -12,7 +12,7 @@ lmms-eval finds this package by its entry point. `pip install "lmms-eval>=0.7.3"
 
     python -m lmms_eval --model minigpt4 --model_args pretrained=DIR_OR_ID --tasks pope,gqa,coco2017_cap_val
 
-benchmarks/lmms.py runs two tasks whose images are made here, and tests/minigpt4/test_evaluation_lmms.py one to its score.
+benchmarks/lmms.py runs two tasks whose images are made here, and tests/minigpt4/evaluation/test_lmms.py one to its score.
 The benchmarks' data sets come from the Hub, and were not fetched here.
 
 VLMEvalKit takes vlmevalkit.py, which says how, as one of its models. Or it asks any OpenAI-compatible server, and needs no
@@ -24,7 +24,7 @@ code of ours; vlmevalkit.json is its configuration for that:
     python run.py --config mine.json --api-nproc 16
 
 VLMEvalKit itself was not run here: it is not on PyPI, and GitHub could not be reached. What is tested is that vlmevalkit.py
-answers as our own code does beside a base class with its interface (tests/minigpt4/test_evaluation_vlmevalkit.py), and that
-our server answers the request that its class GPT4V sends with this configuration (tests/minigpt4/test_serving.py), as its
+answers as our own code does beside a base class with its interface (tests/minigpt4/evaluation/test_vlmevalkit.py), and that
+our server answers the request that its class GPT4V sends with this configuration (tests/minigpt4/serving/test_serving.py), as its
 vlmeval/api/gpt.py builds it. Yes-no tasks such as POPE are scored by rules; for MMBench it may want a judge (its --judge).
 """

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from tqdm.auto import tqdm
 
-from .files import without_duplicates
+from .data_files import without_duplicates
 from .predictions import append_lines, hash_of, read_lines
 
 ATTEMPTS = 3

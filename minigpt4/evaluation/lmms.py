@@ -10,8 +10,8 @@ from lmms_eval.api.model import lmms
 from lmms_eval.models.registry_v2 import ModelManifest
 from tqdm.auto import tqdm
 
-from ..generation import answer_text
-from ..models import load
+from ..inference.generation import answer_text
+from ..inference.named_models import load
 from ..processing.processing_minigpt4 import ASKING
 
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 
-from ..files import write_bytes
-from ..generation import answers, candidate_losses, caption_prompt, chat_prompt
-from ..models import public_name
+from ..durable_files import write_bytes
+from ..inference.generation import answers, candidate_losses, caption_prompt, chat_prompt
+from ..inference.named_models import public_name
 
 PREDICTIONS = "predictions.jsonl"
 KEPT_FEATURES = 4096  # pictures whose features are kept for their next question; 0.1 MB each

@@ -6,8 +6,8 @@ must also speak the LLM's language, so that it is the upper bound that its figur
 
 import torch
 
-from ..processing.scenes import scenes
-from ..training import cache_features
+from ..processing.data.scenes import scenes
+from ..training.run import cache_features
 from .suites.base import Figure
 
 TRAINING_SCENES = 25  # for each scene that is measured

@@ -3,7 +3,7 @@
 OUTPUT/predictions.jsonl    a line an answer (predictions.py)
 OUTPUT/judgements.jsonl     a line a reading, in judged suites (judge.py)
 OUTPUT/results.json         value, n and 95% interval of every figure, and which weights, data and settings they are of
-OUTPUT/report.html          the same with pictures (report.py)
+OUTPUT/report.html          the same with pictures (results_page.py)
 """
 
 import datetime
@@ -14,12 +14,12 @@ from typing import NamedTuple
 
 from accelerate import PartialState
 
-from ..devices import find_device
-from ..files import write_json
+from ..inference.devices import find_device
+from ..durable_files import write_json
 from ..metrics.statistics import difference, measured
-from ..models import fingerprint, load, public_name
-from ..training import use_every_core, versions
-from . import report
+from ..inference.named_models import fingerprint, load, public_name
+from ..training.run import use_every_core, versions
+from . import results_page
 from .predictions import PREDICTIONS, hash_of, predict, read_lines, request_lines
 
 JUDGEMENTS, RESULTS = "judgements.jsonl", "results.json"
@@ -66,7 +66,7 @@ def evaluate(model, suite, output, judge=None, against=None, batch_size=64, devi
     if not state.is_main_process:
         return None
     if suite.judged and judge is None:
-        report.write_page_to_judge(output / "judge.html", suite, run.said, hash_of(run.said))
+        results_page.write_page_to_judge(output / "judge.html", suite, run.said, hash_of(run.said))
         print(f"{output}/judge.html: open it, judge the answers, save; then the same command with --judge FILE")
         return None
     verdicts = judge.read(suite, run.said, output / JUDGEMENTS) if suite.judged else None
@@ -98,8 +98,8 @@ def evaluate(model, suite, output, judge=None, against=None, batch_size=64, devi
         }
     write_json(output / RESULTS, results)
     if suite.by_person and not suite.judged:
-        report.write_page_to_judge(output / "judge.html", suite, run.said, hash_of(run.said))
-    report.write(output / "report.html", suite, results, run.said, other.said if against is not None else None, verdicts)
+        results_page.write_page_to_judge(output / "judge.html", suite, run.said, hash_of(run.said))
+    results_page.write(output / "report.html", suite, results, run.said, other.said if against is not None else None, verdicts)
     return results
 
 

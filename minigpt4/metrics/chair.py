@@ -5,7 +5,7 @@
     recall    of the kinds that are there, the share that is named
     words     of a caption, the mean: longer captions invent more, so that the two belong together
 
-The words for each kind are in processing/kinds.py: this project's own list, so that figures are close to those of the CHAIR
+The words for each kind are in processing/data/kinds.py: this project's own list, so that figures are close to those of the CHAIR
 code, not the same.
 """
 
@@ -13,7 +13,7 @@ import datasets
 import evaluate
 
 from minigpt4.metrics.statistics import ratio
-from minigpt4.processing.kinds import named_kinds
+from minigpt4.processing.data.kinds import named_kinds
 
 
 def chair_rows(captions, truths):

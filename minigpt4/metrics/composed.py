@@ -1,4 +1,4 @@
-"""What a model says about composed scenes (processing/scenes.py) against what is in them; everything from generated text."""
+"""What a model says about composed scenes (processing/data/scenes.py) against what is in them; everything from generated text."""
 
 import re
 from pathlib import Path
@@ -7,7 +7,7 @@ import datasets
 import evaluate
 
 from minigpt4.metrics.failures import failure_rate
-from minigpt4.processing.scenes import BACKGROUNDS, NUMBERS, OBJECTS, plural
+from minigpt4.processing.data.scenes import BACKGROUNDS, NUMBERS, OBJECTS, plural
 
 HELD_OUT = 160  # scenes that are measured
 SHIFT = 7  # the shuffled control: each scene is judged by what was said of the scene that many places on
@@ -99,7 +99,7 @@ class Composed(evaluate.Metric):
         return evaluate.MetricInfo(
             description=__doc__,
             citation="minigpt4-hf",
-            inputs_description="predictions: list of captions; references: rows of minigpt4.processing.scenes.scenes",
+            inputs_description="predictions: list of captions; references: rows of minigpt4.processing.data.scenes.scenes",
             features=datasets.Features({"predictions": datasets.Value("string"), "references": scene}),
         )
 

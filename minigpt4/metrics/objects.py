@@ -4,16 +4,16 @@
                 in most images, "a man" is right without looking
     invented    of the named things of COCO's 80 kinds, the share that is not there (CHAIRi); of images with a list
 
-Rows are those of processing/photo_texts.py; what is there are the kinds of the list and those that people named in captions
-(as CHAIR's authors count), or whatever names the label. The words are in processing/kinds.py.
+Rows are those of processing/data/photo_texts.py; what is there are the kinds of the list and those that people named in captions
+(as CHAIR's authors count), or whatever names the label. The words are in processing/data/kinds.py.
 """
 
 import datasets
 import evaluate
 
 from minigpt4.metrics.statistics import ratio
-from minigpt4.processing.kinds import named_kinds, names_label
-from minigpt4.processing.photo_texts import written
+from minigpt4.processing.data.kinds import named_kinds, names_label
+from minigpt4.processing.data.photo_texts import written
 
 
 def there(row):

@@ -17,7 +17,7 @@ import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 from transformers.generation import EosTokenCriteria
 
-from ..memory import cache_bytes
+from ..inference.memory import cache_bytes
 from ..modeling_minigpt4.chat import AnswerStreamer, EndsWith
 from .guard import MAX_PICTURES
 

@@ -18,9 +18,10 @@ def servable(name, full=False):
     Raises:
         ValueError, OSError: as `models.load` does.
     """
-    from .. import __version__, models
+    from .. import __version__
+    from ..inference import named_models as models
     from ..modeling_minigpt4.embedded import SHIPPED_PROJECTION
-    from ..modeling_minigpt4.export import export
+    from ..hub.export import export
     from ..modeling_minigpt4.parts import cache_dir
 
     state = [__version__, name]

@@ -40,7 +40,7 @@ def loading_flags(folder, device, dtype, load_in):
     _check_head(folder)
     if dtype == "auto":
         from ..modeling_minigpt4.precision import compute_dtype, default_device
-        from ..models import load_config
+        from ..inference.named_models import load_config
 
         stored = load_config(folder).dtype
         fast = compute_dtype(stored, default_device())
@@ -113,7 +113,7 @@ def _check_head(folder):
     import torch
 
     from ..modeling_minigpt4.own_head import OwnHead
-    from ..models import load_config
+    from ..inference.named_models import load_config
 
     text_config = load_config(folder).text_config
     head = OwnHead(text_config)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from minigpt4.modeling_minigpt4.export import export
+from minigpt4.hub.export import export
 
 
 @pytest.fixture

@@ -11,9 +11,9 @@ from safetensors.torch import load_file, save_file
 from transformers import GenerationConfig
 
 from minigpt4 import MiniGPT4ForConditionalGeneration, MiniGPT4Processor
-from minigpt4.modeling_minigpt4.export import export
+from minigpt4.hub.export import export
 from minigpt4.modeling_minigpt4.lora import add_lora, load_lora
-from minigpt4.models import load
+from minigpt4.inference.named_models import load
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from minigpt4 import (
     MiniGPT4ForConditionalGeneration,
     MiniGPT4Model,
 )
-from minigpt4.modeling_minigpt4.convert import projection_weights, read_checkpoint
+from minigpt4.hub.convert import projection_weights, read_checkpoint
 
 # Six tokens, greedy; random weights would write the image token (id 0) where a trained LLM never does.
 GREEDY = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None, "pad_token_id": 2, "suppress_tokens": [0]}

@@ -6,7 +6,7 @@ import pytest
 from reference import Reference
 
 from minigpt4 import MiniGPT4ForConditionalGeneration, MiniGPT4Processor
-from minigpt4.modeling_minigpt4.convert import projection_weights, read_checkpoint
+from minigpt4.hub.convert import projection_weights, read_checkpoint
 from minigpt4.processing.chat_templates import LLAMA_2, with_image_token
 
 

@@ -5,7 +5,7 @@ import torch
 from reference import IMAGE, llama_2_chat, vicuna_chat
 
 from minigpt4 import MiniGPT4Processor
-from minigpt4.generation import answers
+from minigpt4.inference.generation import answers
 from minigpt4.modeling_minigpt4.chat import answer_text
 
 # (pictures, what is asked, the answer); the last answer is the model's.

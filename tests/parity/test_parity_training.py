@@ -8,10 +8,10 @@ import torch
 from reference import IMAGE
 
 from minigpt4 import MiniGPT4DataCollator
-from minigpt4.frozen_llm import FrozenLLM
-from minigpt4.processing.datasets import PictureTexts
-from minigpt4.recipes import Recipe, TrainSection
-from minigpt4.training import train
+from minigpt4.training.frozen_llm import FrozenLLM
+from minigpt4.processing.data.datasets import PictureTexts
+from minigpt4.configuration.recipe import Recipe, TrainSection
+from minigpt4.training.run import train
 
 INSTRUCTION = "Describe this image in detail."
 LONG = "a man and a dog and a cat and a kite on the beach at sunset in the city with people " * 12

@@ -7,7 +7,7 @@ from real_templates import byte_tokenizer, of_trl, of_unsloth
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from minigpt4 import MiniGPT4Config, MiniGPT4DataCollator, MiniGPT4ImageProcessor, MiniGPT4Processor
-from minigpt4.generation import chat_prompt
+from minigpt4.inference.generation import chat_prompt
 from minigpt4.processing.chat_templates import own_template
 from minigpt4.processing.processing_minigpt4 import ASKING
 from minigpt4.processing.turns import segments, turn_end, written

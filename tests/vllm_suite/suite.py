@@ -18,7 +18,7 @@ import torch
 from transformers import LlamaConfig
 
 from minigpt4 import MiniGPT4Config, MiniGPT4ForConditionalGeneration
-from minigpt4.modeling_minigpt4.export import export
+from minigpt4.hub.export import export
 
 
 @pytest.fixture

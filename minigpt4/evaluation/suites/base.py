@@ -4,7 +4,7 @@ import random
 from typing import NamedTuple
 
 from ...metrics.statistics import ratio
-from .. import files
+from .. import data_files
 
 
 class Request(NamedTuple):
@@ -50,9 +50,9 @@ class Suite:
 
     def __init__(self, options):
         self.options, self.requests = options, []
-        self.paths = [files.local(name) for name in options.data]
+        self.paths = [data_files.local(name) for name in options.data]
         self.build()
-        if options.holdout_share and not isinstance(self.pictures, files.Shards):
+        if options.holdout_share and not isinstance(self.pictures, data_files.Shards):
             raise ValueError(f"--holdout-share goes by the keys of tar shards, and {self.data} has none; leave it out")
         self._check()
 
@@ -94,24 +94,24 @@ class Suite:
         self.requests.append(Request(identity, image, instruction, longest, **more))
 
     def need(self, *kinds):
-        """The data files of these kinds (see `files.find`), and sets `pictures` and `data`."""
+        """The data files of these kinds (see `data_files.find`), and sets `pictures` and `data`."""
         if not self.paths:
-            raise ValueError(f"this suite needs --data: {' or '.join(files.KINDS[kind] for kind in kinds)}")
-        found = files.find(self.paths, *kinds)
+            raise ValueError(f"this suite needs --data: {' or '.join(data_files.KINDS[kind] for kind in kinds)}")
+        found = data_files.find(self.paths, *kinds)
         first = self.paths[0]
         folder = first if first.is_dir() else first.parent
-        self.pictures = files.Folder(files.local(self.options.images) if self.options.images else _images(folder))
+        self.pictures = data_files.Folder(data_files.local(self.options.images) if self.options.images else _images(folder))
         self.data = ", ".join(path.name for kind in found.values() for path, _ in kind)
         return found
 
     def shards(self):
         """Whether --data is tar shards; sets `pictures` and `data` then."""
-        tars = files.tar_files(self.paths)
+        tars = data_files.tar_files(self.paths)
         if not tars:
             return False
         if others := [path for path in self.paths if path.is_file() and path not in tars]:
             raise ValueError(f"{others[0]}: beside tar shards; expected either shards or other files")
-        self.pictures = files.Shards(tars, self.options.holdout_share)
+        self.pictures = data_files.Shards(tars, self.options.holdout_share)
         self.data = ", ".join(tar.name for tar in tars)
         if self.options.holdout_share:
             self.data += f" ({self.options.holdout_share:g} held out by key)"

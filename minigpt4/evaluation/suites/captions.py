@@ -4,9 +4,9 @@ import re
 
 from ...metrics import captions as caption_metric
 from ...metrics.chair import chair_rows
-from ...processing.kinds import KINDS as COCO_KINDS
-from ...processing.kinds import named_kinds
-from .. import files
+from ...processing.data.kinds import KINDS as COCO_KINDS
+from ...processing.data.kinds import named_kinds
+from .. import data_files
 from .base import Figure, Suite
 
 SHORT = "Describe this image in one short sentence."
@@ -22,7 +22,7 @@ class Captions(Suite):
 
     def build(self):
         path, content = _only_one(self.need("captions")["captions"])
-        self.references = files.coco_captions(content, path)
+        self.references = data_files.coco_captions(content, path)
         for image in self.limited(self.references):
             self.ask(image, SHORT, 40, f"short/{image}")
             self.ask(image, None, 32, f"caption/{image}")
@@ -53,7 +53,7 @@ class Coverage(Suite):
 
     def build(self):
         path, content = _only_one(self.need("captions")["captions"])
-        self.references = files.coco_captions(content, path)
+        self.references = data_files.coco_captions(content, path)
         for image in self.limited(self.references):
             self.ask(image, DESCRIBE, 300, f"description/{image}")
 
@@ -92,14 +92,14 @@ class Chair(Suite):
     def build(self):
         found = self.need("instances", "captions")
         if not found["instances"]:
-            raise ValueError(f"{self.data}: CHAIR needs {files.KINDS['instances']}; captions add to them")
+            raise ValueError(f"{self.data}: CHAIR needs {data_files.KINDS['instances']}; captions add to them")
         path, content = _only_one(found["instances"])
-        self.kinds = files.coco_instances(content, path)
+        self.kinds = data_files.coco_instances(content, path)
         unknown = set().union(*self.kinds.values()) - set(COCO_KINDS)
         if unknown:
             raise ValueError(f"{path}: category {min(unknown)!r} is none of COCO's 80")
         for path, content in found["captions"]:  # what people named is there, too, as in the authors' code
-            for image, texts in files.coco_captions(content, path).items():
+            for image, texts in data_files.coco_captions(content, path).items():
                 if image in self.kinds:
                     self.kinds[image] |= {kind for text in texts for kind in named_kinds(text)}
         for way, (instruction, longest) in CHAIR_WAYS.items():

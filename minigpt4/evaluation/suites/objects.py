@@ -4,8 +4,8 @@ import random
 
 from ...metrics import pope
 from ...metrics.objects import can_be_named, invented, names_one, there
-from ...processing.photo_texts import WHAT, Statistics, is_there, things
-from .. import files
+from ...processing.data.photo_texts import WHAT, Statistics, is_there, things
+from .. import data_files
 from .base import Figure, Suite
 
 LONGEST = 40  # tokens of an answer
@@ -37,10 +37,10 @@ class Objects(Suite):
         found = self.need("instances", "captions")
         rows = {}
         for path, content in found["instances"]:
-            for name, kinds in files.coco_instances(content, path).items():
+            for name, kinds in data_files.coco_instances(content, path).items():
                 rows[name] = {"captions": [], "objects": sorted(kinds), "source": path.stem}
         for path, content in found["captions"]:
-            for name, texts in files.coco_captions(content, path).items():
+            for name, texts in data_files.coco_captions(content, path).items():
                 if name in rows:
                     rows[name]["captions"] += texts
         return rows

@@ -2,7 +2,7 @@
 
 from ...metrics import pope
 from ...metrics.vqa import chosen, short_answer, soft_accuracy
-from .. import files
+from .. import data_files
 from .base import Figure, Suite
 
 VQA = "Based on the image, respond to this question with a short answer: {}"
@@ -14,17 +14,17 @@ class Pope(Suite):
     def build(self):
         self.labels = {}
         found = self.need("pope")["pope"]
-        chosen_images = set(self.limited(files.field(e, "image", str, path) for path, content in found for e in content))
+        chosen_images = set(self.limited(data_files.field(e, "image", str, path) for path, content in found for e in content))
         for path, content in found:
             way = next((name for name in ("random", "popular", "adversarial") if name in path.stem), path.stem)
             for entry in content:
-                image, label = files.field(entry, "image", str, path), files.field(entry, "label", str, path).lower()
+                image, label = data_files.field(entry, "image", str, path), data_files.field(entry, "label", str, path).lower()
                 if label not in ("yes", "no"):
                     raise ValueError(f"{path}: label {label!r}, expected yes or no")
                 if image in chosen_images:
-                    identity = f"{way}/{files.field(entry, 'question_id', (int, str), path)}"
+                    identity = f"{way}/{data_files.field(entry, 'question_id', (int, str), path)}"
                     self.labels[identity] = label
-                    self.ask(image, files.field(entry, "text", str, path), 40, identity)
+                    self.ask(image, data_files.field(entry, "text", str, path), 40, identity)
 
     def figures(self, said, verdicts=None):
         ways = {}
@@ -61,7 +61,7 @@ class Vqa(Suite):
                 (self._aokvqa if kind == "aokvqa" else self._gqa)(image, entry, path)
 
     def _aokvqa(self, image, entry, path):
-        identity, question = files.field(entry, "question_id", str, path), files.field(entry, "question", str, path)
+        identity, question = data_files.field(entry, "question_id", str, path), data_files.field(entry, "question", str, path)
         choices = _texts(entry, "choices", path)
         right = entry.get("correct_choice_idx")
         if type(right) is not int or not 0 <= right < len(choices):
@@ -79,7 +79,7 @@ class Vqa(Suite):
             self._add("direct answers", identity, image, VQA.format(question), {"answers": people})
 
     def _gqa(self, image, entry, path):
-        question, answer = files.field(entry, "question", str, path), files.field(entry, "answer", str, path)
+        question, answer = data_files.field(entry, "question", str, path), data_files.field(entry, "answer", str, path)
         self._add("GQA", entry["question_id"], image, VQA.format(question), {"answers": [answer]})
         alternatives = ("yes", "no") if answer in ("yes", "no") else _alternatives(entry)
         if answer in alternatives:
@@ -122,7 +122,7 @@ def _dict(entry, path):
 
 
 def _texts(entry, name, path):
-    texts = files.field(entry, name, list, path)
+    texts = data_files.field(entry, name, list, path)
     if not texts or not all(isinstance(text, str) and text for text in texts):
         raise ValueError(f"{path}: question {entry.get('question_id')!r} has {name} {texts!r:.60}, expected texts")
     return texts
@@ -130,8 +130,8 @@ def _texts(entry, name, path):
 
 def _vqa_image(kind, entry, path):
     if kind == "gqa":
-        return f"{files.field(entry, 'imageId', str, path)}.jpg"
-    return f"{files.field(entry, 'image_id', int, path):012}.jpg"  # COCO 2017's names
+        return f"{data_files.field(entry, 'imageId', str, path)}.jpg"
+    return f"{data_files.field(entry, 'image_id', int, path):012}.jpg"  # COCO 2017's names
 
 
 def _alternatives(entry):

@@ -5,7 +5,7 @@ import re
 from ...metrics import composed, pope
 from ...metrics.composed import HELD_OUT, NOTO_FONT, SHIFT
 from ...metrics.failures import failure
-from ...processing.scenes import ARTWORK_LICENSE, draw, noto, openmoji, scenes, with_article
+from ...processing.data.scenes import ARTWORK_LICENSE, draw, noto, openmoji, scenes, with_article
 from .base import Figure, Suite
 
 # How a scene's two objects stand, first to second: {relation: (in words, its opposite in words)}.

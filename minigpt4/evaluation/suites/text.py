@@ -6,7 +6,7 @@ import re
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from ...photographs import FREE, photograph
+from ...processing.data.photographs import FREE, photograph
 from .base import Figure, Suite
 from .scenes import SHIFT
 

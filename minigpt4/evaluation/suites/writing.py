@@ -10,7 +10,7 @@ from ...metrics.composed import HELD_OUT
 from ...metrics.failures import KINDS as FAILURES
 from ...metrics.failures import failure
 from ...metrics.statistics import median, one_hot
-from .. import files
+from .. import data_files
 from .base import Figure, Suite
 from .objects import named_figures
 from .scenes import Scenes
@@ -42,7 +42,7 @@ class Failures(Suite):
         elif self.paths:
             if not self.paths[0].is_dir():
                 raise ValueError(f"{self.paths[0]}: is a file; expected a folder of pictures, or tar shards")
-            self.pictures, longest = files.Folder(self.paths[0]), 300
+            self.pictures, longest = data_files.Folder(self.paths[0]), 300
             names, self.data = self.limited(self.pictures.names()), f"pictures of {self.paths[0].name}"
         else:
             self.pictures, longest = Scenes(self.options.limit or HELD_OUT, self.options.seed), 160
@@ -93,7 +93,7 @@ class Advanced(Suite):
     def build(self):
         if not self.paths or not self.paths[0].is_dir():
             raise ValueError(f"this suite needs --data: a folder with {', '.join(f'{name}/' for name in ABILITIES)}")
-        self.pictures, self.data = files.Folder(self.paths[0]), f"pictures of {self.paths[0].name}"
+        self.pictures, self.data = data_files.Folder(self.paths[0]), f"pictures of {self.paths[0].name}"
         everything = self.pictures.names()
         others = [name for name in everything if name.partition("/")[0] not in ABILITIES]
         if others:
@@ -108,7 +108,7 @@ class Advanced(Suite):
 
     def question(self, request, answer):
         """Messages for the judge, with the picture."""
-        from ..report import data_url
+        from ..results_page import data_url
 
         told = f"Request: {request.instruction}\nAnswer: {answer}"
         picture = {"type": "image_url", "image_url": {"url": data_url(self.pictures.open(request.image), side=768)}}
@@ -140,7 +140,7 @@ class Abilities(Advanced):
     def build(self):
         if self.paths:
             raise ValueError(f"{self.paths[0]}: this suite asks about the images that ship; leave --data out")
-        self.pictures, self.data = files.Folder(TWELVE), "the twelve abilities of the paper's figures"
+        self.pictures, self.data = data_files.Folder(TWELVE), "the twelve abilities of the paper's figures"
         abilities = json.loads((TWELVE / "questions.json").read_text("utf-8"))
         self.names = {ability["image"]: ability["name"] for ability in abilities}
         chosen = self.limited(self.names)
