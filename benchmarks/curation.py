@@ -30,12 +30,12 @@ BATCH, TOKENS, SMALL = 16, 40, 5_000
 
 def generation(rounds):
     """(seconds of bare generate, seconds of the step), the medians of a round of two batches; they take turns."""
-    from minigpt4.inference.named_models import load
     from minigpt4.curation.generate import Describer, generate
     from minigpt4.curation.sample import read_picture, sample
     from minigpt4.curation.store import Store
-    from minigpt4.processing.image_processing_minigpt4 import load_image
+    from minigpt4.inference.named_models import load
     from minigpt4.processing.data.scenes import scenes
+    from minigpt4.processing.image_processing_minigpt4 import load_image
 
     model, processor = load("embedded")
     # Every row as long, so that both do the same work.
@@ -64,8 +64,8 @@ def bare(describer, images):
     """Both turns about each image with bare `generate`."""
     import torch
 
-    from minigpt4.inference.generation import batch_answers
     from minigpt4.curation.generate import CONTINUE, PROMPT
+    from minigpt4.inference.generation import batch_answers
 
     model, processor = describer.model, describer.processor
 

@@ -20,9 +20,9 @@ import torch
 from accelerate import PartialState
 
 from minigpt4.cli import run_reporting_errors
+from minigpt4.durable_files import write_json
 from minigpt4.evaluation.predictions import predict, request_lines
 from minigpt4.evaluation.suites import Options, load_suite
-from minigpt4.durable_files import write_json
 from minigpt4.inference.generation import answer_text
 from minigpt4.inference.named_models import fingerprint, load
 from minigpt4.training.run import versions

@@ -30,8 +30,8 @@ from peer_step import BATCH, Step, build, compile_layers, draw_batch, fastest_pr
 
 from minigpt4.cli import run_reporting_errors
 from minigpt4.durable_files import write_json
-from minigpt4.training.throughput import peak_flops
 from minigpt4.training.run import versions
+from minigpt4.training.throughput import peak_flops
 
 RESULTS = Path(__file__).parent / "results" / "gpu.json"
 TESTS = [sys.executable, "-m", "pytest", "-q", "-m", "gpu"]

@@ -39,9 +39,9 @@ def load(vision, text, rank, processes, port, mode, barrier, bytes_of_weights):
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     import torch
 
-    from minigpt4.training import run as training
-    from minigpt4.hub import from_parts
     from minigpt4.configuration.recipe import ModelSection
+    from minigpt4.hub import from_parts
+    from minigpt4.training import run as training
 
     torch.distributed.init_process_group("gloo")
     if mode == "device":

@@ -41,12 +41,12 @@ from transformers import (
 )
 
 from minigpt4 import MiniGPT4Config, MiniGPT4ForConditionalGeneration
-from minigpt4.training import frozen_llm
 from minigpt4.cli import run_reporting_errors
-from minigpt4.durable_files import write_json
 from minigpt4.configuration.recipe import Recipe
-from minigpt4.training.trainer import MiniGPT4Trainer
+from minigpt4.durable_files import write_json
+from minigpt4.training import frozen_llm
 from minigpt4.training.run import versions
+from minigpt4.training.trainer import MiniGPT4Trainer
 
 RESULTS = Path(__file__).parent / "results"
 BATCH = {1: 64, 2: 12}

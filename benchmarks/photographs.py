@@ -11,13 +11,13 @@ import sys
 from pathlib import Path
 
 from minigpt4.cli import run_reporting_errors
+from minigpt4.configuration.recipe import DataSection
 from minigpt4.durable_files import write_json
 from minigpt4.inference.generation import answers, caption_prompt, chat_prompt
+from minigpt4.inference.named_models import fingerprint, load, public_name
 from minigpt4.metrics.captions import caption_scores
 from minigpt4.metrics.failures import failure, failure_rate
-from minigpt4.inference.named_models import fingerprint, load, public_name
 from minigpt4.processing.data.datasets import read_pictures
-from minigpt4.configuration.recipe import DataSection
 from minigpt4.training.run import cache_features, versions
 
 SHORT, DETAIL = "Describe this image in one short sentence.", "Describe this image in detail."

@@ -35,9 +35,9 @@ from transformers import AutoTokenizer, Blip2QFormerConfig, Blip2VisionConfig, L
 from minigpt4 import MiniGPT4Config, MiniGPT4ForConditionalGeneration, MiniGPT4Processor
 from minigpt4.cli import run_reporting_errors
 from minigpt4.durable_files import write_json
-from minigpt4.modeling_minigpt4.chat import answer_text
 from minigpt4.hub.export import export
 from minigpt4.inference.named_models import load as load_model
+from minigpt4.modeling_minigpt4.chat import answer_text
 from minigpt4.training.run import versions
 
 TOKENIZER = Path(__file__).parents[1] / "tests" / "fixtures" / "parity" / "llama_tiny"

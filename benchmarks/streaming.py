@@ -29,9 +29,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from minigpt4.cli import run_reporting_errors
+from minigpt4.configuration.recipe import DataSection
 from minigpt4.durable_files import write_json
 from minigpt4.processing.data.streams import training_stream
-from minigpt4.configuration.recipe import DataSection
 from minigpt4.training.run import versions
 
 PER_SHARD = 2500

@@ -21,13 +21,13 @@ from tqdm import tqdm
 
 from minigpt4 import MiniGPT4DataCollator
 from minigpt4.cli import run_reporting_errors
+from minigpt4.configuration.recipe import DataSection
 from minigpt4.durable_files import write_json
-from minigpt4.training.frozen_llm import FrozenLLM
 from minigpt4.modeling_minigpt4.embedded import load_embedded
 from minigpt4.processing.data.datasets import training_data
-from minigpt4.configuration.recipe import DataSection
-from minigpt4.training.trainer import LengthBuckets
+from minigpt4.training.frozen_llm import FrozenLLM
 from minigpt4.training.run import cache_features, versions
+from minigpt4.training.trainer import LengthBuckets
 
 BATCH = 16
 

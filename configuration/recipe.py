@@ -14,7 +14,7 @@ import yaml
 
 from ..durable_files import write_bytes
 
-RECIPES = Path(__file__).parent / "configuration" / "recipes"
+RECIPES = Path(__file__).with_name("recipes")
 
 # Where a number is too small to mean anything.
 _AT_LEAST = {

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # what `__getattr__` loads, for editors and type checkers
     from .configuration.configuration_minigpt4 import EfficientNetLiteConfig, MiniGPT4Config
+    from .inference.named_models import load
     from .modeling_minigpt4.light import MiniGPT4ForConditionalGeneration
     from .modeling_minigpt4.modeling_minigpt4 import MiniGPT4Model
     from .processing.collator import MiniGPT4DataCollator
@@ -25,6 +26,7 @@ _HOME = {
     "MiniGPT4ImageProcessor": "processing.image_processing_minigpt4",
     "MiniGPT4Processor": "processing.processing_minigpt4",
     "MiniGPT4DataCollator": "processing.collator",
+    "load": "inference.named_models",
 }
 # A literal, so that type checkers can read it; tests/test_imports.py compares it with the above.
 __all__ = [
@@ -35,6 +37,7 @@ __all__ = [
     "MiniGPT4ImageProcessor",
     "MiniGPT4Model",
     "MiniGPT4Processor",
+    "load",
 ]
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tars import jpeg, write_tar
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
@@ -20,6 +21,7 @@ from transformers import (
     LlamaConfig,
     PreTrainedTokenizerFast,
 )
+from vision_parts import write_blip2
 
 from minigpt4 import (
     MiniGPT4Config,
@@ -29,6 +31,7 @@ from minigpt4 import (
     MiniGPT4Processor,
 )
 from minigpt4.hub.convert import eva_vit_weights, projection_weights, qformer_weights, read_checkpoint
+from minigpt4.hub.export import export
 from minigpt4.processing.chat_templates import CHATML, with_image_token
 
 PARITY = Path(__file__).parent / "fixtures" / "parity"
@@ -214,3 +217,46 @@ def picture():
         return Image.fromarray(noise)
 
     return make
+
+
+@pytest.fixture
+def base(original, processor, tmp_path):
+    """The tiny model as a folder."""
+    return str(export(original, processor, tmp_path / "base"))
+
+
+@pytest.fixture
+def photo(picture, tmp_path):
+    """A picture as a file."""
+    picture().save(tmp_path / "photo.png")
+    return str(tmp_path / "photo.png")
+
+
+@pytest.fixture
+def blip2(original, tmp_path):
+    """Folder of a BLIP-2 with the original's vision side."""
+    return write_blip2(original, tmp_path / "blip2")
+
+
+@pytest.fixture
+def parts(blip2, parity_dir):
+    """Arguments of `from_parts` for the original's tiny model."""
+    projection = parity_dir / "checkpoints" / "pretrained_minigpt4_tiny.pth"
+    return {"vision": str(blip2), "text": str(parity_dir / "llama_tiny"), "projection": projection}
+
+
+@pytest.fixture
+def shards(tmp_path):
+    """shards(5, 4): a folder of 5 tar files with 4 pictures each; the caption of each is its colour."""
+
+    def write(n=5, samples=4, name="shards"):
+        for shard in range(n):
+            colours = {f"{shard:05}{key:04}": shard * samples + key for key in range(samples)}
+            members = {
+                key: {"jpg": jpeg(colour), "txt": f"Colour {colour}.".encode(), "json": json.dumps({"n": colour}).encode()}
+                for key, colour in colours.items()
+            }
+            write_tar(tmp_path / name / f"{shard:05}.tar", members)
+        return tmp_path / name
+
+    return write

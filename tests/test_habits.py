@@ -52,8 +52,9 @@ def test_an_installed_package_finds_its_files(tmp_path):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(ROOT / file, tmp_path / name)
     code = (
-        "from minigpt4 import recipes, records; from minigpt4.modeling_minigpt4 import card, export, embedded\n"
-        "places = [recipes.RECIPES, records._EMBEDDED, card.MODEL_CARD, embedded.SHIPPED_PROJECTION, export._ABILITIES]\n"
+        "from minigpt4.configuration import recipe; from minigpt4.hub import export, model_card, run_records\n"
+        "from minigpt4.modeling_minigpt4.embedded import SHIPPED_PROJECTION\n"
+        "places = [recipe.RECIPES, run_records._EMBEDDED, model_card.MODEL_CARD, SHIPPED_PROJECTION, export._ABILITIES]\n"
         "print(*[path.resolve() for path in [*places, *export._COPIED] if path.exists()], sep='\\n')"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)

@@ -1,8 +1,8 @@
 """python docs/scripts/answers.py: what the shipped model says about photographs, as README and docs show it.
 
 Writes docs/images/NAME.jpg, docs/answers.json and the fragments `answers` of README.md and docs/limitations.md. Greedy, so
-that the same weights say the same. The photographs are those of processing/data/photographs.py that may be shown anywhere, in its
-order; nobody chooses.
+that the same weights say the same. The photographs are those of processing/data/photographs.py that may be shown anywhere,
+in its order; nobody chooses.
 """
 
 import argparse

@@ -45,8 +45,8 @@ def browser(size, dark=False):
 
 def web():
     """The page with an answer, at desktop width and light, and at phone width and dark; its examples likewise."""
+    from minigpt4 import load
     from minigpt4.hub.app import build, serve
-    from minigpt4.inference.named_models import load
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -36,8 +36,8 @@ def run(arguments):
     """Builds, looks at one picture, and prints where to; raises ValueError or OSError with one line."""
     import torch
 
-    from ..hub import export as hub_folder
     from ..configuration.recipe import ModelSection
+    from ..hub import export as hub_folder
     from ..training.run import load_parts
 
     hub_folder.check_target(arguments.output)

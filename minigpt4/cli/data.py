@@ -18,8 +18,8 @@ def add_arguments(parser):
 
 def run(arguments):
     """Prints what is there; raises ValueError when more than 1% cannot be used, which stops a training, too."""
-    from ..training.data_check import check, report
     from ..configuration.recipe import SourceSection
+    from ..training.data_check import check, report
 
     for name in ("samples", "image_size", "eats"):
         if getattr(arguments, name) is not None and getattr(arguments, name) < 1:

@@ -49,8 +49,8 @@ def run(arguments):
     if arguments.gguf:
         return _export_gguf(arguments)
     from ..hub import export as hub_folder
-    from ..inference.named_models import fingerprint
     from ..hub.run_records import benchmark_entries, evaluation_results, training_runs
+    from ..inference.named_models import fingerprint
 
     hub_folder.check_target(arguments.output)
     for file in arguments.results or []:

@@ -2,7 +2,7 @@
 
 
 def add_arguments(parser, quantized=True):
-    """Adds --device, --dtype and, where `quantized`, --load-in; `minigpt4.inference.devices`, which needs torch, checks them."""
+    """Adds --device, --dtype and, where `quantized`, --load-in; `inference.devices`, which needs torch, checks them."""
     group = parser.add_argument_group("where and how the model computes")
     group.add_argument(
         "--device", default="auto", metavar="auto|cpu|cuda|mps", help="default: auto, the GPU if there is one"
@@ -25,5 +25,5 @@ def load_model(arguments):
 
 
 def given(arguments):
-    """The keyword arguments of `models.load` that the command line gives."""
+    """The keyword arguments of `minigpt4.load` that the command line gives."""
     return {name: getattr(arguments, name) for name in ("device", "dtype", "load_in") if hasattr(arguments, name)}

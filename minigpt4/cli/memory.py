@@ -40,9 +40,9 @@ def run(arguments):
 
 def print_training(name):
     """Prints what the training of a recipe takes; raises ValueError or OSError."""
-    from ..training.global_batch import share_batch
-    from ..inference.memory import training_bytes
     from ..configuration.recipe import load_recipe
+    from ..inference.memory import training_bytes
+    from ..training.global_batch import share_batch
 
     recipe = share_batch(load_recipe(name), 1)
     sizes = training_bytes(recipe_config(recipe.model), recipe)

@@ -23,19 +23,19 @@ from pathlib import Path
 
 import torch
 
+from minigpt4.configuration.recipe import load_recipe
 from minigpt4.durable_files import write_bytes, write_json
 from minigpt4.inference.generation import answers, chat_prompt
+from minigpt4.inference.named_models import load
 from minigpt4.metrics import composed
 from minigpt4.metrics.failures import failure_rate
 from minigpt4.modeling_minigpt4.parts import language_model
-from minigpt4.inference.named_models import load
-from minigpt4.configuration.recipe import load_recipe
 from minigpt4.training.run import cache_features, train, versions
 
 from ..processing.collator import IGNORE, MiniGPT4DataCollator
-from ..processing.image_processing_minigpt4 import load_image
 from ..processing.data.samples import clean_caption
 from ..processing.data.scenes import ARTWORK_LICENSE, DETAIL_INSTRUCTIONS, scenes
+from ..processing.image_processing_minigpt4 import load_image
 from .endpoint import Endpoint
 from .filter import filter_texts
 from .fix import fix

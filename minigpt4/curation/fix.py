@@ -9,6 +9,7 @@ import math
 
 from .paid import ask_waiting, show_waiting
 from .counts import Report
+from .endpoint import Stop
 from .texts import APOLOGY, AS_AN_AI, EXPLANATION, REFUSAL, difference, is_english, kept_share
 
 PROMPT = (  # the paper's (section 3.2)

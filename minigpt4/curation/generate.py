@@ -17,8 +17,8 @@ from ..inference.generation import batch_answers, caption_prompt
 from ..modeling_minigpt4.chat import end_ids
 from ..processing.image_processing_minigpt4 import load_image
 from ..processing.processing_minigpt4 import ASKING
-from .endpoint import Stop
 from .counts import Report, chunks
+from .endpoint import Stop
 from .sample import picture_address, read_picture
 
 PROMPT = "Describe this image in detail. Give as many details as possible. Say everything you see."  # the paper's
@@ -113,7 +113,7 @@ class Describer:
     """A model here that describes pictures.
 
     Args:
-        model, processor: as `models.load` gives them, on the device where they run.
+        model, processor: as `minigpt4.load` gives them, on the device where they run.
         name: what the run records of where they are from, and `revision`, the commit on the Hub if that is known.
         form: "chat": the paper's, the LLM is asked. "caption": the first answer is one line in the form of stage 1,
             without a prompt: for an LLM too small to follow an instruction about a picture before stage 2.

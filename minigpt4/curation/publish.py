@@ -23,8 +23,8 @@ from tqdm.auto import tqdm
 from minigpt4.durable_files import sync_files, write_bytes
 
 from ..processing.image_processing_minigpt4 import load_image
-from .dataset_card import dataset_card, preference_card
 from .counts import Report, chunks
+from .dataset_card import dataset_card, preference_card
 from .sample import read_picture
 
 VALIDATION = 0.05

@@ -15,12 +15,12 @@ from pathlib import Path
 from PIL import Image
 from tqdm.auto import tqdm
 
-from minigpt4.durable_files import write_bytes
 from minigpt4.configuration.recipe import SourceSection
+from minigpt4.durable_files import write_bytes
 
-from ..processing.image_processing_minigpt4 import load_image
 from ..processing.data.samples import BrokenSample, content
 from ..processing.data.sources import open_source
+from ..processing.image_processing_minigpt4 import load_image
 from .counts import Report, chunks
 
 

@@ -12,9 +12,9 @@ import json
 import re
 from pathlib import Path
 
-from ..processing.image_processing_minigpt4 import load_image
 from ..processing.data.samples import facts
 from ..processing.data.sources import TarShards
+from ..processing.image_processing_minigpt4 import load_image
 
 KINDS = {
     "captions": "COCO captions (images and annotations with a caption)",

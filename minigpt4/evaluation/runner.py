@@ -14,10 +14,10 @@ from typing import NamedTuple
 
 from accelerate import PartialState
 
-from ..inference.devices import find_device
 from ..durable_files import write_json
-from ..metrics.statistics import difference, measured
+from ..inference.devices import find_device
 from ..inference.named_models import fingerprint, load, public_name
+from ..metrics.statistics import difference, measured
 from ..training.run import use_every_core, versions
 from . import results_page
 from .predictions import PREDICTIONS, hash_of, predict, read_lines, request_lines
@@ -42,11 +42,11 @@ def evaluate(model, suite, output, judge=None, against=None, batch_size=64, devi
     """Runs a suite on a model and writes what the module says; returns the results, None on other processes than the main.
 
     Args:
-        model: as `models.load` takes it.
+        model: as `minigpt4.load` takes it.
         suite: a `Suite`. judge: a `Judge` or `Person`, where the suite is judged.
         against: the output folder of an earlier evaluation of another model, or a model, to put beside this one.
         batch_size: answers generated at once on each device.
-        device, precision: as `models.load` takes them; with several processes each has its own device.
+        device, precision: as `minigpt4.load` takes them; with several processes each has its own device.
 
     Raises:
         ValueError: answers in the output folder are of another suite, model or setting; `against` is of other questions.
@@ -99,12 +99,14 @@ def evaluate(model, suite, output, judge=None, against=None, batch_size=64, devi
     write_json(output / RESULTS, results)
     if suite.by_person and not suite.judged:
         results_page.write_page_to_judge(output / "judge.html", suite, run.said, hash_of(run.said))
-    results_page.write(output / "report.html", suite, results, run.said, other.said if against is not None else None, verdicts)
+    results_page.write(
+        output / "report.html", suite, results, run.said, other.said if against is not None else None, verdicts
+    )
     return results
 
 
 def run_suite(name, suite, output, state, batch_size, loading):
-    """The `Run` of a model: what earlier runs answered is kept, the rest is answered now. `loading`: of `models.load`."""
+    """The `Run` of a model: what earlier runs answered is kept, the rest is answered now. `loading`: of `minigpt4.load`."""
     model, processor = load(name, **loading)
     weights = fingerprint(model)
     lines = request_lines(suite, name, model, processor, weights)

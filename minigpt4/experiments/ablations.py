@@ -20,18 +20,18 @@ from pathlib import Path
 import torch
 from transformers import Blip2QFormerConfig, SiglipVisionConfig
 
-from . import report
+from ..configuration.recipe import load_recipe
 from ..durable_files import write_bytes, write_json
-from .held_out_scenes import HeldOut
+from ..hub.export import export
 from ..metrics import composed
 from ..metrics.statistics import difference, measured
 from ..modeling_minigpt4.embedded import load_embedded
-from ..hub.export import export
 from ..modeling_minigpt4.parts import BASE_PARTS
 from ..processing.data.datasets import PictureTexts, training_data
 from ..processing.data.scenes import scenes
-from ..configuration.recipe import load_recipe
 from ..training.run import cache_features, load_model, train, versions
+from . import report
+from .held_out_scenes import HeldOut
 
 RECIPE_MINUTES = 60  # what the whole set takes on two CPU cores, about
 STAGES = ("stage1", "stage2")

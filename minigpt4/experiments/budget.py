@@ -7,9 +7,9 @@ from pathlib import Path
 from statistics import mean
 
 from ..durable_files import write_json
-from ..training.frozen_llm import FrozenLLM
 from ..processing.collator import MiniGPT4DataCollator
 from ..processing.data.datasets import training_data
+from ..training.frozen_llm import FrozenLLM
 
 TIMED = 5  # steps of each stage that are timed, after one that warms up
 TAIL = 20  # seconds for export, report and what else comes at the end

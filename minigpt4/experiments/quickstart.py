@@ -15,21 +15,22 @@ from pathlib import Path
 import torch
 from huggingface_hub import EvalResult
 
-from . import report
-from .budget import Budget
-from ..inference.devices import find_device
+from ..configuration.recipe import load_recipe
 from ..durable_files import write_json
+from ..hub.export import check_target, export
+from ..inference.devices import find_device
 from ..inference.generation import answers, chat_prompt
-from .held_out_scenes import HeldOut
+from ..inference.named_models import load
 from ..metrics import composed
 from ..metrics.composed import HELD_OUT, NOTO_FONT, SHIFT
-from ..hub.export import check_target, export
-from ..inference.named_models import load
-from ..processing.data.photographs import CREDITS, photograph
 from ..processing.data.datasets import PictureTexts, training_data
+from ..processing.data.photographs import CREDITS, photograph
 from ..processing.data.scenes import noto, scenes
-from ..configuration.recipe import load_recipe
+from ..training.looks import loss_curve
 from ..training.run import cache_features, load_model, peak_rss_mb, resumable, train, versions
+from . import report
+from .budget import Budget
+from .held_out_scenes import HeldOut
 
 WHAT = "What is in this image?"
 ANSWERS_BESIDE = 9  # all that is asked after training takes that many times as long as the captions before it
@@ -115,7 +116,7 @@ def quickstart(output, minutes=None, seed=0):
         "recipes": {"stage1": dataclasses.asdict(first), "stage2": dataclasses.asdict(second)},
     }
     write_json(output / "summary.json", summary)
-    report.loss_curve(output / "loss.png", losses)
+    loss_curve(output / "loss.png", losses)
     report.write(
         output / "report.html",
         summary,

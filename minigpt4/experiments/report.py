@@ -1,39 +1,19 @@
-"""What a run shows: loss curves, the ablations' bars, and HTML pages that need no other file."""
+"""What an experiment shows: the quickstart's page, which needs no other file, and the ablations' bars."""
 
-import base64
 import html
-import io
 from operator import itemgetter
 
 from matplotlib.figure import Figure
 
 from ..durable_files import write_bytes
 from ..processing.data.scenes import ARTWORK_LICENSE
+from ..training.looks import HEAD, data_url, row_of, thumbnail, write_png
 
 SHOWN = 24
 FIRST = 6  # of them at the top of the page
 
-_HEAD = """<!doctype html>
-<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>TITLE</title>
-<style>
-  :root {{ color-scheme: light dark }}
-  body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto; padding: 0 1rem }}
-  table {{ border-collapse: collapse; width: 100% }}
-  td, th {{ border-bottom: 1px solid #8886; padding: .5rem; text-align: left; vertical-align: top }}
-  img {{ width: 9rem; border-radius: .3rem }}
-  .wide {{ overflow-x: auto }}
-  .first {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(10rem, 1fr)); gap: 1rem }}
-  .first figure {{ margin: 0 }}
-  .first img {{ width: 100% }}
-  .first small {{ display: block }}
-  .curve {{ width: min(100%, 44rem) }}
-  small {{ opacity: .75 }}
-</style>
-"""
-
 _PAGE = (
-    _HEAD.replace("TITLE", "MiniGPT-4 quickstart")
+    HEAD.replace("TITLE", "MiniGPT-4 quickstart")
     + """<h1>What a MiniGPT-4 learned in {minutes:.0f} minutes</h1>
 <p>{learned}</p>
 <div class="first">{first}</div>
@@ -51,15 +31,6 @@ stage 2</tr>{scenes}</table></div>
 <p>These answers are from the model that ships with the package, whose projection was trained on photographs by the same two
 stages. The photographs are scikit-image's sample data. The model is small and often wrong.</p>
 <div class="wide"><table>{photographs}</table></div>
-</html>
-"""
-)
-
-
-_LOOKS = (
-    _HEAD.replace("TITLE", "MiniGPT-4 training")
-    + """<h1>The same images before and after training</h1>
-<div class="wide"><table><tr><th>image<th>a person wrote<th>step {first}<th>step {last}</tr>{rows}</table></div>
 </html>
 """
 )
@@ -98,41 +69,12 @@ def write(path, summary, scene_rows, photographs):
         n=summary["n"]["scenes"],
         seed=summary["seed"],
         figures=_figures(summary),
-        curve=_data_url((path.parent / "loss.png").read_bytes(), "png"),
-        scenes="".join(_row(picture, *texts) for picture, *texts in scene_rows),
+        curve=data_url((path.parent / "loss.png").read_bytes(), "png"),
+        scenes="".join(row_of(picture, *texts) for picture, *texts in scene_rows),
         license=html.escape(ARTWORK_LICENSE),
-        photographs="".join(_row(picture, words) for picture, words in photographs),
+        photographs="".join(row_of(picture, words) for picture, words in photographs),
     )
     write_bytes(path, page.encode())
-
-
-def write_looks(path, rows, first, last):
-    """Writes a page of what a model said about the same pictures at two steps of its training.
-
-    Args:
-        rows: [{"image": PIL picture, "texts": [{"text": what a person wrote}, ...], if known}, ...].
-        first, last: {"step": ..., "answers": [text for each picture]}.
-    """
-    cells = "".join(
-        _row(row["image"], "\n".join(known["text"] for known in row.get("texts", ())[:1]), before, after)
-        for row, before, after in zip(rows, first["answers"], last["answers"], strict=True)
-    )
-    write_bytes(path, _LOOKS.format(first=first["step"], last=last["step"], rows=cells).encode())
-
-
-def loss_curve(path, stages):
-    """Writes a PNG of the losses: stages {name: summary of `training.train`}."""
-    figure = Figure(figsize=(8, 3.5), layout="constrained")
-    axes = figure.subplots()
-    start = 0
-    for name, summary in stages.items():
-        steps, losses = zip(*summary["losses"], strict=True)
-        axes.plot([start + step for step in steps], losses, label=name)
-        start += steps[-1]
-    axes.set(xlabel="step", ylabel="loss on the answer tokens", yscale="log")
-    axes.legend()
-    axes.grid(alpha=0.3)
-    _write_png(path, figure)
 
 
 def ablations(path, rows):
@@ -161,7 +103,7 @@ def ablations(path, rows):
         share.plot(percent, covered, marker="s", label="the paper: captions covered, %")
         share.legend()
     share.set(xlabel="% of stage 1 before stage 2", title="share of the stage-1 data", xlim=(0, 105), ylim=(0, 100))
-    _write_png(path, figure)
+    write_png(path, figure)
 
 
 def _percents(figures):
@@ -174,12 +116,6 @@ def _errors(figures):
         [max(0, 100 * (figure["value"] - figure["interval"][0])) for figure in figures],
         [max(0, 100 * (figure["interval"][1] - figure["value"])) for figure in figures],
     ]
-
-
-def _write_png(path, figure):
-    png = io.BytesIO()
-    figure.savefig(png, dpi=110)
-    write_bytes(path, png.getvalue())
 
 
 def _learned(summary):
@@ -196,7 +132,7 @@ def _figure(image, asked):
     """An image with the question about it and the answer, the two separated by a line break."""
     question, _, answer = asked.partition("\n")
     caption = f"<small>{html.escape(question)}</small>{html.escape(answer)}"
-    return f'<figure><img src="{_thumbnail(image)}" alt=""><figcaption>{caption}</figcaption></figure>'
+    return f'<figure><img src="{thumbnail(image)}" alt=""><figcaption>{caption}</figcaption></figure>'
 
 
 def _figures(summary):
@@ -209,20 +145,3 @@ def _figures(summary):
         said = ", ".join(f"{key.replace('_', ' ')} {value:.1%}" for key, value in scores.items() if key != "by_question")
         cells.append(f"<tr><th>{name}<td>{said}</tr>")
     return "".join(cells)
-
-
-def _row(image, *texts):
-    cells = "".join(f"<td>{html.escape(text).replace(chr(10), '<br>')}</td>" for text in texts)
-    return f'<tr><td><img src="{_thumbnail(image)}" alt=""></td>{cells}</tr>'
-
-
-def _thumbnail(image):
-    """A small JPEG of an image as a data URL."""
-    buffer, small = io.BytesIO(), image.copy()
-    small.thumbnail((224, 224))
-    small.save(buffer, "JPEG", quality=88)
-    return _data_url(buffer.getvalue(), "jpeg")
-
-
-def _data_url(data, kind):
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"

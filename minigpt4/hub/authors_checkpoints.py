@@ -11,6 +11,7 @@ import math
 from pathlib import Path
 
 from ..configuration.configuration_minigpt4 import MiniGPT4Config
+from ..modeling_minigpt4.light import MiniGPT4ForConditionalGeneration, assemble, variant_of
 from ..processing.chat_templates import LLAMA_2, VICUNA_V0
 from ..processing.processing_minigpt4 import MiniGPT4Processor
 from .convert import (
@@ -32,7 +33,6 @@ from .from_parts import (
     text_config_of,
     vision_fields,
 )
-from ..modeling_minigpt4.light import MiniGPT4ForConditionalGeneration, assemble, variant_of
 from .llm_versions import check_published
 
 

@@ -34,13 +34,13 @@ from packaging.requirements import Requirement
 from safetensors import SafetensorError
 
 from ..configuration.configuration_minigpt4 import MiniGPT4Config
-from ..processing.image_processing_minigpt4 import MiniGPT4ImageProcessor
-from ..processing.processing_minigpt4 import ASKING, MiniGPT4Processor
-from .model_card import EXAMPLE_QUESTION, Answered, as_dict, model_card, origins_to_publish
 from ..modeling_minigpt4.light import MiniGPT4ForConditionalGeneration, own_parameters
 from ..modeling_minigpt4.lora import LORA, has_lora, merged_state_dict
 from ..modeling_minigpt4.modeling_minigpt4 import MiniGPT4ForConditionalGeneration as FullMiniGPT4
 from ..modeling_minigpt4.parts import BASE_PARTS
+from ..processing.image_processing_minigpt4 import MiniGPT4ImageProcessor
+from ..processing.processing_minigpt4 import ASKING, MiniGPT4Processor
+from .model_card import EXAMPLE_QUESTION, REPOSITORY, Answered, as_dict, model_card, origins_to_publish
 
 # `AutoModel` is the class with a head, so that what it loads can generate.
 _MODELS = ("AutoModel", "AutoModelForImageTextToText", "AutoModelForMultimodalLM")
@@ -49,10 +49,8 @@ LIGHT_CLASSES = {"AutoConfig": MiniGPT4Config, **dict.fromkeys(_MODELS, MiniGPT4
 PROCESSOR_CLASSES = {"AutoProcessor": MiniGPT4Processor}
 IMAGE_PROCESSOR_CLASSES = {"AutoImageProcessor": MiniGPT4ImageProcessor}
 
-# The repository; installed, the package: pyproject.toml puts these files there. Resolved, for in a clone the package is a
-# link to this folder.
 _COPIED = [
-    *(Path(__file__).resolve().parents[1] / name for name in ("LICENSE", "CITATION.cff")),
+    *(REPOSITORY / name for name in ("LICENSE", "CITATION.cff")),
     *(Path(__file__).with_name(name) for name in ("app.py", "handler.py")),
 ]
 

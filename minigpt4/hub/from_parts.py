@@ -14,16 +14,16 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 from transformers.utils import GENERATION_CONFIG_NAME, cached_file, logging
 
 from ..configuration.configuration_minigpt4 import MiniGPT4Config
+from ..modeling_minigpt4.light import assemble
+from ..modeling_minigpt4.own_head import base_models, is_causal_llm, without_weights
+from ..modeling_minigpt4.repositories import split_revision
+from ..modeling_minigpt4.tower_grid import measure, sees_images
 from ..processing.chat_templates import template_text
 from ..processing.for_model import IMAGE_TOKEN
 from ..processing.processing_minigpt4 import MiniGPT4Processor
 from ..processing.turns import written
 from .convert import mend_llama_config, mend_llama_tokenizer, projection_weights, read_checkpoint
-from ..modeling_minigpt4.light import assemble
 from .llm_versions import check_published, template_hint
-from ..modeling_minigpt4.own_head import base_models, is_causal_llm, without_weights
-from ..modeling_minigpt4.repositories import split_revision
-from ..modeling_minigpt4.tower_grid import measure, sees_images
 
 logger = logging.get_logger(__name__)
 

@@ -8,8 +8,9 @@ import yaml
 from huggingface_hub import ModelCard, ModelCardData, hf_hub_url
 from PIL import Image
 
-# The repository; installed, the package: pyproject.toml puts the file there. Resolved, as in export.py.
-MODEL_CARD = Path(__file__).resolve().parents[1] / "model_card.md"
+# Where pyproject.toml and its wheel have the card: the repository, and the package where it is installed.
+REPOSITORY = next(folder for folder in Path(__file__).resolve().parents[1:] if (folder / "model_card.md").is_file())
+MODEL_CARD = REPOSITORY / "model_card.md"
 
 # What the examples ask; the first of the paper's four stage-2 instructions.
 EXAMPLE_QUESTION = "Describe this image in detail."

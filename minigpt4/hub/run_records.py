@@ -16,7 +16,7 @@ import yaml
 from huggingface_hub import EvalResult, EvalResultEntry
 
 # The embedded default's, which ship under other names.
-_EMBEDDED = Path(__file__).parent / "modeling_minigpt4" / "embedded"
+_EMBEDDED = Path(__file__).parents[1] / "modeling_minigpt4" / "embedded"
 _FIGURES = ("steps", "seconds", "first_loss", "last_loss")
 
 
@@ -24,7 +24,7 @@ def training_runs(name):
     """[{"stage", "recipe", "summary"}, ...] of the runs that trained a model, as far as files beside it tell.
 
     Args:
-        name: a model as `models.load` takes it.
+        name: a model as `minigpt4.load` takes it.
 
     Raises:
         ValueError: one of the files cannot be read.
@@ -55,8 +55,8 @@ def evaluation_results(path, fingerprint=None):
     Args:
         path: JSON with "data" (what was measured on), "n" (on how many) and, for each way to ask, a dict of numbers; in the
             results of `minigpt4 evaluate` they are under "scores", each with its own n and interval.
-        fingerprint: `models.fingerprint` of the model that the numbers are wanted of. Results that hold a second model's
-            (`--against`) give those of the one it is of. A file that says nothing of the weights, and is no results.json,
+        fingerprint: `named_models.fingerprint` of the model that the numbers are wanted of. Results of two models
+            (`--against`) give those of that one. A file that says nothing of the weights, and is no results.json,
             is taken at its word.
 
     Raises:

@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 
-from .generation import answers, chat_prompt
 from ..processing.image_processing_minigpt4 import load_image
+from .generation import answers, chat_prompt
 
 SUFFIXES = {
     *(".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".jp2"),

@@ -29,8 +29,8 @@ def load(name, dtype="auto", device=None, load_in=None):
     """
     from safetensors import SafetensorError
 
-    from .devices import loading
     from ..modeling_minigpt4.embedded import load_embedded
+    from .devices import loading
 
     arguments = loading(device, dtype, load_in)
     if name == "embedded":

@@ -5,8 +5,8 @@
     recall    of the kinds that are there, the share that is named
     words     of a caption, the mean: longer captions invent more, so that the two belong together
 
-The words for each kind are in processing/data/kinds.py: this project's own list, so that figures are close to those of the CHAIR
-code, not the same.
+The words for each kind are in processing/data/kinds.py: this project's own list, so that figures are close to those of the
+CHAIR code, not the same.
 """
 
 import datasets

@@ -1,4 +1,4 @@
-"""What a model says about composed scenes (processing/data/scenes.py) against what is in them; everything from generated text."""
+"""What a model says about composed scenes (processing/data/scenes.py) against what is in them, from generated text."""
 
 import re
 from pathlib import Path

@@ -4,8 +4,8 @@
                 in most images, "a man" is right without looking
     invented    of the named things of COCO's 80 kinds, the share that is not there (CHAIRi); of images with a list
 
-Rows are those of processing/data/photo_texts.py; what is there are the kinds of the list and those that people named in captions
-(as CHAIR's authors count), or whatever names the label. The words are in processing/data/kinds.py.
+Rows are those of processing/data/photo_texts.py; what is there are the kinds of the list and those that people named in
+captions (as CHAIR's authors count), or whatever names the label. The words are in processing/data/kinds.py.
 """
 
 import datasets

@@ -16,12 +16,12 @@ def servable(name, full=False):
         full: every weight has to be in it.
 
     Raises:
-        ValueError, OSError: as `models.load` does.
+        ValueError, OSError: as `minigpt4.load` does.
     """
     from .. import __version__
+    from ..hub.export import export
     from ..inference import named_models as models
     from ..modeling_minigpt4.embedded import SHIPPED_PROJECTION
-    from ..hub.export import export
     from ..modeling_minigpt4.parts import cache_dir
 
     state = [__version__, name]

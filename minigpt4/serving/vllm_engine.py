@@ -39,8 +39,8 @@ def loading_flags(folder, device, dtype, load_in):
         raise ValueError(f"--load-in {load_in}: vLLM has flags of its own for it, which are passed on: --quantization, ...")
     _check_head(folder)
     if dtype == "auto":
-        from ..modeling_minigpt4.precision import compute_dtype, default_device
         from ..inference.named_models import load_config
+        from ..modeling_minigpt4.precision import compute_dtype, default_device
 
         stored = load_config(folder).dtype
         fast = compute_dtype(stored, default_device())
@@ -112,8 +112,8 @@ def _check_head(folder):
     """Raises ValueError if the LLM's head is more than vLLM's own, which is a linear layer and Cohere's scale."""
     import torch
 
-    from ..modeling_minigpt4.own_head import OwnHead
     from ..inference.named_models import load_config
+    from ..modeling_minigpt4.own_head import OwnHead
 
     text_config = load_config(folder).text_config
     head = OwnHead(text_config)

@@ -10,9 +10,9 @@ Both give the same loss and the same gradients.
 import torch
 from torch import nn
 
+from ..modeling_minigpt4.modeling_minigpt4 import MiniGPT4CausalLMOutputWithPast
 from .frozen_linear import frozen_linears
 from .grouped_loss import answer_places, loss_by_groups, may_group, rows_are_not_packed, unpack
-from ..modeling_minigpt4.modeling_minigpt4 import MiniGPT4CausalLMOutputWithPast
 
 # Tokens that go through the vision tower, and through the LLM, at once: what fills the device's matrix units.
 TOKENS_AT_ONCE = {"cpu": 1024, "cuda": 4096}

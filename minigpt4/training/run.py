@@ -27,23 +27,23 @@ from transformers.utils import logging
 
 import minigpt4
 
-from .callbacks import KeepModel, LiveLoss, SampleAnswers, StopOnSignal
-from .checkpoints import STEP_FILE, last_checkpoint, load_trained, remove_checkpoints, step_of
 from ..configuration.configuration_minigpt4 import MiniGPT4Config
-from ..inference.devices import loading
+from ..configuration.recipe import ModelSection, same_training
 from ..durable_files import write_json
-from .global_batch import share_batch
-from ..modeling_minigpt4.embedded import load_embedded
 from ..hub.from_parts import load_tokenizer
+from ..inference.devices import loading
+from ..inference.named_models import load
+from ..modeling_minigpt4.embedded import load_embedded
 from ..modeling_minigpt4.light import MiniGPT4ForConditionalGeneration
 from ..modeling_minigpt4.lora import add_lora
-from ..inference.named_models import load
 from ..processing.chat_templates import TEMPLATES
 from ..processing.collator import MiniGPT4DataCollator
 from ..processing.data.datasets import PictureTexts, random_view, training_data
-from ..processing.processing_minigpt4 import MiniGPT4Processor
 from ..processing.data.streams import training_stream
-from ..configuration.recipe import ModelSection, same_training
+from ..processing.processing_minigpt4 import MiniGPT4Processor
+from .callbacks import KeepModel, LiveLoss, SampleAnswers, StopOnSignal
+from .checkpoints import STEP_FILE, last_checkpoint, load_trained, remove_checkpoints, step_of
+from .global_batch import share_batch
 from .trainer import MiniGPT4Trainer
 from .validation import StopEarly, answer_metrics, validate_while_training
 
@@ -498,13 +498,13 @@ def _draw(recipe, dataset, output, summary):
     if importlib.util.find_spec("matplotlib") is None:
         print("no loss.png: it needs `pip install matplotlib`")
         return
-    from ..experiments import report
+    from .looks import loss_curve, write_looks
 
-    report.loss_curve(output / "loss.png", {f"stage {recipe.stage}": summary})
+    loss_curve(output / "loss.png", {f"stage {recipe.stage}": summary})
     path = output / SAMPLES_FILE
     if path.is_file():
         looks = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
-        report.write_looks(output / "samples.html", _pictures_to_show(recipe, dataset), looks[0], looks[-1])
+        write_looks(output / "samples.html", _pictures_to_show(recipe, dataset), looks[0], looks[-1])
 
 
 def versions():

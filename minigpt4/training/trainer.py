@@ -15,16 +15,16 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_N
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from .callbacks import EpochBegins
-from .checkpoints import STEP_FILE, load_trained, replacing_checkpoint
 from ..durable_files import write_json
-from .frozen_llm import FrozenLLM
 from ..hub.export import export
 from ..modeling_minigpt4.light import own_tensors
 from ..modeling_minigpt4.lora import has_lora
 from ..processing.collator import IGNORE
 from ..processing.data.samples import DroppedSamples
 from ..processing.data.streams import unit_states
+from .callbacks import EpochBegins
+from .checkpoints import STEP_FILE, load_trained, replacing_checkpoint
+from .frozen_llm import FrozenLLM
 from .standardized import StandardizedAdamW
 from .throughput import Throughput
 from .validation import greedy_answers

@@ -2,8 +2,8 @@
 
 from dataclasses import replace
 
-from minigpt4.processing.data.datasets import PictureTexts
 from minigpt4.configuration.recipe import Recipe, TrainSection
+from minigpt4.processing.data.datasets import PictureTexts
 from minigpt4.training.run import train
 
 

@@ -32,8 +32,8 @@ from transformers import (
 
 from minigpt4 import MiniGPT4ForConditionalGeneration, MiniGPT4Processor
 from minigpt4.cli import main
-from minigpt4.inference.generation import answer_text, answers, candidate_losses, chat_prompt
 from minigpt4.hub.from_parts import load_tokenizer
+from minigpt4.inference.generation import answer_text, answers, candidate_losses, chat_prompt
 from minigpt4.inference.named_models import load
 
 # As of Llama-3.2: two ids end what is written, one of them only in the generation config; a reserved token stands behind.

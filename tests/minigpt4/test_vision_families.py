@@ -36,9 +36,9 @@ from vision_parts import write_blip2
 from minigpt4 import MiniGPT4Config, MiniGPT4ForConditionalGeneration
 from minigpt4.cli import main
 from minigpt4.hub.from_parts import load_config
+from minigpt4.inference.named_models import load
 from minigpt4.modeling_minigpt4.repositories import StoredTensors
 from minigpt4.modeling_minigpt4.vision_tower import build_vision_tower, look
-from minigpt4.inference.named_models import load
 
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
 PATCHES = {"image_size": 70, "patch_size": 14}  # 5 x 5, which no block of 2 x 2 divides

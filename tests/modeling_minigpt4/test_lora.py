@@ -12,8 +12,8 @@ from transformers import GenerationConfig
 
 from minigpt4 import MiniGPT4ForConditionalGeneration, MiniGPT4Processor
 from minigpt4.hub.export import export
-from minigpt4.modeling_minigpt4.lora import add_lora, load_lora
 from minigpt4.inference.named_models import load
+from minigpt4.modeling_minigpt4.lora import add_lora, load_lora
 
 
 @pytest.fixture

@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import load_file
 
 from minigpt4 import MiniGPT4ForConditionalGeneration
+from minigpt4.inference.named_models import fingerprint
 from minigpt4.modeling_minigpt4 import precision
 from minigpt4.modeling_minigpt4.light import own_tensors
 from minigpt4.modeling_minigpt4.lora import add_lora
 from minigpt4.modeling_minigpt4.precision import compute_dtype, default_device, device_of, fast_dtype
-from minigpt4.inference.named_models import fingerprint
 
 CPUINFO = Path("/proc/cpuinfo")
 AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}

@@ -8,9 +8,9 @@ import torch
 from reference import IMAGE
 
 from minigpt4 import MiniGPT4DataCollator
-from minigpt4.training.frozen_llm import FrozenLLM
-from minigpt4.processing.data.datasets import PictureTexts
 from minigpt4.configuration.recipe import Recipe, TrainSection
+from minigpt4.processing.data.datasets import PictureTexts
+from minigpt4.training.frozen_llm import FrozenLLM
 from minigpt4.training.run import train
 
 INSTRUCTION = "Describe this image in detail."

@@ -14,11 +14,16 @@ class Pope(Suite):
     def build(self):
         self.labels = {}
         found = self.need("pope")["pope"]
-        chosen_images = set(self.limited(data_files.field(e, "image", str, path) for path, content in found for e in content))
+        chosen_images = set(
+            self.limited(data_files.field(e, "image", str, path) for path, content in found for e in content)
+        )
         for path, content in found:
             way = next((name for name in ("random", "popular", "adversarial") if name in path.stem), path.stem)
             for entry in content:
-                image, label = data_files.field(entry, "image", str, path), data_files.field(entry, "label", str, path).lower()
+                image, label = (
+                    data_files.field(entry, "image", str, path),
+                    data_files.field(entry, "label", str, path).lower(),
+                )
                 if label not in ("yes", "no"):
                     raise ValueError(f"{path}: label {label!r}, expected yes or no")
                 if image in chosen_images:
@@ -61,7 +66,10 @@ class Vqa(Suite):
                 (self._aokvqa if kind == "aokvqa" else self._gqa)(image, entry, path)
 
     def _aokvqa(self, image, entry, path):
-        identity, question = data_files.field(entry, "question_id", str, path), data_files.field(entry, "question", str, path)
+        identity, question = (
+            data_files.field(entry, "question_id", str, path),
+            data_files.field(entry, "question", str, path),
+        )
         choices = _texts(entry, "choices", path)
         right = entry.get("correct_choice_idx")
         if type(right) is not int or not 0 <= right < len(choices):

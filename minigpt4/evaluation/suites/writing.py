@@ -4,7 +4,7 @@ import json
 import re
 from pathlib import Path
 
-from ... import modeling_minigpt4
+from ... import hub
 from ...metrics import composed
 from ...metrics.composed import HELD_OUT
 from ...metrics.failures import KINDS as FAILURES
@@ -16,7 +16,7 @@ from .objects import named_figures
 from .scenes import Scenes
 
 # Images, and what is asked about each: what the page and a Space offer as examples.
-TWELVE = Path(modeling_minigpt4.__file__).with_name("abilities")
+TWELVE = Path(hub.__file__).with_name("abilities")
 # The paper's two requests whose failures it counts.
 DETAIL = "Describe the image in detail."
 POEM = "Can you write a beautiful poem about this image?"

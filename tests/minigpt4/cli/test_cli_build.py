@@ -12,8 +12,8 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, LlamaConfi
 from vision_parts import write_blip2
 
 from minigpt4.cli import main
-from minigpt4.modeling_minigpt4.repositories import StoredTensors
 from minigpt4.inference.named_models import load
+from minigpt4.modeling_minigpt4.repositories import StoredTensors
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ from curation import ChatServer, make_pictures
 from datasets import load_dataset
 
 from minigpt4.cli import main
-from minigpt4.hub.export import export
 from minigpt4.curation import pairs
 from minigpt4.curation.store import Store
+from minigpt4.hub.export import export
 
 KEY = "sk-secret-of-mine-1234567890"
 

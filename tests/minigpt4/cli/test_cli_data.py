@@ -4,8 +4,8 @@ import pytest
 from tars import jpeg, write_tar
 
 from minigpt4.cli import main
-from minigpt4.training.data_check import check
 from minigpt4.configuration.recipe import SourceSection
+from minigpt4.training.data_check import check
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""`minigpt4 export`, trainer_scripts/push_to_hub.py and `minigpt4.inference.named_models.load`, with a Hub of our own (local_hub.py)."""
+"""`minigpt4 export`, trainer_scripts/push_to_hub.py and `minigpt4.load`, with a Hub of our own (helpers/local_hub.py)."""
 
 import json
 import os

@@ -11,11 +11,11 @@ from datasets import load_dataset
 from local_hub import local_hub
 from PIL import Image
 
+from minigpt4.configuration.recipe import DataSection
 from minigpt4.curation.publish import check_output, is_validation, publish
 from minigpt4.curation.verify import Desk
 from minigpt4.processing.data.datasets import training_data
 from minigpt4.processing.data.scenes import DETAIL_INSTRUCTIONS
-from minigpt4.configuration.recipe import DataSection
 
 STEPS = ("sample", "generate", "fix", "filter")
 

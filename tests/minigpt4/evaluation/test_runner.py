@@ -16,8 +16,8 @@ from minigpt4.cli import main
 from minigpt4.evaluation.predictions import read_lines
 from minigpt4.evaluation.runner import evaluate
 from minigpt4.evaluation.suites import Options, load_suite
-from minigpt4.inference.generation import answer_text, candidate_losses
 from minigpt4.hub.export import export
+from minigpt4.inference.generation import answer_text, candidate_losses
 from minigpt4.inference.named_models import fingerprint, load
 from minigpt4.processing.collator import MiniGPT4DataCollator
 from minigpt4.processing.image_processing_minigpt4 import load_image

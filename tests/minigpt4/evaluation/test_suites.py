@@ -14,9 +14,9 @@ from local_hub import local_hub
 from minigpt4.cli import evaluate, main
 from minigpt4.evaluation.suites import POEM, SUITES, Options, load_suite
 from minigpt4.evaluation.suites.text import edits
-from minigpt4.metrics.statistics import measured
 from minigpt4.hub import app
 from minigpt4.hub.export import export
+from minigpt4.metrics.statistics import measured
 
 IMAGE = {"id": 1, "file_name": "a.png"}
 TEST_SPLIT = {"question_id": "q", "image_id": 7, "question": "?", "choices": ["a", "b"]}

@@ -9,14 +9,14 @@ from safetensors.torch import load_file
 from transformers import Dinov2Config, SiglipVisionConfig
 
 from minigpt4 import MiniGPT4Config, MiniGPT4ForConditionalGeneration, MiniGPT4Processor
-from minigpt4.experiments.ablations import ABLATIONS, QFORMER, SIGLIP, Bench, Settings, ablate, table
 from minigpt4.cli import main
-from minigpt4.metrics.composed import is_right
-from minigpt4.modeling_minigpt4.embedded import load_embedded
+from minigpt4.configuration.recipe import Recipe, TrainSection
+from minigpt4.experiments.ablations import ABLATIONS, QFORMER, SIGLIP, Bench, Settings, ablate, table
 from minigpt4.hub.export import export
 from minigpt4.inference.named_models import load
+from minigpt4.metrics.composed import is_right
+from minigpt4.modeling_minigpt4.embedded import load_embedded
 from minigpt4.processing.data.datasets import PictureTexts
-from minigpt4.configuration.recipe import Recipe, TrainSection
 from minigpt4.training.run import train
 
 FEW = Settings(steps=[2, 1], scenes=16, held_out=2)

@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 
-from minigpt4.experiments.budget import PLAN, Budget
 from minigpt4.configuration.recipe import load_recipe
+from minigpt4.experiments.budget import PLAN, Budget
 
 
 @pytest.fixture

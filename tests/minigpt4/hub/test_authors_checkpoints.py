@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from vision_parts import write_blip2
 
 from minigpt4.cli import main
-from minigpt4.hub.convert import eva_vit_weights, logger, mend_llama_config, read_checkpoint
 from minigpt4.hub.authors_checkpoints import load_originals
+from minigpt4.hub.convert import eva_vit_weights, logger, mend_llama_config, read_checkpoint
 from minigpt4.inference.named_models import load
 
 HEADS = {"vision_config": {"num_attention_heads": 4}, "qformer_config": {"num_attention_heads": 3}}

@@ -18,12 +18,12 @@ from safetensors.torch import load_file
 from transformers import GenerationConfig, LlamaConfig
 
 from minigpt4 import EfficientNetLiteConfig, MiniGPT4Config, MiniGPT4ForConditionalGeneration, MiniGPT4Processor
-from minigpt4.hub import model_card as card_module
 from minigpt4.hub import export as export_module
-from minigpt4.hub.model_card import EXAMPLE_QUESTION, Example, model_card
+from minigpt4.hub import model_card as card_module
 from minigpt4.hub.export import export
-from minigpt4.modeling_minigpt4.parts import BASE_PARTS, cache_dir
+from minigpt4.hub.model_card import EXAMPLE_QUESTION, Example, model_card
 from minigpt4.inference.named_models import load
+from minigpt4.modeling_minigpt4.parts import BASE_PARTS, cache_dir
 
 CODE = {
     "configuration_minigpt4.py",

@@ -26,13 +26,13 @@ from transformers import (
 from vision_parts import write_blip2
 
 from minigpt4 import MiniGPT4Config, MiniGPT4ForConditionalGeneration, MiniGPT4Processor
-from minigpt4.modeling_minigpt4 import parts as parts_of_the_default
 from minigpt4.hub.export import export
 from minigpt4.hub.from_parts import check_logits, end_ids, image_token_id, load_config
+from minigpt4.inference.named_models import load
+from minigpt4.modeling_minigpt4 import parts as parts_of_the_default
 from minigpt4.modeling_minigpt4.lora import add_lora
 from minigpt4.modeling_minigpt4.own_head import OwnHead
 from minigpt4.modeling_minigpt4.repositories import StoredTensors, common_prefix
-from minigpt4.inference.named_models import load
 
 
 def same_weights(model, other):

@@ -12,8 +12,8 @@ from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX as QW
 
 from minigpt4 import MiniGPT4Config, MiniGPT4ForConditionalGeneration, MiniGPT4Processor
 from minigpt4.cli import main
-from minigpt4.hub.gguf_export import _split, check, export
 from minigpt4.hub.export import export as export_folder
+from minigpt4.hub.gguf_export import _split, check, export
 
 SIDE, TOKENS = 28, 10
 TEXT = {

@@ -8,9 +8,9 @@ from transformers import AutoConfig
 from minigpt4 import MiniGPT4ForConditionalGeneration
 from minigpt4.cli import main
 from minigpt4.hub import from_parts
+from minigpt4.hub.authors_checkpoints import load_originals
 from minigpt4.hub.from_parts import load_tokenizer
 from minigpt4.hub.llm_versions import llm_version, template_hint
-from minigpt4.hub.authors_checkpoints import load_originals
 
 V0, V1, V15, CHAT = "Vicuna v0", "Vicuna v1.1 or v1.3 (or LLaMA-1 itself)", "Vicuna v1.5 (or Llama-2 itself)", "Llama-2-chat"
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from minigpt4.cli import main
-from minigpt4.inference.devices import computes, find_device, find_dtype, loading
 from minigpt4.hub.export import export
-from minigpt4.modeling_minigpt4.precision import default_device
+from minigpt4.inference.devices import computes, find_device, find_dtype, loading
 from minigpt4.inference.named_models import fingerprint, load
+from minigpt4.modeling_minigpt4.precision import default_device
 
 CUDA, MPS = torch.cuda.is_available(), torch.backends.mps.is_available()
 

@@ -18,7 +18,7 @@ from transformers import (
 from minigpt4 import MiniGPT4Config, MiniGPT4ForConditionalGeneration
 from minigpt4.cli import main
 from minigpt4.cli.memory import recipe_config
-from minigpt4.training.frozen_llm import FrozenLLM
+from minigpt4.configuration.recipe import Recipe, TrainSection, load_recipe
 from minigpt4.inference.memory import (
     cache_bytes,
     empty_model,
@@ -27,7 +27,7 @@ from minigpt4.inference.memory import (
     training_bytes,
     weight_bytes,
 )
-from minigpt4.configuration.recipe import Recipe, TrainSection, load_recipe
+from minigpt4.training.frozen_llm import FrozenLLM
 
 
 @pytest.fixture(scope="module")

@@ -8,11 +8,11 @@ from peft import LoraConfig
 from transformers import Blip2VisionConfig, LlamaConfig
 
 from minigpt4 import MiniGPT4Config, MiniGPT4ForConditionalGeneration, MiniGPT4Processor
-from minigpt4.hub.export import export
-from minigpt4.modeling_minigpt4.lora import is_adapter, plain_name
-from minigpt4.inference.named_models import load
-from minigpt4.processing.data.datasets import PictureTexts
 from minigpt4.configuration.recipe import Recipe, TrainSection
+from minigpt4.hub.export import export
+from minigpt4.inference.named_models import load
+from minigpt4.modeling_minigpt4.lora import is_adapter, plain_name
+from minigpt4.processing.data.datasets import PictureTexts
 from minigpt4.training.run import load_model, train
 
 

@@ -27,9 +27,9 @@ from transformers import AutoTokenizer, CohereConfig, Gemma2Config, GraniteConfi
 
 from minigpt4 import MiniGPT4Config, MiniGPT4ImageProcessor, MiniGPT4Processor, evaluation
 from minigpt4.cli import main
-from minigpt4.modeling_minigpt4.chat import answer_text
 from minigpt4.hub.export import export
 from minigpt4.inference.named_models import load
+from minigpt4.modeling_minigpt4.chat import answer_text
 from minigpt4.processing.processing_minigpt4 import BREAK
 from minigpt4.serving import vllm_engine
 from minigpt4.serving.answers import StopText

@@ -24,8 +24,8 @@ from torch.nn.modules.module import register_module_forward_pre_hook  # noqa: E4
 from minigpt4 import MiniGPT4ForConditionalGeneration  # noqa: E402
 from minigpt4.cli import main, web  # noqa: E402
 from minigpt4.hub import app  # noqa: E402
-from minigpt4.modeling_minigpt4.chat import ChatSession  # noqa: E402
 from minigpt4.hub.export import export  # noqa: E402
+from minigpt4.modeling_minigpt4.chat import ChatSession  # noqa: E402
 
 CHROMIUM, DRIVER = (shutil.which(name) for name in ("chromium", "chromedriver"))
 

@@ -10,11 +10,11 @@ import torch
 from full_size import LLMS, write_blip2_config, write_llm
 
 from minigpt4.cli.memory import recipe_config
-from minigpt4.training.frozen_llm import FrozenLLM
-from minigpt4.training.grouped_loss import may_group
+from minigpt4.configuration.recipe import RECIPES, load_recipe
 from minigpt4.inference.memory import empty_model
 from minigpt4.modeling_minigpt4.lora import add_lora
-from minigpt4.configuration.recipe import RECIPES, load_recipe
+from minigpt4.training.frozen_llm import FrozenLLM
+from minigpt4.training.grouped_loss import may_group
 
 pytestmark = pytest.mark.slow
 

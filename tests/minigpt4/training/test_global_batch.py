@@ -2,8 +2,8 @@
 
 import pytest
 
-from minigpt4.training.global_batch import share_batch, take_part
 from minigpt4.configuration.recipe import load_recipe
+from minigpt4.training.global_batch import share_batch, take_part
 
 
 @pytest.mark.parametrize("processes", [1, 2, 4, 8, 16])

@@ -6,12 +6,12 @@ import warnings
 import pytest
 import torch
 
-from minigpt4.training.frozen_llm import FrozenLLM
+from minigpt4.configuration.recipe import Recipe, TrainSection
 from minigpt4.hub.export import export
 from minigpt4.inference.named_models import load
 from minigpt4.processing.collator import MiniGPT4DataCollator
 from minigpt4.processing.data.datasets import PictureTexts
-from minigpt4.configuration.recipe import Recipe, TrainSection
+from minigpt4.training.frozen_llm import FrozenLLM
 from minigpt4.training.run import load_model, train
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU on this machine")]

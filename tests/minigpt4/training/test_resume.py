@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from minigpt4.training.checkpoints import ASIDE
+from minigpt4.configuration.recipe import load_recipe
 from minigpt4.durable_files import append_line
 from minigpt4.hub.export import export
-from minigpt4.configuration.recipe import load_recipe
+from minigpt4.training.checkpoints import ASIDE
 
 pytestmark = pytest.mark.slow
 

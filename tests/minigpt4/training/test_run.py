@@ -18,11 +18,11 @@ from safetensors.torch import save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from minigpt4 import MiniGPT4ForConditionalGeneration
+from minigpt4.configuration.recipe import Recipe, TrainSection, load_recipe, same_training
 from minigpt4.hub.export import export
 from minigpt4.processing.data.datasets import PictureTexts
-from minigpt4.configuration.recipe import Recipe, TrainSection, load_recipe, same_training
-from minigpt4.training.trainer import LengthBuckets, learning_rate
 from minigpt4.training.run import _arguments, cache_features, load_model, train
+from minigpt4.training.trainer import LengthBuckets, learning_rate
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ from contextlib import nullcontext
 import pytest
 import torch
 
+from minigpt4.processing.collator import MiniGPT4DataCollator
 from minigpt4.training.frozen_llm import FrozenLLM
 from minigpt4.training.grouped_loss import answer_places, row_lengths
-from minigpt4.processing.collator import MiniGPT4DataCollator
 from minigpt4.training.throughput import Counts
 
 

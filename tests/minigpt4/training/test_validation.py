@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file
 
 from minigpt4 import MiniGPT4DataCollator
+from minigpt4.configuration.recipe import Recipe, TrainSection
 from minigpt4.hub.export import export
 from minigpt4.processing.data.datasets import PictureTexts
-from minigpt4.configuration.recipe import Recipe, TrainSection
 from minigpt4.training.run import train
 
 

@@ -12,6 +12,7 @@ import torch
 from tars import jpeg, write_tar
 
 from minigpt4 import MiniGPT4ImageProcessor
+from minigpt4.configuration.recipe import DataSection, SourceSection
 from minigpt4.processing.data.datasets import (
     SHORT_INSTRUCTIONS,
     PictureTexts,
@@ -21,11 +22,10 @@ from minigpt4.processing.data.datasets import (
     read_pictures,
     training_data,
 )
-from minigpt4.processing.image_processing_minigpt4 import load_image
 from minigpt4.processing.data.samples import held_out
 from minigpt4.processing.data.scenes import DETAIL_INSTRUCTIONS
 from minigpt4.processing.data.streams import training_stream
-from minigpt4.configuration.recipe import DataSection, SourceSection
+from minigpt4.processing.image_processing_minigpt4 import load_image
 
 
 @pytest.fixture

@@ -6,9 +6,9 @@ import pytest
 from PIL import Image
 from tars import jpeg
 
+from minigpt4.configuration.recipe import SourceSection
 from minigpt4.processing.data import samples
 from minigpt4.processing.data.samples import BrokenSample, DroppedSamples, Sample, clean_caption, content, decode
-from minigpt4.configuration.recipe import SourceSection
 
 PICTURE = jpeg(100)
 

@@ -13,9 +13,9 @@ from datasets import Dataset, DatasetDict, Features, Value
 from datasets import Image as ImageFeature
 from tars import jpeg, write_tar
 
+from minigpt4.configuration.recipe import SourceSection
 from minigpt4.processing.data.samples import BrokenSample, content, decode
 from minigpt4.processing.data.sources import open_source, tar_members
-from minigpt4.configuration.recipe import SourceSection
 
 COLOURS = {f"colour {colour}": colour for colour in range(0, 240, 40)}
 

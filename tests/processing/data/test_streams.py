@@ -15,11 +15,11 @@ from datasets import Image as ImageFeature
 from tars import jpeg, write_tar
 from torchdata.stateful_dataloader import StatefulDataLoader
 
+from minigpt4.configuration.recipe import DataSection, SourceSection
 from minigpt4.processing.data import streams
 from minigpt4.processing.data.samples import DroppedSamples
 from minigpt4.processing.data.scenes import DETAIL_INSTRUCTIONS
 from minigpt4.processing.data.streams import StreamError, training_stream
-from minigpt4.configuration.recipe import DataSection, SourceSection
 
 
 def _section(path="", **options):

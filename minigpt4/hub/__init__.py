@@ -1,0 +1,1 @@
+"""What reads or writes a Hub repository: exports and their cards, published checkpoints, models made from parts."""

@@ -1,0 +1,1 @@
+"""A model by its name, on the right device, answering about many images."""

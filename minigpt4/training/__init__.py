@@ -1,0 +1,1 @@
+"""A run from a recipe to a model: the Trainer, the frozen LLM's loss, checkpoints, validation."""
