@@ -208,7 +208,7 @@ def test_push_is_one_commit_that_others_load(source, original, processor, hub, t
 
 PUSH_FROM_PYTHON = """
 import json
-from minigpt4.modeling_minigpt4.export import export
+from minigpt4.hub.export import export
 from minigpt4.models import load
 model, processor = load("source")
 model.push_to_hub("tester/python", tags="mine")
