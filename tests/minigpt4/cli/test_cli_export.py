@@ -209,7 +209,7 @@ def test_push_is_one_commit_that_others_load(source, original, processor, hub, t
 PUSH_FROM_PYTHON = """
 import json
 from minigpt4.hub.export import export
-from minigpt4.models import load
+from minigpt4 import load
 model, processor = load("source")
 model.push_to_hub("tester/python", tags="mine")
 commit = processor.push_to_hub("tester/python", commit_message="the processor")
@@ -270,7 +270,7 @@ def test_an_interrupted_push_leaves_the_old_revision_whole(moment, source, hub, 
 ERRORS = """
 import json
 from minigpt4 import MiniGPT4ForConditionalGeneration
-from minigpt4.models import load
+from minigpt4 import load
 
 def message(call, *arguments, **named):
     try:
