@@ -20,10 +20,10 @@ from pathlib import Path
 import torch
 
 from minigpt4.cli import run_reporting_errors
+from minigpt4.durable_files import write_json
 from minigpt4.evaluation.predictions import PREDICTIONS, read_lines
 from minigpt4.evaluation.runner import evaluate
 from minigpt4.evaluation.suites import Options, load_suite
-from minigpt4.durable_files import write_json
 from minigpt4.training.run import versions
 
 TASKS = Path(__file__).parent / "lmms_tasks"

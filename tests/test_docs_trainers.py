@@ -15,10 +15,10 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from minigpt4 import MiniGPT4ImageProcessor, MiniGPT4Processor
-from minigpt4.hub.export import export
 from minigpt4.curation.endpoint import Endpoint
 from minigpt4.curation.judge import judge
 from minigpt4.curation.publish import publish
+from minigpt4.hub.export import export
 
 pytestmark = pytest.mark.slow
 

@@ -7,9 +7,8 @@ for it was paid for. An answer is recorded as it arrives: after a stop only requ
 import json
 import math
 
-from .paid import ask_waiting, show_waiting
 from .counts import Report
-from .endpoint import Stop
+from .paid import ask_waiting, show_waiting
 from .texts import APOLOGY, AS_AN_AI, EXPLANATION, REFUSAL, difference, is_english, kept_share
 
 PROMPT = (  # the paper's (section 3.2)

@@ -6,9 +6,9 @@ reads first prefers nothing. What it says is kept; a tie, and a reply that canno
 
 import re
 
+from .counts import Report
 from .endpoint import Stop
 from .paid import CHARACTERS_PER_TOKEN, ask_waiting, show_waiting
-from .counts import Report
 from .sample import picture_address
 
 PROMPT = (

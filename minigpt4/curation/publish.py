@@ -9,7 +9,6 @@ Whether a picture is for validation follows from its hash alone, so that it neve
 
 import io
 import json
-import shutil
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -20,7 +19,7 @@ from datasets import Features, Image, Value
 from PIL import Image as PILImage
 from tqdm.auto import tqdm
 
-from minigpt4.durable_files import sync_files, write_bytes
+from minigpt4.durable_files import folder_in_place, write_bytes
 
 from ..processing.image_processing_minigpt4 import load_image
 from .counts import Report, chunks
@@ -58,19 +57,11 @@ def publish(store, output, layout="datasets", validation=VALIDATION, name="minig
     if not total:
         raise ValueError(f"{store.path}: {kind.missing}")
     rows = tqdm(_paged(store, kind.rows), "publish", total, unit="picture")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    scratch = output.with_name(f".{output.name}.part")
-    shutil.rmtree(scratch, ignore_errors=True)  # what a killed run left
-    try:
-        scratch.mkdir()
+    with folder_in_place(output) as scratch:
         splits = kind.write(store, rows, scratch, validation, report)
         if not sum(splits.values()):
             raise ValueError(f"{store.path}: of {total} pictures to publish none can be read")
         write_bytes(scratch / "README.md", kind.card(store, splits, name, license, credit).encode())
-        sync_files(scratch)
-        _swap(scratch, output)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     report.done = sum(splits.values())
     for split, count in splits.items():
         report.count(f"for {split}", count)
@@ -114,16 +105,6 @@ def push(output, repo_id, private=False):
 def is_validation(picture, share):
     """Whether a picture (its sha256) belongs to validation: the first `share` of all possible hashes do."""
     return int(picture[:13], 16) < share * 16**13
-
-
-def _swap(scratch, output):
-    """Puts a finished folder in the place of an earlier one."""
-    old = output.with_name(f".{output.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if output.exists():
-        output.rename(old)
-    scratch.rename(output)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _paged(store, rows):

@@ -13,8 +13,9 @@ from urllib.parse import urlsplit
 
 from tqdm.auto import tqdm
 
+from ..durable_files import append_lines
 from .data_files import without_duplicates
-from .predictions import append_lines, hash_of, read_lines
+from .predictions import hash_of, read_lines
 
 ATTEMPTS = 3
 TIMEOUT = 120  # seconds

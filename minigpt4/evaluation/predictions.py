@@ -6,13 +6,12 @@ whose answer was chosen by likelihood has the candidates and their losses.
 
 import hashlib
 import json
-import os
 from pathlib import Path
 
 import torch
 from tqdm.auto import tqdm
 
-from ..durable_files import write_bytes
+from ..durable_files import append_lines, write_bytes
 from ..inference.generation import answers, candidate_losses, caption_prompt, chat_prompt
 from ..inference.named_models import public_name
 
@@ -64,15 +63,6 @@ def hash_of(said):
     """What tells answers from others: "sha256:..." of {request id: answer}."""
     text = json.dumps(said, sort_keys=True, ensure_ascii=False)
     return f"sha256:{hashlib.sha256(text.encode()).hexdigest()[:16]}"
-
-
-def append_lines(path, values):
-    """Appends JSON values to a file, one a line, and waits until they are on the disk."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a", encoding="utf-8") as file:
-        file.writelines(json.dumps(value, ensure_ascii=False) + "\n" for value in values)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def read_lines(path):

@@ -23,7 +23,6 @@ import os
 import re
 import shutil
 import tempfile
-import uuid
 from pathlib import Path
 
 import torch
@@ -34,6 +33,7 @@ from packaging.requirements import Requirement
 from safetensors import SafetensorError
 
 from ..configuration.configuration_minigpt4 import MiniGPT4Config
+from ..durable_files import folder_in_place
 from ..modeling_minigpt4.light import MiniGPT4ForConditionalGeneration, own_parameters
 from ..modeling_minigpt4.lora import LORA, has_lora, merged_state_dict
 from ..modeling_minigpt4.modeling_minigpt4 import MiniGPT4ForConditionalGeneration as FullMiniGPT4
@@ -114,7 +114,7 @@ def export(
     if light:
         check_light(model)
     try:
-        with _taking_the_place_of(directory) as folder:
+        with folder_in_place(directory) as folder:
             answered = _write_examples(model, processor, examples, folder)
             _write_model(model, folder, light, trained)
             _write_processor(processor, folder)
@@ -367,36 +367,6 @@ def _is_export(directory):
     except (OSError, ValueError):
         return False
     return config.get("model_type") == MiniGPT4Config.model_type and "auto_map" in config
-
-
-@contextlib.contextmanager
-def _taking_the_place_of(directory):
-    """A fresh folder to fill. At the end it is safe on the disk and takes the place of `directory`; on error it goes."""
-    mark = uuid.uuid4().hex[:8]
-    scratch, before = (directory.with_name(f".{directory.name}-{mark}{kind}") for kind in ("", "-before"))
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    scratch.mkdir()
-    try:
-        yield scratch
-        for path in [*scratch.rglob("*"), scratch]:
-            _fsync(path)
-        if directory.exists():
-            directory.rename(before)
-        scratch.rename(directory)
-        _fsync(directory.parent)
-    finally:
-        if before.exists() and not directory.exists():
-            before.rename(directory)
-        shutil.rmtree(scratch, ignore_errors=True)
-        shutil.rmtree(before, ignore_errors=True)
-
-
-def _fsync(path):
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextlib.contextmanager

@@ -8,13 +8,15 @@ whichever GELU it is: the first layer is [I, -I], the second [W, -W] with the pr
 approximated. Names of tensors and of fields are those of the `gguf` package and of llama.cpp's tools/mtmd/clip.cpp.
 """
 
+import contextlib
 import json
-import os
 from pathlib import Path
 
 import gguf
 import torch
 from gguf import GGMLQuantizationType, TokenType
+
+from ..durable_files import file_in_place
 
 TEXT_FILE, VISION_FILE = "model.gguf", "mmproj.gguf"
 _TYPES = {
@@ -112,22 +114,12 @@ def export(model, processor, directory):
 
 
 def _write(path, architecture, add):
-    """A file beside `path` that takes its place once it is on the disk (see `files`; it may be larger than the memory)."""
-    scratch = path.with_name(f".{path.name}.part")
-    writer = gguf.GGUFWriter(scratch, architecture)
-    try:
+    """A GGUF file, which may be larger than the memory."""
+    with file_in_place(path) as scratch, contextlib.closing(gguf.GGUFWriter(scratch, architecture)) as writer:
         add(writer)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
-    except BaseException:
-        writer.close()
-        scratch.unlink(missing_ok=True)
-        raise
-    writer.close()
-    with open(scratch, "rb") as file:
-        os.fsync(file.fileno())
-    scratch.replace(path)
 
 
 def _add_tensor(writer, name, tensor):

@@ -7,7 +7,7 @@ from torch import distributed
 from transformers import TrainerCallback
 from transformers.trainer_callback import ProgressCallback
 
-from ..durable_files import append_line
+from ..durable_files import append_lines
 from .describe import describe
 
 _SHOWN = {
@@ -140,5 +140,5 @@ class SampleAnswers(TrainerCallback):
     def _look(self, state, model, processing_class, **kwargs):
         texts = describe(model, processing_class, self.pictures, self.stage)
         if state.is_world_process_zero:
-            append_line(self.path, {"step": state.global_step, "answers": texts})
+            append_lines(self.path, [{"step": state.global_step, "answers": texts}])
             print(f"step {state.global_step}: " + " | ".join(texts))

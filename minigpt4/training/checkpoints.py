@@ -4,7 +4,6 @@ A checkpoint is written aside by all processes together, fsynced, and renamed by
 last whole one. Its model is a light repository.
 """
 
-import os
 import shutil
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers.trainer_utils import get_last_checkpoint
 
-from ..durable_files import sync_files
+from ..durable_files import sync, sync_folder
 from ..modeling_minigpt4.lora import LORA, load_lora
 
 ASIDE = ".checkpoint-unfinished"
@@ -43,12 +42,11 @@ def replacing_checkpoint(accelerator, output, best=None, limit=1):
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         [written] = aside.iterdir()
-        sync_files(written)
-        _sync_folder(written)
+        sync_folder(written)
         place = output / written.name
         shutil.rmtree(place, ignore_errors=True)
         written.rename(place)
-        _sync_folder(output)
+        sync(output)
         aside.rmdir()
         for older in sorted(output.glob("checkpoint-*"), key=step_of)[:-limit]:
             if older.name != best:
@@ -102,11 +100,3 @@ def _placed_like(tensor, other):
     from torch.distributed.tensor import distribute_tensor
 
     return distribute_tensor(tensor.to(other.device), other.device_mesh, other.placements)
-
-
-def _sync_folder(folder):
-    """Makes the names in it durable; not every system lets a folder be opened."""
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)

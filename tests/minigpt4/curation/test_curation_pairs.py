@@ -3,9 +3,9 @@
 import pytest
 from curation import make_store
 
-from minigpt4.inference.generation import chat_prompt
 from minigpt4.curation import pairs as module
 from minigpt4.curation.pairs import SAME, Sampler, paired, question, sample_pairs
+from minigpt4.inference.generation import chat_prompt
 from minigpt4.processing.data.scenes import DETAIL_INSTRUCTIONS
 
 

@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from minigpt4.configuration.recipe import load_recipe
-from minigpt4.durable_files import append_line
+from minigpt4.durable_files import append_lines
 from minigpt4.hub.export import export
 from minigpt4.training.checkpoints import ASIDE
 
@@ -90,7 +90,7 @@ def _note_samples(path):
     def note(self, *args):
         batches, items = get_batch_samples(self, *args)
         names = [name for batch in batches for name in batch.pop("names")]
-        append_line(path, {"step": self.state.global_step, "names": names})
+        append_lines(path, [{"step": self.state.global_step, "names": names}])
         return batches, items
 
     MiniGPT4Trainer._collate, MiniGPT4Trainer.get_batch_samples = collate_names, note
