@@ -99,7 +99,7 @@ def test_a_stream_that_is_closed_ends_the_answer(handler):
     next(pieces)
     started = time.perf_counter()
     pieces.close()
-    assert threading.active_count() == before
+    assert threading.active_count() <= before  # those of earlier tests may end meanwhile
     closed = time.perf_counter() - started
     started = time.perf_counter()
     handler(long)
