@@ -25,6 +25,7 @@ code of ours; vlmevalkit.json is its configuration for that:
 
 VLMEvalKit itself was not run here: it is not on PyPI, and GitHub could not be reached. What is tested is that vlmevalkit.py
 answers as our own code does beside a base class with its interface (tests/minigpt4/evaluation/test_vlmevalkit.py), and that
-our server answers the request that its class GPT4V sends with this configuration (tests/minigpt4/serving/test_serving.py), as its
-vlmeval/api/gpt.py builds it. Yes-no tasks such as POPE are scored by rules; for MMBench it may want a judge (its --judge).
+our server answers the request that its class GPT4V sends with this configuration, as its vlmeval/api/gpt.py builds it
+(tests/minigpt4/serving/test_serving.py). Yes-no tasks such as POPE are scored by rules; for MMBench it may want a judge (its
+--judge).
 """
