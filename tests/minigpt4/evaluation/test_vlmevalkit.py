@@ -17,7 +17,7 @@ from PIL import Image
 
 from minigpt4.hub.export import export
 from minigpt4.inference.generation import answer_text
-from minigpt4.processing.chat_templates import ASKING
+from minigpt4.processing.processing_minigpt4 import ASKING
 
 WRAPPER = Path(__file__).parents[3] / "minigpt4" / "evaluation" / "vlmevalkit.py"
 BASE = """
