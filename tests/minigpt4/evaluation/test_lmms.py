@@ -1,4 +1,4 @@
-"""The model in lmms-eval, where that is installed (`pip install lmms-eval`): a task of our own through its command line."""
+"""The model in lmms-eval, where that is installed (`pip install lmms-eval`): tasks of our own through its command line."""
 
 import json
 import subprocess
@@ -8,7 +8,10 @@ import textwrap
 import pytest
 from benchmark_files import write_coco
 
+from benchmarks import lmms
+from minigpt4.evaluation.suites import Options, load_suite
 from minigpt4.hub.export import export
+from minigpt4.metrics import pope
 
 pytest.importorskip("lmms_eval", reason="lmms-eval is not installed")
 
@@ -46,3 +49,16 @@ def test_a_task_runs_to_its_score(original, processor, picture, tmp_path):
     command += ["--include_path", str(task), "--tasks", "tiny_task"]
     done = subprocess.run([sys.executable, "-m", "lmms_eval", *command], capture_output=True, text=True, check=False)
     assert done.returncode == 0 and "|tiny_task|" in done.stdout and "answered" in done.stdout, done.stdout + done.stderr
+
+
+def test_the_tasks_that_ship_score_as_the_suites_do(original, processor, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = export(original, processor, tmp_path / "tiny")
+    suites = {name: load_suite(name, Options(limit=8)) for name in ("spatial", "text")}
+    requests = {name: lmms.questions(suite, name) for name, suite in suites.items()}
+    said, results = lmms.run_lmms(model, list(suites))
+    assert {name: len(answers) for name, answers in said.items()} == {"spatial": 32, "text": 8}
+    labels = [suites["spatial"].labels[request.id] for request in requests["spatial"]]
+    right = [pope.said(said["spatial"][line]) == label for line, label in enumerate(labels)]
+    assert results["results"]["minigpt4_spatial"]["accuracy,none"] == pytest.approx(sum(right) / 32)
+    assert results["results"]["minigpt4_text"]["exact,none"] == 0  # the tiny model reads nothing
