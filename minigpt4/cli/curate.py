@@ -87,7 +87,7 @@ def run(arguments):
     _check(arguments)
     from ..curation.store import Store
 
-    steps = dict(zip(STEPS, (_sample, _generate, _fix, _filter, _verify, _publish), strict=True))
+    steps = dict(zip(STEPS, (_sample, _generate, _fix, _filter, _verify, _pairs, _judge, _publish), strict=True))
     first = int(os.environ.get("RANK", "0")) == 0  # of the processes of `accelerate launch`
     with Store(arguments.store, create="sample" in arguments.steps) as store:
         if not arguments.steps:
