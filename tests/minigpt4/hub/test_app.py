@@ -22,5 +22,5 @@ def test_a_conversation_goes_on_where_answers_are_written_elsewhere(original, pr
 
 
 def test_spaces_is_not_imported_elsewhere():
-    code = "import sys; from minigpt4.modeling_minigpt4 import app; assert app.GPU is None and 'spaces' not in sys.modules"
+    code = "import sys; from minigpt4.hub import app; assert app.GPU is None and 'spaces' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
