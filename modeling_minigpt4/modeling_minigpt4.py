@@ -65,8 +65,10 @@ class MiniGPT4PreTrainedModel(PreTrainedModel):
     _skip_keys_device_placement = ["past_key_values"]
     _no_split_modules = ["Blip2EncoderLayer", "Blip2QFormerLayer", "InvertedResidual"]
     # Small, and trained: loading the rest in bf16 or fp16, or packed in 8 or 4 bits, leaves it in fp32. A pattern from the
-    # start of the name, because EVA's attention blocks have a `projection` too.
-    _keep_in_fp32_modules = _keep_in_fp32_modules_strict = [r"^(?:model\.)?projection\b"]
+    # start of the name, because EVA's attention blocks have a `projection` too. Quantizers read the first list, bf16 the
+    # second, and transformers' tests want no entry in both: hence two spellings.
+    _keep_in_fp32_modules = [r"^(?:model\.|)projection\b"]
+    _keep_in_fp32_modules_strict = [r"^(?:model\.)?projection\b"]
     _can_compile_fullgraph = True
     _supports_sdpa = True
     _supports_flash_attn = True

@@ -19,12 +19,12 @@ def measure(config, layer=-1):
     """(rows, columns, width) of a tower's patches at a layer, from one run without weights or memory.
 
     Raises:
-        ValueError: it does not take images alone, not of one size, or its tokens are no grid; one line with its name.
+        ValueError: it takes more than images, or not of one size, or its tokens are no grid; one line with its name.
     """
     name = f"the vision tower {config.model_type}"
     size = getattr(config, "image_size", None)
     if not sees_images(config):
-        raise ValueError(f"{name}: transformers has no model for it that takes images alone; expected a vision tower")
+        raise ValueError(f"{name}: transformers has no model for it that takes only images; expected a vision tower")
     with torch.device("meta"):
         tower = build_vision_tower(config).eval()
     _check_inputs(tower, name)

@@ -37,7 +37,7 @@ class PictureTexts(Dataset):
     Args:
         pictures: sequence of rows with an "image".
         texts: [{"picture": index, "text": ..., "instruction": ... in stage 2}, ...]; an item of this data set is one. With
-            "instructions", an item has one of these in place of "instruction", drawn each time it is used.
+            "instructions", an item has one of these instead of "instruction", drawn each time it is used.
         features: [pictures, views, Q, C], the frozen vision part's output for each picture (see `cache_features` in
             training.py); then items hold `vision_features` [Q, C] of a view drawn at random, and no image.
         feature_dropout: share of those features set to zero, the rest scaled up.

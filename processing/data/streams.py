@@ -307,7 +307,7 @@ class _Passes:
         unit, units: which share of the samples.
         buffer: samples that are shuffled together.
         state: what `state` returned.
-        left: {"number", "pieces"}: what other units left over, see `TrainingStream.redeal`. It is read in place of the pass
+        left: {"number", "pieces"}: what other units left over, see `TrainingStream.redeal`. It is read instead of the pass
             of that number, which is then the first.
     """
 
