@@ -135,7 +135,7 @@ def test_a_vit_says_what_it_measures():
             r"siglip2_vision_model: wants pixel_attention_mask, spatial_shapes .*\(NaFlex or the like\); .*one resolution",
         ),
         (ResNetConfig(), "resnet: its config has no image_size"),
-        (LlamaConfig(), "llama: transformers has no model for it that takes images alone"),
+        (LlamaConfig(), "llama: transformers has no model for it that takes only images"),
         (
             SwinConfig(image_size=[64, 32], depths=[1, 1], num_heads=[1, 1], window_size=4),
             "swin: gives 32 tokens .* no grid",
