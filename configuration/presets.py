@@ -4,8 +4,8 @@ from transformers import Blip2QFormerConfig, LlamaConfig
 
 from .configuration_minigpt4 import EfficientNetLiteConfig
 
-# See the authors' checkpoints. `LlamaConfig()` is LLaMA-1 7B, whose vocabulary and context Vicuna has (but for v0's padded
-# 32,001 rows). LLaMA's <unk> (id 0) marks the visual tokens, so padding needs another id than the usual 0.
+# See the authors' checkpoints. `LlamaConfig()` is LLaMA-1 7B, whose vocabulary and context Vicuna shares (except for v0's
+# padded 32,001 rows). LLaMA's <unk> (id 0) marks the visual tokens, so padding needs an id other than the usual 0.
 _LLAMA = {"pad_token_id": 2}
 _LLAMA_13B = {"hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40, "num_attention_heads": 40}
 _LLAMA_2 = {"max_position_embeddings": 4096, "rms_norm_eps": 1e-5}
@@ -30,7 +30,7 @@ def _eva_with_qformer(**text):
     return {"qformer_config": Blip2QFormerConfig(), "text_config": LlamaConfig(**_LLAMA, **text)}
 
 
-# {name: a function that gives the fields of `MiniGPT4Config`}
+# {name: function that returns the fields of `MiniGPT4Config`}
 PRESETS = {
     "vicuna-7b": _eva_with_qformer,
     "vicuna-13b": lambda: _eva_with_qformer(**_LLAMA_13B),

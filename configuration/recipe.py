@@ -1,8 +1,8 @@
-"""Training recipes: YAML files checked against the fields below, each documented where it is defined.
+"""Training recipes: YAML files that are checked against the fields below, each with its description.
 
-A recipe has four sections, `model`, `data`, `train` and `output`; what it leaves out has the default given here, or what
-the recipe says that it `extends`. On the command line `--set train.steps=100 data.path=shards` changes single fields. A
-key that is not known stops with the nearest known one.
+A recipe has four sections, `model`, `data`, `train` and `output`; fields that it leaves out come from the recipe that it
+`extends`, or else from the defaults below. On the command line, `--set train.steps=100 data.path=shards` changes single
+fields. An unknown key is an error that suggests the nearest known one.
 """
 
 import difflib
@@ -16,7 +16,7 @@ from ..durable_files import write_bytes
 
 RECIPES = Path(__file__).with_name("recipes")
 
-# Where a number is too small to mean anything.
+# The smallest values that make sense.
 _AT_LEAST = {
     **dict.fromkeys(("data.scenes", "data.views", "data.shuffle_buffer"), 1),
     **dict.fromkeys(("data.held_out", "data.max_dropped_share", "data.image_size", "data.validation_share"), 0),
@@ -32,7 +32,7 @@ _AT_LEAST = {
     "train.adam_beta2": 0,
     "train.learning_rate": 1e-12,
 }
-# Of `train`: what may be another when an unfinished run goes on. What a step takes together may not: the checkpoint has it.
+# Fields of `train` that may change when a run resumes. The examples per step may not: the checkpoint depends on them.
 _OF_THE_MACHINE = (
     *("batch_size", "accumulation", "global_batch", "max_batch_size", "processes", "workers", "tokens_at_once"),
     *("gradient_checkpointing", "compile", "save_steps", "save_total_limit", "report_to"),
@@ -47,68 +47,68 @@ _ONE_OF = {
 
 @dataclass
 class ModelSection:
-    """Which model is trained, and from where its projection starts."""
+    """Which model is trained, and how its projection is initialised."""
 
-    base: str = "embedded"  # "embedded", or a folder or Hub id of a MiniGPT-4; not read where `text` is given
+    base: str = "embedded"  # "embedded", or a folder or Hub id of a MiniGPT-4; ignored if `text` is given
     vision: str = ""  # from parts: a BLIP-2 or any vision tower, as ID or ID@REVISION or a folder
     text: str = ""  # from parts: any causal LLM
     qformer: bool = True  # from parts: take the Q-Former of the vision repository; false: the variant without one
-    template: str = ""  # from parts: "vicuna", "vicuna-v1", "llama-2", "chatml" or a file of Jinja; "": the LLM's own
-    patch_merge: str | int = ""  # from parts, no Q-Former: "2x2" or "4x4" patches a token, or 4 in a row; "": by the tower
-    patch_fit: str = "pad"  # from parts: a grid that does not divide gets empty patches, or is averaged down: "pool"
-    vision_feature_layer: int = -1  # from parts, no Q-Former: -1 is the tower's output, -2 what goes into its last layer
-    image_token: str = ""  # from parts: the LLM's token that stands for a picture; "": its <unk> or a reserved one
-    projection: str = "fresh"  # "fresh": drawn at random; "base": the base's own; or the folder of an earlier stage
-    projection_layers: int = 1  # of parts or "embedded": the paper's ablation has three (GELU between, widths of the LLM)
-    trained_parts: list[str] = field(default_factory=lambda: ["projection"])  # and "qformer" in an ablation
-    lora_rank: int = 0  # rank of LoRA on the LLM's attention, through peft (an ablation of the paper); 0 is none
+    template: str = ""  # from parts: "vicuna", "vicuna-v1", "llama-2", "chatml" or a Jinja file; "": the LLM's own
+    patch_merge: str | int = ""  # from parts, no Q-Former: "2x2" or "4x4" patches per token, or 4 in a row; "": by the tower
+    patch_fit: str = "pad"  # from parts: a grid that does not divide is padded with empty patches, or averaged down: "pool"
+    vision_feature_layer: int = -1  # from parts, no Q-Former: -1 is the tower's output, -2 the input of its last layer
+    image_token: str = ""  # from parts: the LLM's token that represents an image; "": its <unk> or a reserved one
+    projection: str = "fresh"  # "fresh": random initialisation; "base": the base's own; or the folder of an earlier stage
+    projection_layers: int = 1  # from parts or "embedded": the paper's ablation has three (GELU between, widths of the LLM)
+    trained_parts: list[str] = field(default_factory=lambda: ["projection"])  # also "qformer" in an ablation
+    lora_rank: int = 0  # rank of LoRA on the LLM's attention, through peft (an ablation of the paper); 0: none
     lora_alpha: int = 16  # its updates are scaled by alpha / rank
     lora_targets: list[str] = field(default_factory=lambda: ["q_proj", "v_proj"])  # linear layers of the LLM by name
-    load_in: str = ""  # "4bit" or "8bit": the frozen parts packed by bitsandbytes, with LoRA this is QLoRA
-    dtype: str = "auto"  # of the frozen parts: "bfloat16", ...; "auto": as stored, or as is fast here
+    load_in: str = ""  # "4bit" or "8bit": quantize the frozen parts with bitsandbytes; with LoRA this is QLoRA
+    dtype: str = "auto"  # of the frozen parts: "bfloat16", ...; "auto": as stored, or a fast one on this device
     attn_implementation: str = "sdpa"  # "eager" is faster for short sequences on a CPU
 
 
 @dataclass
 class SourceSection:
-    """Pictures with texts in one place. What lies there is found by looking: see processing/data/sources.py."""
+    """One source of images with texts. Its format is detected: see processing/data/sources.py."""
 
     path: str | list = ""  # a file, folder, glob, hf://, https:// or s3:// address, a list of those, or a Hub data set
-    subset: str = ""  # of a Hub data set that has several
-    split: str = "train"  # of a Hub or saved data set
-    image_column: str = ""  # by default the usual name that is there: image, jpg, file_name, ...
-    text_column: str = ""  # likewise: captions, text, caption, ...; or messages, with a column images
-    instruction_column: str = ""  # stage 2: by default one of the paper's four instructions is drawn
-    weight: float = 1.0  # of one of several sources: how often it is drawn from
+    subset: str = ""  # for a Hub data set with several
+    split: str = "train"  # for a Hub or saved data set
+    image_column: str = ""  # default: the first usual name found: image, jpg, file_name, ...
+    text_column: str = ""  # likewise: captions, text, caption, ...; or messages, with an images column
+    instruction_column: str = ""  # stage 2: by default, one of the paper's four instructions at random
+    weight: float = 1.0  # with several sources: how often this one is sampled
 
 
 @dataclass
 class DataSection(SourceSection):
-    """What is learned from. An empty path: composed scenes; the texts follow from the stage."""
+    """The training data. An empty path means composed scenes; the stage determines the texts."""
 
-    sources: list[SourceSection] = field(default_factory=list)  # in place of path: a mixture, by weight
-    streaming: bool = False  # read without end as it comes, for data that are large or remote; without: looked at first
-    shuffle_buffer: int = 1000  # streaming: encoded samples that each loader worker holds and shuffles
+    sources: list[SourceSection] = field(default_factory=list)  # instead of path: a weighted mixture
+    streaming: bool = False  # endless streaming, for large or remote data; false: scan all data first
+    shuffle_buffer: int = 1000  # streaming: encoded samples that each loader worker keeps and shuffles
     random_crop: bool = (
-        False  # 50 to 100% of a picture's area, 3:4 to 4:3, as the published training; not with train.cache_features
+        False  # 50 to 100% of an image's area, 3:4 to 4:3, as in the original training; not with train.cache_features
     )
-    image_size: int = 0  # a larger JPEG is scaled down to it while it is decoded, a crop keeps as many; 0: the model's
-    max_dropped_share: float = 0.01  # broken samples are skipped and counted; more than this share stops the run
-    held_out: int = 0  # pictures kept out of the training, to be shown before and after
-    validation: str | list = ""  # pictures with texts as in `path`, with its columns: the loss on them is logged
-    validation_share: float = 0.0  # or a share of the training's pictures, kept out of it
-    validation_limit: int = 200  # at most so many pictures of either
-    holdout_share: float = 0.0  # tar shards: share kept out of training, by key; `minigpt4 evaluate --holdout-share` asks it
-    scenes: int = 8000  # scenes: how many pictures are composed
-    scene_seed: int = 0  # scenes: which
-    views: int = 1  # cached looks at a picture: as it is, mirrored, then random crops, every other mirrored
-    detailed_answers: int = 4  # stage 2: how often a picture is asked about with one of the four instructions
-    short_answers: int = 0  # stage 2: how often a short caption is asked for besides
-    plain_captions: int = 0  # stage 2: captions in the form of stage 1, without a prompt, not to forget it
-    joined_captions: int = 3  # stage 2: where no `detail` came, an answer is that many captions, a sentence each; 0: none
-    varied_captions: int = 0  # where captions were made of a label, a list or a detail: so many wordings in their place
-    questions: int = 0  # stage 2: so many short questions a picture: what is there, is there a ..., how many, what color
-    conversations: float = 0.0  # stage 2: share of the pictures about which a conversation of several turns is learned
+    image_size: int = 0  # scale larger JPEGs down to this many pixels while decoding (more for crops); 0: the model's
+    max_dropped_share: float = 0.01  # broken samples are skipped and counted; a larger share stops the run
+    held_out: int = 0  # images kept out of training, to show answers before and after
+    validation: str | list = ""  # images with texts, as in `path` and with its columns: their loss is logged
+    validation_share: float = 0.0  # or a share of the training images, kept out of training
+    validation_limit: int = 200  # the most images to use of either
+    holdout_share: float = 0.0  # tar shards: share kept out of training, by key; for `minigpt4 evaluate --holdout-share`
+    scenes: int = 8000  # scenes: number of images to compose
+    scene_seed: int = 0  # scenes: random seed
+    views: int = 1  # cached views of an image: as it is, mirrored, then random crops, every other mirrored
+    detailed_answers: int = 4  # stage 2: examples per image with one of the four instructions
+    short_answers: int = 0  # stage 2: examples per image that ask for a short caption
+    plain_captions: int = 0  # stage 2: captions without a prompt, as in stage 1, so it is not forgotten
+    joined_captions: int = 3  # stage 2: without `detail`, an answer joins this many captions, one sentence each; 0: none
+    varied_captions: int = 0  # replace captions made from a label, a list or a detail by this many wordings
+    questions: int = 0  # stage 2: short questions per image: what is there, is there a ..., how many, what color
+    conversations: float = 0.0  # stage 2: share of the images with a conversation of several turns
     clean_captions: bool = True  # plain captions: the original's clean-up (lower case, no punctuation, at most 50 words)
 
 
@@ -117,42 +117,42 @@ class TrainSection:
     """How the projection is trained; the learning rate follows the original's schedule (see trainer.learning_rate)."""
 
     steps: int = 400
-    batch_size: int = 16  # examples at a time on each device; not read where global_batch is given
-    accumulation: int = 1  # batches whose gradients are added up to one step; not read where global_batch is given
-    global_batch: int = 0  # examples in a step, however many processes share them; 0: batch_size x accumulation x processes
-    max_batch_size: int = 64  # with global_batch: the most examples at a time on a device; what is left is accumulated
-    processes: int = 0  # the most processes that take part, of those that are started; 0: all of them
+    batch_size: int = 16  # examples at a time on each device; ignored if global_batch is given
+    accumulation: int = 1  # batches whose gradients are added up for one step; ignored if global_batch is given
+    global_batch: int = 0  # examples per step, over all processes; 0: batch_size x accumulation x processes
+    max_batch_size: int = 64  # with global_batch: the most examples at a time on a device; the rest is accumulated
+    processes: int = 0  # the most started processes that take part; 0: all of them
     learning_rate: float = 1e-2  # after warm-up
     min_learning_rate: float = 0.0  # at the end
     warmup_learning_rate: float = 0.0  # at the start
     warmup_steps: int = 20
     weight_decay: float = 0.0  # on weights, never on biases
-    adam_beta2: float = 0.999  # of AdamW: how slowly it forgets the size of gradients; 0.95 for short runs
-    standardize: bool = False  # train the projection as if its cached inputs had mean 0 and spread 1: see standardized.py
-    feature_dropout: float = 0.0  # share of cached vision features set to zero, while training
-    max_answer_tokens: int = 32  # answers are cut there, the original: 32 in stage 1, 160 in stage 2
-    cache_features: bool = True  # compute the frozen vision part once for each picture, not once for each step
-    save_steps: int = 100  # a checkpoint every so many steps; the last one is resumed from
-    save_total_limit: int = 1  # checkpoints that are kept while the run is not finished: the last so many
-    eval_steps: int = 100  # with validation data: every so many steps they are looked at; the best checkpoint is the result
-    metric: str = "loss"  # what the best has: the least "loss", or greedy answers of the highest "cider", "bleu4", "rouge_l"
-    early_stopping: int = 0  # stop after so many looks without a better one; 0: never
-    keep_steps: list[int] = field(default_factory=list)  # after these the model is kept besides, in OUTPUT/step-N
-    sample_steps: int = 0  # every so many steps: what the model says about a few fixed pictures; 0 is never
-    workers: int = 0  # processes beside each device's that read and decode pictures
+    adam_beta2: float = 0.999  # AdamW's decay of squared gradients; 0.95 for short runs
+    standardize: bool = False  # train the projection as if its cached inputs had mean 0 and variance 1: see standardized.py
+    feature_dropout: float = 0.0  # share of cached vision features set to zero in training
+    max_answer_tokens: int = 32  # answers are cut to this; in the original, 32 in stage 1 and 160 in stage 2
+    cache_features: bool = True  # run the frozen vision parts once per image, not once per step
+    save_steps: int = 100  # steps between checkpoints; a run resumes from the last one
+    save_total_limit: int = 1  # number of latest checkpoints to keep during the run
+    eval_steps: int = 100  # with validation data: steps between evaluations; the best checkpoint is the result
+    metric: str = "loss"  # the best has the lowest "loss", or the highest "cider", "bleu4" or "rouge_l" of greedy answers
+    early_stopping: int = 0  # stop after this many evaluations without improvement; 0: never
+    keep_steps: list[int] = field(default_factory=list)  # also keep the model after these steps, in OUTPUT/step-N
+    sample_steps: int = 0  # steps between samples of the model's answers about a few fixed images; 0: never
+    workers: int = 0  # additional processes per device that read and decode images
     tokens_at_once: int = 0  # through the frozen LLM; fewer need less memory; 0: 1024 on a CPU, else 4096
     float8: bool = False  # experimental, not run on a GPU yet: frozen linear layers in FP8 (Ada, Hopper; bf16)
     gradient_checkpointing: bool = False  # recompute the LLM's activations: less memory, a third slower
     compile: bool = False  # torch.compile: minutes at the start, for long runs on a GPU
-    report_to: list[str] = field(default_factory=list)  # "tensorboard", "trackio", "wandb", where they are installed
-    trackio_space: str = ""  # OWNER/NAME of a Space that trackio writes to and the model card links; "": on this machine
-    check_first_loss: bool = True  # stop where the first loss is that of an LLM whose weights are broken
+    report_to: list[str] = field(default_factory=list)  # "tensorboard", "trackio", "wandb", if installed
+    trackio_space: str = ""  # OWNER/NAME of a Space that trackio writes to and the model card links to; "": local
+    check_first_loss: bool = True  # stop if the first loss suggests that the LLM's weights are broken
     seed: int = 0
 
 
 @dataclass
 class Recipe:
-    """A whole run: `stage` 1 learns captions without a prompt, 2 learns to answer in the LLM's own conversation form."""
+    """A whole run: `stage` 1 trains on captions without a prompt, 2 on answers in the LLM's own conversation format."""
 
     stage: int = 1
     output: str = "outputs/stage1"  # a light repository of the trained model, summary.json and checkpoints
@@ -165,7 +165,7 @@ class Recipe:
         write_bytes(path, self.as_yaml().encode())
 
     def as_yaml(self):
-        """Every field, defaults too."""
+        """Every field, including defaults."""
         return yaml.safe_dump(asdict(self), sort_keys=False)
 
 
@@ -173,11 +173,11 @@ def load_recipe(path, settings=()):
     """Reads a recipe and applies "section.key=value" settings.
 
     Args:
-        path: a YAML file, or the name of one that ships: "stage1-embedded".
-        settings: strings as `--set` takes them; values are YAML.
+        path: a YAML file, or the name of an included recipe such as "stage1-embedded".
+        settings: strings in the form of `--set`; values are YAML.
 
     Raises:
-        ValueError: no such file, no YAML, an unknown key (with the nearest known one), a value of the wrong type.
+        ValueError: a missing file, invalid YAML, an unknown key (with the nearest known one), a value of the wrong type.
     """
     values = _read(path)
     for setting in settings:
@@ -198,17 +198,17 @@ def load_recipe(path, settings=()):
 
 
 def same_training(path, recipe):
-    """Whether a recipe's file asks for the same training, though perhaps on other processes, or with other room to work."""
+    """Whether a recipe file describes the same training, except for the number of processes and memory settings."""
     try:
         other = load_recipe(path)
-    except ValueError:  # of another version
+    except ValueError:  # written by another version
         return False
     machine = {name: getattr(recipe.train, name) for name in _OF_THE_MACHINE}
     return replace(other, train=replace(other.train, **machine)) == recipe
 
 
 def _read(path, folder=None, depth=0):
-    """What a recipe says, over what the one that it extends says. `folder`: where names are looked for first."""
+    """A recipe's values merged over those of the recipe it extends. `folder`: where names are looked up first."""
     places = [Path(folder or "", path), Path(path), RECIPES / f"{path}.yaml"]
     found = next((place for place in places if place.is_file()), None)
     if found is None:
@@ -224,7 +224,7 @@ def _read(path, folder=None, depth=0):
 
 
 def _over(below, values):
-    """A nested dict with other values put over its own."""
+    """A nested dict with its values overridden by others."""
     both = {key: _over(below[key], value) for key, value in values.items() if isinstance(value, dict) and key in below}
     return {**below, **values, **both}
 
@@ -245,7 +245,7 @@ def _set(values, keys, value, setting):
 
 
 def _build(cls, values, source, prefix=""):
-    """A dataclass from a dict; every key must be a field, every value of its type."""
+    """A dataclass from a dict; every key must be a field, every value of the field's type."""
     types = get_type_hints(cls)
     built = {}
     for key, value in (values or {}).items():
@@ -279,7 +279,7 @@ def _build(cls, values, source, prefix=""):
 def _as_type(value, expected, where):
     if expected is float and isinstance(value, int | str) and not isinstance(value, bool):
         try:
-            return float(value)  # YAML 1.1 reads 1e-4 as a text
+            return float(value)  # YAML 1.1 reads 1e-4 as a string
         except ValueError:
             pass
     if get_origin(expected) is list:

@@ -1,1 +1,1 @@
-"""The model and what a Hub repository has beside it: its code is copied there, without the rest of the package."""
+"""The model code that a Hub repository contains: it is copied there without the rest of the package."""

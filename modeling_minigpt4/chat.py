@@ -1,14 +1,14 @@
-"""A conversation about pictures that is quick from the second question on: `chat = model.chat_session(processor)`.
+"""A conversation about images with fast follow-up questions: `chat = model.chat_session(processor)`.
 
     chat.ask("What is this?", images="photo.jpg")     the answer
     chat.ask("Why?", stream=True)                     an iterator over its text; `close()` or `chat.cancel()` stops it
-    chat.messages                                     what was said, as the Hub writes it; turns may be taken away
-    chat.fork()                                       another conversation that goes on from here
+    chat.messages                                     the conversation in the Hub's format; turns may be removed
+    chat.fork()                                       a second conversation that continues from here
     model.chat_session(processor, chat.export())      the same conversation, from JSON
 
-A picture goes through the vision tower once. The keys and values of everything said stay, and a prompt is computed from its
-first token on that they are not of: of a follow-up, that is its own tokens alone. The tokens are those that
-`generate` writes for `apply_chat_template(chat.messages)`, where an answer stays the ids that the model wrote.
+An image goes through the vision tower once. The keys and values of everything said are kept, and a prompt is computed from
+its first token that they do not cover: for a follow-up, only its own tokens. The result is the same as that of
+`generate` on `apply_chat_template(chat.messages)`, with each answer kept as the ids that the model wrote.
 """
 
 import base64
@@ -32,18 +32,18 @@ from ..processing.processing_minigpt4 import ASKING
 
 # The longest answer in the original's demo, where the model's own generation config names none.
 MAX_NEW_TOKENS = 300
-# How full the context is made when turns have to go: not each further turn then costs another one.
+# How full the context may be after turns are dropped, so that the next turn does not drop another one right away.
 _REFILLED = 0.75
-_ROLE = "Assistant:"  # which a model that ends its turns in text may write once more
-_SOURCES = ("image", "path", "url")  # where the Hub's form of a message has a picture
-# Settings of `generate` that leave our cache out: several sequences go on from the prompt, or it has a cache of its own.
+_ROLE = "Assistant:"  # a model that ends its turns in text may repeat it
+_SOURCES = ("image", "path", "url")  # the keys of an image in the Hub's message format
+# Settings of `generate` that rule out our cache: several sequences continue the prompt, or it uses a cache of its own.
 _SEVERAL = ("num_beams", "num_return_sequences")
 _OTHER_CACHE = ("cache_implementation", "assistant_model", "prompt_lookup_num_tokens", "past_key_values")
 
 
 @dataclass
 class _Prompt:
-    """What is asked: messages with the question, their ids, a tensor [Q, D] for each picture, the messages left out."""
+    """A prompt: messages including the question, their ids, a tensor [Q, D] for each image, the messages dropped."""
 
     messages: list
     ids: list
@@ -57,24 +57,24 @@ class ChatSession:
     Args:
         model: a `MiniGPT4ForConditionalGeneration`.
         processor: its `MiniGPT4Processor`.
-        messages: what was said before, as `messages` or `export` of another session gave it: a system text first, if
-            any, then users' and assistants' messages, an assistant's last.
-        generation: arguments of `generate` for every answer, unless `ask` is given others: do_sample, top_p, ...
+        messages: an earlier conversation, as `messages` or `export` of another session returns it: an optional system
+            message, then user and assistant messages in turn, ending with an assistant's.
+        generation: default arguments of `generate` for every answer, which `ask` may override: do_sample, top_p, ...
 
     Attributes:
-        messages: the conversation as the model reads it, pictures as PIL. The last turns may be taken away from it, to be
-            asked again or otherwise.
-        dropped: the messages that no longer fitted into the context, oldest first.
+        messages: the conversation as the model reads it, images as PIL. The last turns may be removed, to ask them again
+            or differently.
+        dropped: the messages that no longer fit into the context, oldest first.
 
     Raises:
-        ValueError: messages in another form, with the number of the first one that is; a picture that cannot be read.
+        ValueError: malformed messages, with the number of the first one; an image that cannot be read.
     """
 
     def __init__(self, model, processor, messages=(), **generation):
         self.model, self.processor, self.generation = model, processor, generation
         self.messages, self.dropped = _read(messages), []
         self._seen = {}  # id of a picture: the picture, and its visual tokens [Q, D]
-        self._cache, self._cached = None, _Prompt([], [])  # keys and values, and what they are of
+        self._cache, self._cached = None, _Prompt([], [])  # keys and values, and the prompt they belong to
         self._writing, self._cancelled = threading.Lock(), threading.Event()
 
     def ask(self, text, images=None, stream=False, **generation):
@@ -82,15 +82,15 @@ class ChatSession:
 
         Args:
             text: the question.
-            images: a picture or a list of them that the question shows: paths, bytes, data URLs or PIL.
-            stream: return an iterator over the pieces of the answer's text, as they are written, in place of the whole.
-                One that is closed or given up ends the answer with the piece that was read last. If none was, the
+            images: an image, or a list of images, for the question: paths, bytes, data URLs or PIL.
+            stream: return an iterator over pieces of the answer as they are written, instead of the whole text.
+                Closing or dropping it ends the answer with the last piece that was read. If none was read, the
                 question counts as not asked.
             generation: arguments of `generate`: max_new_tokens, do_sample, num_beams, ...
 
         Raises:
-            ValueError: an empty question; a picture that cannot be read; a question that does not fit into the context
-                with its pictures and the answer; another answer that is still being written. Nothing then was asked.
+            ValueError: an empty question; an image that cannot be read; a question that does not fit into the context
+                with its images and the answer; another answer still being written. The conversation is then unchanged.
         """
         question = _question(text, images)
         if not self._writing.acquire(blocking=False):
@@ -107,11 +107,11 @@ class ChatSession:
             return pieces
 
     def cancel(self):
-        """Ends the answer that is being written, from any thread, after the token at hand; what was written stays."""
+        """Ends the answer being written after its current token, from any thread; the text so far is kept."""
         self._cancelled.set()
 
     def fork(self):
-        """Another conversation that goes on from here; what was computed is shared, what is said from now on is not.
+        """A second conversation that continues from here; it shares what was computed so far, but nothing said from now on.
 
         Raises:
             ValueError: an answer is being written.
@@ -122,17 +122,17 @@ class ChatSession:
         twin.messages, twin.dropped = [copy.copy(message) for message in self.messages], list(self.dropped)
         twin._seen, twin._cached = dict(self._seen), self._cached
         if self._cache is not None:
-            # A layer's tensors never change in place: what a cache takes in makes new ones.
+            # A layer's tensors never change in place: a cache update makes new ones.
             twin._cache = copy.copy(self._cache)
             twin._cache.layers = [copy.copy(layer) for layer in self._cache.layers]
         return twin
 
     def export(self):
-        """The messages as JSON can hold them, pictures as data URLs; another session takes them as `messages`."""
+        """The messages in JSON form, images as data URLs; another session takes them as `messages`."""
         return [{**message, "content": [_portable(part) for part in message["content"]]} for message in self.messages]
 
     def _with_defaults(self, generation):
-        """Arguments of `generate`, with what neither they nor the model's generation config say."""
+        """Arguments of `generate`, with defaults for what neither they nor the model's generation config set."""
         defaults = {
             "max_new_tokens": MAX_NEW_TOKENS,
             "eos_token_id": end_ids(self.model, self.processor),
@@ -142,12 +142,12 @@ class ChatSession:
         return {**defaults, **{name: value for name, value in own.items() if value is not None}, **generation}
 
     def _setting(self, generation, name):
-        """A setting of `generate`, from its arguments or else from the generation config."""
+        """A setting of `generate`: from its arguments, otherwise from the generation config."""
         config = generation.get("generation_config") or self.model.generation_config
         return generation.get(name, getattr(config, name, None))
 
     def _prompt(self, question, new_tokens):
-        """The conversation with a question, made to fit; raises ValueError if it cannot be."""
+        """The conversation plus a question, shortened to fit the context; raises ValueError if it cannot be."""
         context = getattr(self.model.config.text_config, "max_position_embeddings", None) or float("inf")
         messages, dropped, shown = [*self.messages, question], [], max(len(_pictures([question])), 1)
         ids = self.processor.conversation_ids(messages, **ASKING)
@@ -178,7 +178,7 @@ class ChatSession:
 
     @torch.no_grad()
     def _visual_tokens(self, messages):
-        """A tensor [Q, D] for each picture in the messages; only what was not seen before is encoded."""
+        """A tensor [Q, D] for each image in the messages; only images not seen before are encoded."""
         pictures = _pictures(messages)
         new = {id(picture): picture for picture in pictures if id(picture) not in self._seen}
         if new:
@@ -189,7 +189,7 @@ class ChatSession:
         return [self._seen[id(picture)][1] for picture in pictures]
 
     def _generate(self, prompt, generation, streamer=None):
-        """The ids that the model writes behind a prompt."""
+        """The ids that the model writes after a prompt."""
         several = any((self._setting(generation, name) or 1) > 1 for name in _SEVERAL)
         other_cache = any(self._setting(generation, name) is not None for name in _OTHER_CACHE)
         arguments, start, cache = dict(generation), 0, None
@@ -197,7 +197,7 @@ class ChatSession:
         if not (several or other_cache or self._setting(generation, "use_cache") is False):
             start = self._crop(prompt)
             cache = self._cache or DynamicCache(config=self.model.config.get_text_config(decoder=True))
-            self._cache = None  # until `generate` is through: what interrupts it leaves the cache half written
+            self._cache = None  # until `generate` is done: an interruption leaves the cache half written
             arguments["past_key_values"] = cache
         unseen = prompt.pictures[self._count_pictures(prompt.ids[:start]) :]
         if unseen:
@@ -214,15 +214,15 @@ class ChatSession:
         written = output[len(prompt.ids) :]
         if cache is not None:
             self._cache, self._cached = cache, _Prompt([], output.tolist()[: cache.get_seq_length()], prompt.pictures)
-        if several and streamer is not None:  # none can be shown before the best is known
+        if several and streamer is not None:  # nothing can be shown before the best is known
             streamer.put(ids)
             streamer.put(written)
             streamer.end()
         return written.tolist()
 
     def _crop(self, prompt):
-        """Leaves in the cache what a prompt begins with; returns how many of its tokens those are, never all."""
-        # Pictures have the same ids, all of them: what counts is how many are the same, from the first to the last token.
+        """Crops the cache to what it shares with a prompt's beginning; returns that many tokens, never the whole prompt."""
+        # All images have the same ids, so the images themselves are compared: the leading ones must be the same objects.
         pictures = _common_length(self._cached.pictures, prompt.pictures, operator.is_)
         places = [place for place, token in enumerate(prompt.ids) if token == self.processor.image_token_id]
         other = places[pictures * self.processor.num_image_tokens :][:1]
@@ -230,7 +230,7 @@ class ChatSession:
         same = min(same, *other, len(self._cached.ids))
         surplus = len(self._cached.ids) - same
         if self._cache is not None and surplus and not all(type(layer) is DynamicLayer for layer in self._cache.layers):
-            self._cache = None  # a sliding window has forgotten what lies before it
+            self._cache = None  # a sliding window has discarded what came before it
         if self._cache is None:
             return 0
         if surplus:
@@ -241,7 +241,7 @@ class ChatSession:
         return ids.count(self.processor.image_token_id) // self.processor.num_image_tokens
 
     def _stream(self, prompt, generation, writing):
-        """Yields once when it has begun, then the pieces of the answer; see `ask`."""
+        """Yields once when it has started, then the pieces of the answer; see `ask`."""
         pieces, result, read, cancelled = SimpleQueue(), [], 0, self._cancelled
         streamer = AnswerStreamer(self.processor, lambda *piece: pieces.put(piece))
 
@@ -252,7 +252,7 @@ class ChatSession:
                 result.append(error)
             pieces.put(None)
 
-        writer = threading.Thread(target=write)  # no daemon: one that is killed in PyTorch takes the program with it
+        writer = threading.Thread(target=write)  # not a daemon: killed inside PyTorch, it would crash the program
         with writing:
             try:
                 writer.start()
@@ -263,7 +263,7 @@ class ChatSession:
                 read = None
             finally:
                 cancelled.set()
-                if writer.ident is not None:  # else Ctrl-C came as it began
+                if writer.ident is not None:  # else Ctrl-C came while it started
                     writer.join()
                 if result and isinstance(result[0], BaseException):
                     raise result[0]
@@ -271,7 +271,7 @@ class ChatSession:
                     self._say(prompt, result[0][:read], generation)
 
     def _say(self, prompt, ids, generation):
-        """Takes question and answer into the conversation; returns the answer's text."""
+        """Adds question and answer to the conversation; returns the answer's text."""
         text = answer_text(self.processor, ids)
         answer = self.processor.spoken_message(text, _without_turn_end(self.processor, ids, generation["eos_token_id"]))
         self.dropped += prompt.dropped
@@ -280,16 +280,16 @@ class ChatSession:
 
 
 class AnswerStreamer(BaseStreamer):
-    """Shows an answer while `generate` writes it: show(piece of its text, how many tokens were written until then).
+    """Shows an answer while `generate` writes it: show(piece of its text, number of tokens written so far).
 
-    A piece is shown when nothing that follows can change it: no half characters, no beginning of a turn marker. All
-    pieces together are `answer_text`.
+    A piece is shown once nothing that follows can change it: no partial characters, no beginning of a turn marker. The
+    pieces add up to `answer_text`.
     """
 
     def __init__(self, processor, show):
         self.processor, self.show = processor, show
         self.ids, self.shown = None, ""
-        # SentencePiece reads bytes in a row as a whole: behind a letter's, a wrong one makes them all unreadable.
+        # SentencePiece decodes consecutive bytes as a whole: a wrong one after a letter's makes them all unreadable.
         self.wrong_byte = processor.tokenizer.get_vocab().get("<0xFF>")
 
     def put(self, value):
@@ -314,7 +314,7 @@ class AnswerStreamer(BaseStreamer):
             self.show(piece, len(self.ids))
 
     def _open_end(self, text):
-        """Letters at the end that may become something else."""
+        """The number of characters at the end that may still change."""
         markers = self.processor.turn_markers
         if markers and _ROLE.startswith(text):
             return len(text)
@@ -324,7 +324,7 @@ class AnswerStreamer(BaseStreamer):
 
 
 class _Cancelled(StoppingCriteria):
-    """Ends every row once an event is set."""
+    """Stops every row once an event is set."""
 
     def __init__(self, event):
         self.event = event
@@ -334,7 +334,7 @@ class _Cancelled(StoppingCriteria):
 
 
 class EndsWith(StoppingCriteria):
-    """Ends a row as soon as its last ids are one of `sequences`, whatever the other rows of the batch do."""
+    """Stops a row as soon as its last ids are one of `sequences`, whatever the other rows of the batch do."""
 
     def __init__(self, sequences):
         self.sequences = [torch.tensor(sequence) for sequence in sequences]
@@ -348,7 +348,7 @@ class EndsWith(StoppingCriteria):
 
 
 def end_ids(model, processor):
-    """The ids that each end an answer: those of the model's generation config, or of the tokenizer where that has none."""
+    """The ids that each end an answer: those of the model's generation config, or the tokenizer's if that has none."""
     ids = getattr(model.generation_config, "eos_token_id", None)
     if ids is None:
         ids = list(dict.fromkeys([processor.tokenizer.eos_token_id, *processor.turn_end_ids]))
@@ -356,7 +356,7 @@ def end_ids(model, processor):
 
 
 def answer_text(processor, ids):
-    """The answer in what the model wrote: without special tokens, up to the turn marker, behind a repeated role."""
+    """The answer in what the model wrote: without special tokens, up to the turn marker, after a repeated role."""
     text = processor.decode(ids, skip_special_tokens=True)
     for marker in processor.turn_markers:
         text = text.split(marker)[0].split(_ROLE)[-1]
@@ -364,7 +364,7 @@ def answer_text(processor, ids):
 
 
 def _without_turn_end(processor, ids, eos):
-    """The ids of an answer without the end of its turn, be that a special token or a marker in its text."""
+    """The ids of an answer without the end of its turn, whether a special token or a marker in its text."""
     if ids and ids[-1] in (eos if isinstance(eos, list | tuple) else [eos]):
         ids = ids[:-1]
     text = processor.decode(ids, skip_special_tokens=True)
@@ -375,7 +375,7 @@ def _without_turn_end(processor, ids, eos):
 
 
 def _question(text, images):
-    """A user's message: pictures, then text."""
+    """A user's message: images, then text."""
     if not isinstance(text, str) or not text.strip():
         raise ValueError("the question is empty; expected some text")
     images = [] if images is None else images if isinstance(images, list | tuple) else [images]
@@ -384,7 +384,7 @@ def _question(text, images):
 
 
 def _read(messages):
-    """A copy of messages in the form that a session keeps: content a list, pictures as PIL."""
+    """A copy of messages in the form that a session keeps: content as a list, images as PIL."""
     if not isinstance(messages, list | tuple):
         raise ValueError(f"the messages are a {type(messages).__name__}; expected a list")
     read = [_read_message(number, message) for number, message in enumerate(messages, 1)]
@@ -420,14 +420,14 @@ def _read_part(number, part):
 
 
 def _pictures(messages):
-    """The pictures in messages, in their order."""
+    """The images in messages, in order."""
     return [part["image"] for message in messages for part in message["content"] if part["type"] == "image"]
 
 
 def _without_oldest_turn(messages):
     """The messages without the first question and its answer; None if there is only one question.
 
-    The pictures of that turn may still be spoken of: they go to the next question.
+    Later turns may still refer to that turn's images, so these move to the next question.
     """
     questions = [index for index, message in enumerate(messages) if message["role"] == "user"]
     if len(questions) < 2:
@@ -440,7 +440,7 @@ def _without_oldest_turn(messages):
 
 
 def _without_oldest_picture(messages):
-    """The messages without the first picture in them."""
+    """The messages without their first image."""
     messages = list(messages)
     for index, message in enumerate(messages):
         for place, part in enumerate(message["content"]):
@@ -452,7 +452,7 @@ def _without_oldest_picture(messages):
 
 
 def _portable(part):
-    """A part of a message as JSON can hold it."""
+    """A part of a message in JSON form."""
     if part["type"] != "image":
         return part
     buffer = io.BytesIO()
@@ -461,6 +461,6 @@ def _portable(part):
 
 
 def _common_length(old, new, equal=operator.eq):
-    """How many items two lists begin with alike."""
+    """The length of the common beginning of two lists."""
     pairs = zip(old, new, strict=False)
     return next((index for index, pair in enumerate(pairs) if not equal(*pair)), min(len(old), len(new)))

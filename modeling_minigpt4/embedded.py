@@ -30,7 +30,7 @@ def load_embedded(projection=SHIPPED_PROJECTION, loading=None, **config_override
         projection: safetensors file with `model.projection.*`; None draws a fresh one, to be trained.
         loading: arguments of `from_pretrained`: dtype, device_map, quantization_config.
         config_overrides: fields of `MiniGPT4Config` other than the preset's. A part that its `base_parts` do not name is
-            drawn at random with the projection: a Q-Former, another vision tower.
+            initialised at random with the projection: a Q-Former, another vision tower.
     """
     fields = {"base_parts": parts.BASE_PARTS, "dtype": torch.bfloat16, **config_overrides}
     config = MiniGPT4Config.preset("embedded", **fields)
@@ -59,7 +59,7 @@ def embedded_processor(config):
 
 
 def generation_defaults(tokenizer):
-    """How the embedded default answers unless it is told otherwise: the likeliest words, up to the end of its turn."""
+    """The embedded default's generation config: greedy decoding up to the end of its turn."""
     return GenerationConfig(
         do_sample=False,
         max_new_tokens=200,
@@ -70,7 +70,7 @@ def generation_defaults(tokenizer):
 
 
 def fresh_tensors(config):
-    """{name: tensor}, fp32, of what no base part gives: the projection as PyTorch draws it, other parts as they begin."""
+    """{name: tensor} in fp32 of what no base part provides: the projection and other parts, freshly initialised."""
     config = copy.deepcopy(config)
     config.text_config.num_hidden_layers, config.text_config.vocab_size = 1, 64  # the LLM is not kept
     with torch.random.fork_rng(devices=[]):  # the same seed draws the same projection, whatever the other parts are

@@ -1,7 +1,7 @@
 """Light repositories: the trained tensors, and a config that says where the other parts come from.
 
 config.json          `base_parts` {part: {"repo", "revision"}} and the dimensions
-model.safetensors    what no base part gives: 3 MB for the embedded default, 12 MB for MiniGPT-4 7B
+model.safetensors    what no base part provides: 3 MB for the embedded default, 12 MB for MiniGPT-4 7B
 lora/                adapters of the LLM, if it was trained with any (see lora.py)
 
 A part is named as in `MiniGPT4Model`: "vision_tower", "qformer" (with its queries and BLIP-2's `ln_vision`, which were
@@ -28,7 +28,7 @@ from .parts import BASE_PARTS, language_model, vision_tower_weights
 from .precision import fast_loading, hub_arguments, stored_in
 from .repositories import StoredTensors, common_prefix, shape_of
 
-# The published projections by their shape [out, in].
+# The published projections, by shape [out, in].
 _VARIANTS = {
     (4096, 768): "MiniGPT-4 with Vicuna-7B",
     (5120, 768): "MiniGPT-4 with Vicuna-13B",
@@ -40,24 +40,24 @@ _OF_THE_LLM = ("model.language_model.", "lm_head.")
 
 
 class MiniGPT4ForConditionalGeneration(FullMiniGPT4):
-    """The model as this package has it, and as the code of a light repository has it.
+    """The model as this package and the code of a light repository define it.
 
-    Beyond its base class, which is all that a full repository needs and has the same name there: it loads and saves light
-    repositories and LoRA adapters, is made from parts, and is stored in the precision that it was stored in, also where it
-    computes in another.
+    A full repository needs only the base class, which has the same name there. This class adds loading and saving of light
+    repositories and LoRA adapters, building a model from parts, and saving in the precision that the model was stored in,
+    even if it computes in another.
     """
 
-    _stored_as: dict = {}  # {dtype it computes in: dtype it is stored in}, where the first was chosen here
+    _stored_as: dict = {}  # {dtype it computes in: dtype it is stored in}, if the first was chosen here
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
         """Loads a full or a light repository, as `PreTrainedModel.from_pretrained` does, and freezes it for training.
 
-        Without `dtype`, or with "auto", it computes in one that is fast (see `fast_loading`), and is stored as before.
+        Without `dtype`, or with "auto", it computes in a fast one (see `fast_loading`) and is saved in its stored one.
         """
         repo = pretrained_model_name_or_path
         if is_light(repo, kwargs):
-            loaded = load_light(cls, repo, **kwargs)  # comes here again, with the tensors
+            loaded = load_light(cls, repo, **kwargs)  # calls this method again, with the tensors
             model = loaded[0] if isinstance(loaded, tuple) else loaded
         else:
             loaded: Any = super().from_pretrained(repo, *model_args, **kwargs)
@@ -70,7 +70,7 @@ class MiniGPT4ForConditionalGeneration(FullMiniGPT4):
         return loaded
 
     def save_pretrained(self, save_directory, is_main_process=True, state_dict=None, **kwargs):
-        """Saves what no part of `config.base_parts` gives, or every weight if it names none; LoRA adapters beside them."""
+        """Saves what no part of `config.base_parts` provides, or every weight if it names none, and any LoRA adapters."""
         own = None
         if state_dict is None:
             own = own_tensors(self) if self.config.base_parts is not None else None
@@ -89,8 +89,8 @@ class MiniGPT4ForConditionalGeneration(FullMiniGPT4):
     def push_to_hub(self, repo_id, **arguments):
         """Uploads the model in one commit with its code, card and `auto_map`; see `export.push_model`.
 
-        With `processor.push_to_hub` that makes the repository that `minigpt4 export --push` makes. Where this package is
-        not installed it is `PreTrainedModel.push_to_hub`.
+        Together with `processor.push_to_hub` this makes the same repository as `minigpt4 export --push`. If this package
+        is not installed, it is `PreTrainedModel.push_to_hub`.
         """
         try:
             from minigpt4.hub.export import push_model
@@ -100,24 +100,24 @@ class MiniGPT4ForConditionalGeneration(FullMiniGPT4):
 
     @classmethod
     def from_parts(cls, vision, text, **arguments):
-        """A model from base models on the Hub or in folders ("ID", "ID@REVISION" or a path), with a projection.
+        """Builds a model from base models on the Hub or in folders ("ID", "ID@REVISION" or a path) and a projection.
 
         Args:
-            vision: a BLIP-2 (its tower and, unless told otherwise, its Q-Former), or any vision tower.
-            text: any causal LLM whose head is one linear layer and arithmetic (see own_head); of a vision-language LLM its
-                text model is taken. Its logits on a few tokens are compared with those of its own class.
+            vision: a BLIP-2 (for its tower and, by default, its Q-Former), or any vision tower.
+            text: any causal LLM whose head is one linear layer plus arithmetic (see own_head); from a vision-language LLM
+                the text model is taken. Its logits on a few tokens are compared with those of its own class.
             qformer: another BLIP-2 to take the Q-Former from, or None for the variant without one.
-            projection: a file, the original's or safetensors; by default one is drawn afresh, to be trained.
-            image_token: the LLM's token that stands for a picture; by default its <unk>, a reserved special token or a
-                row of its embedding table that no token has.
-            template: of its conversations, see `MiniGPT4Processor.for_model`; give that the same.
-            config: fields of `MiniGPT4Config` that the parts do not tell: patch_merge, projection_layers, ...
-            arguments: of `from_pretrained`: dtype, device_map, quantization_config, token, ...
+            projection: a file, the original's or safetensors; by default a new one is initialised, to be trained.
+            image_token: the LLM's token that represents an image; by default its <unk>, a reserved special token or an
+                unused row of its embedding table.
+            template: its conversation template, see `MiniGPT4Processor.for_model`; pass the same there.
+            config: fields of `MiniGPT4Config` that do not follow from the parts: patch_merge, projection_layers, ...
+            arguments: arguments of `from_pretrained`: dtype, device_map, quantization_config, token, ...
 
         Raises:
-            OSError: a repository or file that is not there.
-            ValueError: a part that is missing, damaged or of another shape; with what was found and expected.
-            ImportError: this is the code of a repository, and the package is not installed.
+            OSError: a repository or file does not exist.
+            ValueError: a part is missing, damaged or has another shape; with what was found and expected.
+            ImportError: this code runs from a repository, and the package is not installed.
         """
         try:
             from minigpt4.hub.from_parts import from_parts
@@ -126,30 +126,30 @@ class MiniGPT4ForConditionalGeneration(FullMiniGPT4):
         return from_parts(cls, vision, text, **arguments)
 
     def draw_projection(self):
-        """Draws the projection afresh, as PyTorch draws a linear layer, which is how the paper's began."""
+        """Reinitialises the projection with PyTorch's default for linear layers, as the paper's was."""
         for layer in self.model.projection.modules():
             if isinstance(layer, nn.Linear) and not layer.weight.is_meta:
                 layer.reset_parameters()
 
     def stored_dtype(self, name, tensor):
-        """The dtype in which a tensor of the state is saved: that of the repository, where it computes in another."""
+        """The dtype in which a tensor of the state is saved: the repository's, if the model computes in another."""
         part = name.removeprefix("model.").split(".")[0]
         trained = {"projection", *self.config.trained_parts}
         precise = part in trained or is_adapter(name) or (part == "query_tokens" and "qformer" in trained)
         return tensor.dtype if precise or tensor.dtype != self.dtype else self._stored_as.get(tensor.dtype, tensor.dtype)
 
     def _as_stored(self, tensors):
-        """{name: tensor} in the dtypes in which they are saved."""
+        """{name: tensor} in the dtypes that they are saved in."""
         saved, done = {}, {}
         for name, tensor in tensors.items():
-            place = tensor.data_ptr(), tensor.shape  # weights that are tied stay so
+            place = tensor.data_ptr(), tensor.shape  # tied weights stay tied
             if place not in done:
                 done[place] = tensor.to(self.stored_dtype(name, tensor))
             saved[name] = done[place]
         return saved
 
     def _without_weights(self, stored):
-        """The model with neither weights, adapters nor quantization: what the library needs to save given tensors.
+        """The model without weights, adapters or quantization: what the library needs to save given tensors.
 
         Its config names the dtype `stored`, if any, for every part.
         """
@@ -167,7 +167,7 @@ class MiniGPT4ForConditionalGeneration(FullMiniGPT4):
 
 
 def is_light(repo, arguments):
-    """Whether a folder or Hub repository leaves parts to others. `arguments`: those of `from_pretrained`."""
+    """Whether a folder or Hub repository takes parts from others. `arguments`: those of `from_pretrained`."""
     if repo is None or arguments.get("state_dict") is not None:
         return False
     config, _ = PreTrainedConfig.get_config_dict(repo, **hub_arguments(arguments))
@@ -190,14 +190,14 @@ def load_light(cls, repo, config=None, **arguments):
 
 
 def assemble(cls, config, given, source="the trained tensors", hub=None, **arguments):
-    """A model from the parts that `config.base_parts` names and a dict of tensors that belong to no base part.
+    """Builds a model from the parts that `config.base_parts` names and a dict of tensors that belong to no base part.
 
-    Tensors of base parts go from the file to their place one by one, in the dtype they get: no part is in memory twice.
+    Tensors of base parts are read one by one into their place, in their final dtype: no part is in memory twice.
 
     Args:
         cls: `MiniGPT4ForConditionalGeneration`, or a class with the same parts.
-        given: {name in the model: tensor}; a projection that is not given is drawn afresh.
-        source: where `given` is from, named in errors.
+        given: {name in the model: tensor}; a missing projection is initialised.
+        source: where `given` comes from, for error messages.
         hub: how base parts are fetched: token, cache_dir, local_files_only.
         arguments: further arguments of `from_pretrained` (dtype, device_map, quantization_config, ...).
 
@@ -237,14 +237,14 @@ def assemble(cls, config, given, source="the trained tensors", hub=None, **argum
 
 
 def _unread(tensor, dtype):
-    """A stand-in of a tensor's shape that takes no memory: FSDP2 has one process of a machine read, and share it out."""
+    """A placeholder of a tensor's shape that takes no memory: with FSDP2 one process per machine reads for the others."""
     dtype = dtype if isinstance(dtype, torch.dtype) else tensor[:0].dtype
     return torch.zeros((), dtype=dtype).expand(shape_of(tensor))
 
 
 @torch.no_grad()
 def _round(model):
-    """Rounds weights to what is stored of them: a base part may be more precise, and the model is one on every device."""
+    """Rounds weights to their stored precision: base parts may be more precise, and every device gets the same model."""
     for name, parameter in model.named_parameters():
         stored = model.stored_dtype(name, parameter)
         if stored.itemsize < parameter.dtype.itemsize:
@@ -252,12 +252,12 @@ def _round(model):
 
 
 def _norm_of_qformer(config):
-    """The name of the tower's last norm where it was trained with a Q-Former: it is BLIP-2's `ln_vision`. Else None."""
+    """The name of the tower's last norm if it was trained with a Q-Former (BLIP-2's `ln_vision`), else None."""
     return "model.vision_tower.post_layernorm" if config.vision_config.model_type == "blip_2_vision_model" else None
 
 
 def _norm_without_qformer(config):
-    """The authors' variant without Q-Former leaves that norm as a LayerNorm begins."""
+    """The authors' variant without Q-Former leaves that norm as initialised."""
     name, width = _norm_of_qformer(config), config.feature_width
     if name is None or config.qformer_config is not None:
         return {}
@@ -265,17 +265,17 @@ def _norm_without_qformer(config):
 
 
 def variant_of(shape):
-    """The published model that a projection of this shape [out, in] belongs to; None if it is none of them."""
+    """The published model that has a projection of this shape [out, in], or None."""
     return _VARIANTS.get(tuple(shape))
 
 
 def own_parameters(model):
-    """{name: parameter} of what no base part gives, what training moves, and what was stored before; no adapters (lora.py).
+    """{name: parameter} of what no base part provides, what is trained, and what was stored before; no adapters (lora.py).
 
     Raises:
         ValueError: one of them is quantized.
     """
-    stored = getattr(model, "stored", frozenset())  # a layer that was unfrozen by hand, when it was saved
+    stored = getattr(model, "stored", frozenset())  # includes layers that were unfrozen by hand and saved
     own = {
         plain_name(name): parameter
         for name, parameter in model.named_parameters()
@@ -288,12 +288,12 @@ def own_parameters(model):
 
 
 def own_tensors(model):
-    """{name: tensor} of `own_parameters` on the CPU; of a model that FSDP2 has sharded, every process must ask."""
+    """{name: tensor} of `own_parameters` on the CPU; every process must call it if FSDP2 has sharded the model."""
     return {name: _whole(parameter.detach()).to("cpu").contiguous() for name, parameter in own_parameters(model).items()}
 
 
 def _whole(tensor):
-    """A tensor that is spread over processes (a DTensor) in one piece."""
+    """A tensor in one piece, gathered if it is spread over processes (a DTensor)."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
@@ -324,9 +324,9 @@ def _part_tensors(part, origin, config, expected, hub):
 
 
 def _our_names(part, theirs, config, expected):
-    """{name in a repository: name in the model}: the repository may call the part "vision_model." or "model."."""
+    """{name in a repository: name in the model}: the repository may name the part "vision_model." or "model."."""
     if part == "model":
-        return {name: name for name in theirs}  # stored under older names, too, which transformers knows to read
+        return {name: name for name in theirs}  # also under older names, which transformers can read
     ours = f"model.{part}."
     prefix = common_prefix(theirs, [name.removeprefix(ours) for name in expected if name.startswith(ours)])
     if prefix is None:
@@ -343,15 +343,15 @@ def _our_names(part, theirs, config, expected):
 
 
 def _head_names(left, theirs, expected):
-    """{name in a repository: name in the model} of the LLM's head: what else has its shape. (Its name is the LLM's own.)"""
+    """{name in a repository: name in the model} of the LLM's head, found by its shape since its name varies by LLM."""
     heads = [name for name in left if name.endswith(".weight") and shape_of(theirs[name]) == expected["lm_head.weight"]]
-    # With several, that of a vision-language model's text: under the name that is the model's own.
+    # If there are several, as in a vision-language model: the one under the model's own name.
     stem = min(heads, key=lambda name: (not name.endswith("lm_head.weight"), name), default="").removesuffix("weight")
     return {name: "lm_head." + name.removeprefix(stem) for name in left if stem and name.rpartition(".")[0] + "." == stem}
 
 
 def _is_given(name, config):
-    """Whether a base part gives the parameter of this name."""
+    """Whether a base part provides the parameter of this name."""
     base_parts = config.base_parts or {}
     if "model" in base_parts:
         return True

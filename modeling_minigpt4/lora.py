@@ -1,12 +1,12 @@
 """LoRA adapters on the LLM, through peft: the paper's ablation "LoRA on Vicuna".
 
-    add_lora(model)             fresh adapters, which are trained together with the projection
+    add_lora(model)             new adapters, trained together with the projection
     load_lora(model, repo)      those of a repository; `from_pretrained` does it where `config.trained_parts` names "lora"
     save_lora(model, folder)    lora/adapter_config.json and lora/adapter_model.safetensors, as peft writes them
     merged_state_dict(model)    the same model as plain weights, which need no peft
 
-They have a folder of their own: of an adapter_config.json beside a config.json on the Hub, `AutoModel` would load the
-`base_model_name_or_path` and not the repository. peft takes that folder as any other,
+They have a folder of their own because for an adapter_config.json next to a config.json on the Hub, `AutoModel` loads the
+`base_model_name_or_path` instead of the repository. peft reads that folder like any other:
 `PeftModel.from_pretrained(model, "FOLDER/lora")`, or on the Hub `PeftModel.from_pretrained(model, ID, subfolder="lora")`.
 """
 
@@ -20,26 +20,26 @@ from safetensors.torch import load_file, save_file
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import cached_file
 
-# What `config.trained_parts` calls them, and their folder in a repository.
+# Their name in `config.trained_parts`, and their folder in a repository.
 LORA = "lora"
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-_PREFIX = "base_model.model."  # what peft puts before the model's own names
+_PREFIX = "base_model.model."  # peft's prefix to the model's own names
 
 
 def add_lora(model, rank=64, alpha=16, dropout=0.05, target_modules=("q_proj", "v_proj")):
-    """Adds fresh adapters to the LLM of a `MiniGPT4ForConditionalGeneration`, in place; returns the model.
+    """Adds new adapters to the LLM of a `MiniGPT4ForConditionalGeneration`, in place; returns the model.
 
-    They begin as no change at all, in fp32. Trained are they and the parts that `config.trained_parts` names besides. The
+    They start as no change at all, in fp32. They are trained, as are the other parts that `config.trained_parts` names. The
     defaults are those of the original's `minigpt_base.py`, the rank that of its successor's recipes: the paper gives none.
 
     Args:
         rank, alpha: of the update `alpha / rank * B @ A`, with A [rank, in] and B [out, rank].
-        dropout: on what the adapters read, in training.
+        dropout: on the adapters' input, in training.
         target_modules: names of linear layers in the LLM.
 
     Raises:
-        ValueError: the LLM has no such layers, or the model has adapters already.
+        ValueError: the LLM has no such layers, or the model already has adapters.
         ImportError: peft is not installed.
     """
     if has_lora(model):
@@ -54,7 +54,7 @@ def add_lora(model, rank=64, alpha=16, dropout=0.05, target_modules=("q_proj", "
 
 
 def load_lora(model, repo, **hub):
-    """Puts the adapters of a light repository into a model, in place, whether it has some of the same shape or none.
+    """Loads the adapters of a light repository into a model, in place, with or without existing ones of the same shape.
 
     Args:
         repo: a folder or a Hub id.
@@ -62,7 +62,7 @@ def load_lora(model, repo, **hub):
 
     Raises:
         OSError: the repository has no adapters.
-        ValueError: they are damaged, or are not of this model; with what was found and expected.
+        ValueError: they are damaged or belong to another model; with what was found and expected.
     """
     config_file, weights = (cached_file(repo, f"{LORA}/{name}", **hub) for name in (_CONFIG, _WEIGHTS))
     try:
@@ -102,7 +102,7 @@ def save_lora(model, folder):
 
 
 def plain_state_dict(model):
-    """The state of a model without its adapters, under the names that it has without them.
+    """A model's state dict without its adapters, under the names it would have without them.
 
     Raises:
         ValueError: they are on quantized weights.
@@ -113,7 +113,7 @@ def plain_state_dict(model):
 
 
 def merged_state_dict(model):
-    """The same with the adapters merged in. The model stays as it is: peft merges a copy of each layer they are on."""
+    """The same with the adapters merged in. The model is unchanged: peft merges into a copy of each adapted layer."""
     tensors = plain_state_dict(model)
     if has_lora(model):
         for name, layer in model.named_modules():
@@ -135,7 +135,7 @@ def is_adapter(name):
 
 
 def plain_name(name):
-    """The name that a weight under an adapter has without one."""
+    """The name that an adapted weight has without its adapter."""
     return name.replace(".base_layer.", ".")
 
 
@@ -155,7 +155,7 @@ def _adapter_tensors(model):
 
 
 def _peft():
-    """peft, which nothing else here needs: inside `try`, transformers does not ask for it to run this file from the Hub."""
+    """peft, needed only here: inside `try`, transformers does not require it to run this file from the Hub."""
     try:
         import peft
         import peft.functional

@@ -1,4 +1,4 @@
-"""MiniGPT-4 (Zhu, Chen, Shen, Li, Elhoseiny 2023, arXiv 2304.10592): a picture for a frozen LLM through ONE linear layer.
+"""MiniGPT-4 (Zhu, Chen, Shen, Li, Elhoseiny 2023, arXiv 2304.10592): images for a frozen LLM through ONE linear layer.
 
     pixel_values [N, 3, H, W]
       -> vision_tower    frozen                                   [N, 1 + P, V]      EVA ViT-g: [N, 257, 1408]
@@ -7,17 +7,17 @@
       -> projection      ONE Linear, all that is trained          [N, Q, D]
     input_ids [B, L] -> embeddings [B, L, D], the N * Q image tokens replaced in reading order by the projected ones
       -> language_model  frozen, gradients pass through           [B, L, D]
-      -> lm_head         frozen, with what the LLM does behind it (see own_head)
+      -> lm_head         frozen, with what the LLM computes after it (see own_head)
 
-B batch rows, N pictures in all rows together, P patches, Q visual tokens of a picture, L sequence, V C D widths.
+B batch rows, N images in all rows together, P patches, Q visual tokens per image, L sequence length, V C D widths.
 
-The paper's choices, kept: vision tower, Q-Former and LLM frozen, the first two in eval mode also while training (the
-Q-Former has dropout); the tower's final LayerNorm (BLIP-2's `ln_vision`) has eps 1e-5 and not the ViT's 1e-6; a repetition
+The paper's choices, kept: vision tower, Q-Former and LLM are frozen, the first two in eval mode even during training (the
+Q-Former has dropout); the tower's final LayerNorm (BLIP-2's `ln_vision`) has eps 1e-5, not the ViT's 1e-6; a repetition
 penalty counts what the model has said, never the prompt (the original generates from embeddings, without the prompt's ids).
 Deviations, with their reasons:
-- The projection computes in the precision of its own weights (fp32 in training), the frozen parts in theirs: that is what
-  the original's autocast and gradient scaler are for, without either.
-- Rows with other than one picture, or none, work.
+- The projection computes in the precision of its own weights (fp32 in training), the frozen parts in theirs. This serves
+  the purpose of the original's autocast and gradient scaler without needing either.
+- Rows may have several images, or none.
 """
 
 import copy
@@ -83,7 +83,7 @@ class MiniGPT4PreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
-        """As `PreTrainedModel.from_pretrained`, frozen for training, and fast on the device; see `fast_loading`."""
+        """As `PreTrainedModel.from_pretrained`, but frozen for training and in a fast precision; see `fast_loading`."""
         kwargs = fast_loading(pretrained_model_name_or_path, kwargs)
         loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
         (loaded[0] if isinstance(loaded, tuple) else loaded).freeze()
@@ -91,11 +91,11 @@ class MiniGPT4PreTrainedModel(PreTrainedModel):
 
     @property
     def dtype(self):
-        """That of the frozen parts, and so of the LLM's embeddings; what is trained has its own precision."""
+        """The dtype of the frozen parts, and so of the LLM's embeddings; trained parts have their own precision."""
         return self.get_input_embeddings().weight.dtype
 
     def freeze(self):
-        """Lets gradients reach only the parts named in `config.trained_parts`; returns the model."""
+        """Freezes all but the parts named in `config.trained_parts`; returns the model."""
         self.requires_grad_(False)
         for name in self.config.trained_parts:
             for part in self._trained(name):
@@ -105,14 +105,14 @@ class MiniGPT4PreTrainedModel(PreTrainedModel):
         return self
 
     def _trained(self, name):
-        """The modules and parameters that `config.trained_parts` means by a name; None for one that is not there."""
+        """The modules and parameters that a name in `config.trained_parts` refers to; None for one that does not exist."""
         if name == "lora":  # adapters, which peft names so
             return [parameter for path, parameter in self.named_parameters() if ".lora_" in path]
         queries = [self.base_model.query_tokens] if name == "qformer" else []
         return [getattr(self.base_model, name, None), *queries]
 
     def train(self, mode=True):
-        """Train mode for the LLM (activation checkpointing looks at it); frozen vision parts stay in eval mode."""
+        """Train mode for the LLM (activation checkpointing depends on it); frozen vision parts stay in eval mode."""
         super().train(mode)
         model = self.base_model
         for name in ("vision_tower", "qformer"):
@@ -128,7 +128,7 @@ class MiniGPT4PreTrainedModel(PreTrainedModel):
 
 
 class MiniGPT4Model(MiniGPT4PreTrainedModel):
-    """Pictures and text to the LLM's last hidden states; see the module for the way and the shapes."""
+    """From images and text to the LLM's last hidden states; see the module for the data flow and the shapes."""
 
     def __init__(self, config):
         super().__init__(config)
@@ -151,15 +151,15 @@ class MiniGPT4Model(MiniGPT4PreTrainedModel):
         self.language_model.set_input_embeddings(value)
 
     def get_vision_features(self, pixel_values):
-        """The frozen part of the way: pixel_values [N, 3, H, W] -> [N, Q, C]; [N, 1 + P, V] where the Q-Former is trained.
+        """The frozen vision features: pixel_values [N, 3, H, W] -> [N, Q, C]; [N, 1 + P, V] if the Q-Former is trained.
 
-        It is the same in every epoch, so that training may compute it once and pass it as `vision_features`.
+        They are the same in every epoch, so training may compute them once and pass them as `vision_features`.
         """
         _, patches = look(self.vision_tower, pixel_values, self.config.vision_feature_layer)
         return patches if "qformer" in self.config.trained_parts else self._shorten(patches)
 
     def _shorten(self, patches):
-        """The tower's [N, extra + P, V] to as many as there are visual tokens: [N, Q, C]."""
+        """Shortens the tower's [N, extra + P, V] to the number of visual tokens: [N, Q, C]."""
         if self.qformer is None or self.query_tokens is None:
             config = self.config
             return merge_patches(patches, config.grid, config.merged_block, config.patch_fit)
@@ -175,8 +175,8 @@ class MiniGPT4Model(MiniGPT4PreTrainedModel):
 
         Args:
             pixel_values: float [N, 3, H, W], as the image processor gives them.
-            vision_features: in their place, what an earlier `get_vision_features` gave.
-            **kwargs: `output_hidden_states`, `output_attentions` and what else the vision tower takes.
+            vision_features: the output of an earlier `get_vision_features`, instead of pixels.
+            **kwargs: `output_hidden_states`, `output_attentions` and other arguments of the vision tower.
         """
         tower = {}
         if vision_features is None:
@@ -184,7 +184,7 @@ class MiniGPT4Model(MiniGPT4PreTrainedModel):
             vision_features = self._shorten(patches)
         elif "qformer" in self.config.trained_parts:
             vision_features = self._shorten(vision_features)
-        # The weights of a linear layer that is wrapped (LoRA) or quantized may lie deeper: any parameter tells the dtype.
+        # A wrapped (LoRA) or quantized linear layer may have its weights further inside: any parameter tells the dtype.
         dtype = next(self.projection.parameters()).dtype
         projected = self.projection(vision_features.to(dtype if dtype.is_floating_point else vision_features.dtype))
         return BaseModelOutputWithPooling(
@@ -196,7 +196,7 @@ class MiniGPT4Model(MiniGPT4PreTrainedModel):
 
     def get_placeholder_mask(self, input_ids, inputs_embeds, image_features):
         """Where the visual tokens go: bool [B, L, 1]. Raises ValueError, naming both counts, if they do not match."""
-        if input_ids is None or input_ids.numel() == 0:  # generate has empty ids beside embeddings
+        if input_ids is None or input_ids.numel() == 0:  # `generate` passes empty ids with embeddings
             image_token = torch.full((), self.config.image_token_id, dtype=torch.long, device=inputs_embeds.device)
             mask = (inputs_embeds == self.get_input_embeddings()(image_token)).all(-1)
         else:
@@ -244,7 +244,7 @@ class MiniGPT4Model(MiniGPT4PreTrainedModel):
 
         Args:
             input_ids: [B, L], with `config.image_token_id` where a visual token goes; or `inputs_embeds` [B, L, D].
-            pixel_values: [N, 3, H, W]: pictures of all rows, in reading order. In their place `vision_features`
+            pixel_values: [N, 3, H, W]: images of all rows, in reading order. Alternatives: `vision_features`
                 [N, Q, C], or `mm_encoder_outputs` {"image": output of `get_image_features`}.
             attention_mask, position_ids, past_key_values, **kwargs: as the language model takes them.
         """
@@ -269,12 +269,12 @@ class MiniGPT4Model(MiniGPT4PreTrainedModel):
 
 
 class MiniGPT4ForConditionalGeneration(MiniGPT4PreTrainedModel, GenerationMixin):
-    """MiniGPT-4 with the LLM's head: it describes, answers and is trained.
+    """MiniGPT-4 with the LLM's head, for generation and training.
 
     >>> from minigpt4 import MiniGPT4ForConditionalGeneration, MiniGPT4Processor
     >>> model = MiniGPT4ForConditionalGeneration.from_pretrained("outputs/quickstart/model")
     >>> processor = MiniGPT4Processor.from_pretrained("outputs/quickstart/model")
-    >>> content = [{"type": "image", "path": "photo.jpg"}, {"type": "text", "text": "What is in the picture?"}]
+    >>> content = [{"type": "image", "path": "photo.jpg"}, {"type": "text", "text": "What is in the image?"}]
     >>> inputs = processor.apply_chat_template(
     ...     [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=True, return_dict=True,
     ...     return_tensors="pt")
@@ -302,7 +302,7 @@ class MiniGPT4ForConditionalGeneration(MiniGPT4PreTrainedModel, GenerationMixin)
         """A conversation that keeps what it has computed: see `ChatSession` in chat.py.
 
         >>> chat = model.chat_session(processor)
-        >>> print(chat.ask("What is in the picture?", images="photo.jpg"))
+        >>> print(chat.ask("What is in the image?", images="photo.jpg"))
         >>> for piece in chat.ask("What is unusual about it?", stream=True):
         ...     print(piece, end="", flush=True)
         """
@@ -335,12 +335,12 @@ class MiniGPT4ForConditionalGeneration(MiniGPT4PreTrainedModel, GenerationMixin)
     ):
         """As `GenerationMixin.generate`, which encodes `pixel_values` once; the image token is never written.
 
-        `repetition_penalty` leaves the prompt out of account (see the module): on the prompt it would make the turn's end
-        less likely, and whatever the question names. A processor that the caller brings along stays as it is.
+        `repetition_penalty` ignores the prompt (see the module): applied to the prompt, it would make the turn's end and
+        whatever the question names less likely. A logits processor that the caller passes is used as it is.
 
         Args:
             vision_features: instead of `pixel_values`, see `MiniGPT4Model.forward`.
-            turn_ends: sequences of ids that each end an answer, where a turn ends in text and no special token; by default
+            turn_ends: sequences of ids that each end an answer, for turns that end without a special token; by default
                 `generation_config.turn_ends`.
             Everything else: see `GenerationMixin.generate`.
         """
@@ -367,9 +367,9 @@ class MiniGPT4ForConditionalGeneration(MiniGPT4PreTrainedModel, GenerationMixin)
         )
 
     def _expand_multimodal_outputs(self, input_ids, mm_encoder_output, expand_size=1, inputs_embeds=None):
-        """For beams: the pictures A, B of a row become A, B, A, B, in a new output.
+        """For beams: the images A, B of a row become A, B, A, B, in a new output.
 
-        The library's own changes the output that the caller may use again, and up to 5.18 makes A, A, B, B of them.
+        The library's version modifies an output that the caller may reuse, and up to 5.18 it makes A, A, B, B.
         """
         if mm_encoder_output.get("image") is None:
             return mm_encoder_output
@@ -397,11 +397,11 @@ class MiniGPT4ForConditionalGeneration(MiniGPT4PreTrainedModel, GenerationMixin)
         """Returns logits [B, L, vocabulary] and, with labels, the mean cross-entropy over the answer tokens.
 
         Args:
-            labels: [B, L], -100 wherever no answer token is. With `position_ids` that restart and no mask, a row is several
-                packed sequences, which do not see each other.
-            logits_to_keep: compute logits only for that many last positions, or for an index tensor of positions;
+            labels: [B, L], -100 except at answer tokens. With `position_ids` that restart and no mask, a row is several
+                packed sequences, which do not attend to each other.
+            logits_to_keep: compute logits only for this many last positions, or for an index tensor of positions;
                 0 means all of them.
-            **kwargs: `num_items_in_batch` and `shift_labels` (labels that are already moved one to the left) as the Trainer
+            **kwargs: `num_items_in_batch` and `shift_labels` (labels already shifted one to the left) as the Trainer
                 passes them.
             Everything else: see `MiniGPT4Model.forward`.
         """
@@ -436,14 +436,14 @@ class MiniGPT4ForConditionalGeneration(MiniGPT4PreTrainedModel, GenerationMixin)
 
 
 def _build_qformer(config):
-    if config._attn_implementation not in (None, "eager", "sdpa"):  # flash and flex are for the other parts
+    if config._attn_implementation not in (None, "eager", "sdpa"):  # flash and flex apply to the other parts
         config = copy.copy(config)
         config._attn_implementation = "sdpa"  # the only fast one it has
     return Blip2QFormerModel(config)
 
 
 def _build_projection(in_features, out_features, layers):
-    """One Linear, as in the paper; with more, GELU between them and every inner width that of the LLM."""
+    """One Linear, as in the paper; with more layers, GELU in between and the LLM's width throughout."""
     linear = [nn.Linear(in_features if i == 0 else out_features, out_features) for i in range(layers)]
     if layers == 1:
         return linear[0]

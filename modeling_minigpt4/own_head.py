@@ -1,9 +1,9 @@
-"""The LLM's own head: whatever its `ForCausalLM` class computes behind its hidden states.
+"""The LLM's own head: whatever its `ForCausalLM` class computes after its hidden states.
 
     hidden [B, L, D] -> lm_head -> Gemma's soft cap, Granite's and Cohere's scales, ... -> logits [B, L, vocabulary]
 
-No list of families is kept here. The class is built without weights, its base model is made to give back what it is given,
-and then the class's own `forward` runs: all that is left of it is what stands behind the base model.
+No list of LLM families is needed. The class is built without weights, its base model is made to return its input, and then
+the class's own `forward` runs: what remains of it is the computation after the base model.
 """
 
 import copy
@@ -17,15 +17,15 @@ from transformers.modeling_utils import PreTrainedModel
 
 
 class OwnHead:
-    """The part of an LLM's `ForCausalLM` class behind its base model; called with the module that holds the weights.
+    """The part of an LLM's `ForCausalLM` class after its base model; called with the module that has the weights.
 
-    It is no module, and has no weights: those are `MiniGPT4ForConditionalGeneration.lm_head`.
+    It is not a module and has no weights: those are in `MiniGPT4ForConditionalGeneration.lm_head`.
 
     Args:
         text_config: the LLM's config.
 
     Raises:
-        ValueError: no class of transformers is that LLM with a head, or its head is more than one linear layer and
+        ValueError: transformers has no class for that LLM with a head, or its head is more than one linear layer plus
             arithmetic; with the name of the class.
     """
 
@@ -45,12 +45,12 @@ class OwnHead:
         self.bias = linear.bias is not None
         try:  # on the meta device: nothing is computed
             self(linear, torch.empty(1, 1, linear.in_features, device="meta", dtype=linear.weight.dtype))
-        except Exception as error:  # the class's own code, whatever that is
+        except Exception as error:  # the class's own code, which may raise anything
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise ValueError(f"{name}: its head does not run apart from its base model ({reason})") from error
 
     def __call__(self, lm_head, hidden):
-        """hidden [B, L, D] -> logits [B, L, vocabulary]; `lm_head`: the linear layer, wrapped or quantized as it may be."""
+        """hidden [B, L, D] -> logits [B, L, vocabulary]; `lm_head`: the linear layer, possibly wrapped or quantized."""
         if self._llm.get_submodule(self._place) is not lm_head:
             self._llm.set_submodule(self._place, lm_head)
         return self._llm(inputs_embeds=hidden, use_cache=False, return_dict=True).logits
@@ -78,7 +78,7 @@ def base_models(llm):
 
 
 def _hollow(model):
-    """Leaves a base model, and a decoder in it that may be called directly, nothing but their attributes, in place."""
+    """Strips a base model, and any decoder in it that may be called directly, to their attributes, in place."""
     model._modules = {name: _hollow(part) for name, part in model._modules.items() if isinstance(part, PreTrainedModel)}
     model._parameters, model._buffers = {}, {}
     model.forward = _give_back
@@ -86,7 +86,7 @@ def _hollow(model):
 
 
 def _give_back(*args, inputs_embeds=None, **kwargs):
-    """The forward of a base model that has run: `inputs_embeds` are its last hidden states."""
+    """Replaces a base model's forward: `inputs_embeds` are already its last hidden states."""
     return _GivenBack(last_hidden_state=inputs_embeds)
 
 

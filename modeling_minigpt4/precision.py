@@ -1,8 +1,8 @@
-"""In which precision a device computes fast, and which one a stored model therefore computes in.
+"""Which precision a device computes fast in, and therefore which one a stored model computes in.
 
 A CPU without bf16 instructions runs bf16 convolutions and matrix products in plain loops: on an AMD Zen 3 the embedded
-default's vision tower does 3.7 images/s in bf16 and 35.5 in fp32. So a model that is stored in bf16 computes in fp32
-there. (Saved by this package, it is stored in bf16 again: see light.py.)
+default's vision tower does 3.7 images/s in bf16 and 35.5 in fp32. So a model stored in bf16 computes in fp32
+there. (This package saves it in bf16 again: see light.py.)
 """
 
 import platform
@@ -15,16 +15,16 @@ _HUB_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only", "force_d
 
 
 def hub_arguments(arguments):
-    """Those of the arguments of `from_pretrained` that say which copy of a repository to read."""
+    """The subset of `from_pretrained` arguments that say which copy of a repository to read."""
     return {name: arguments[name] for name in _HUB_ARGUMENTS if arguments.get(name) is not None}
 
 
 def fast_loading(repo, arguments):
-    """Arguments of `from_pretrained`, with a `dtype` if they leave it open (None or "auto") and the config names one.
+    """Arguments of `from_pretrained`, with `dtype` filled in if it is open (None or "auto") and the config names one.
 
-    That is the dtype in which the weights are stored or, where it is slow on the device, one that is fast (see
-    `compute_dtype`). The device is that of `device_map`; without one it is the machine's accelerator, to which the model is
-    then moved, or its CPU.
+    That is the dtype in which the weights are stored or, if it is slow on the device, a fast one (see
+    `compute_dtype`). The device is that of `device_map`, or else the machine's accelerator, to which the model is
+    expected to be moved, or its CPU.
     """
     stored = stored_in(repo, arguments)
     return (
@@ -53,7 +53,7 @@ def default_device():
 
 
 def fast_dtype(device):
-    """The dtype that a device computes fastest: torch.bfloat16 where it has the instructions, else fp16 or, on a CPU, fp32.
+    """A device's fastest dtype: torch.bfloat16 if it has the instructions, else fp16 or, on a CPU, fp32.
 
     Args:
         device: as `torch.device` takes it.
@@ -70,7 +70,7 @@ def fast_dtype(device):
 
 
 def compute_dtype(stored, device):
-    """The dtype for a model on a device that is stored as `stored`: never a narrower one, and no half that is slow there."""
+    """The compute dtype on a device for weights stored as `stored`: never narrower, and no half precision that is slow."""
     fast = fast_dtype(device)
     if stored not in (torch.bfloat16, torch.float16) or (stored == torch.float16 and torch.device(device).type != "cpu"):
         return stored
@@ -78,7 +78,7 @@ def compute_dtype(stored, device):
 
 
 def device_of(device_map):
-    """The device that `from_pretrained` puts a model on, or that it is meant for: without a map the default one.
+    """The device that `from_pretrained` puts a model on; without a map, the default device, where it will be moved.
 
     Args:
         device_map: as `from_pretrained` takes it: None, a device, "auto", "balanced", ..., or {module: device}.
@@ -99,5 +99,5 @@ def _cpu_has_bfloat16():
     onednn = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)  # not in every build
     if onednn is None or not onednn():
         return False
-    instructions = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # private: they may go
+    instructions = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # private: they may disappear
     return platform.machine() in ("aarch64", "arm64") or any(getattr(torch.cpu, name, bool)() for name in instructions)

@@ -1,7 +1,7 @@
 """Tensors of model repositories by name, none of them read yet.
 
-A repository is a Hub id or a folder, in safetensors or in PyTorch's own format, in one file or in shards. Of the shards only
-those are fetched that hold a wanted tensor; a tensor itself is read when it is put in its place.
+A repository is a Hub id or a folder, in safetensors or in PyTorch's own format, in one file or in shards. Only shards with
+a wanted tensor are downloaded; a tensor itself is read when it is put in its place.
 """
 
 import json
@@ -21,7 +21,7 @@ from transformers.utils import (
 
 
 def split_revision(repo):
-    """("NAME/MODEL", "main") of "NAME/MODEL@main"; (path, None) of a folder, made absolute."""
+    """("NAME/MODEL", "main") for "NAME/MODEL@main"; (absolute path, None) for a folder."""
     if Path(repo).is_dir():
         return str(Path(repo).absolute()), None
     name, _, revision = str(repo).partition("@")
@@ -31,11 +31,11 @@ def split_revision(repo):
 class StoredTensors(Mapping):
     """{name: tensor, or safetensors slice that becomes one with `[...]`} of a repository's weights.
 
-    Of shards only those are fetched and opened that hold a tensor that is asked for; every file once.
+    Only shards with a requested tensor are downloaded and opened, each of them once.
 
     Raises:
-        OSError: the repository is not there, or has no weights.
-        ValueError: a file is damaged, a git-lfs pointer, or holds pickled code.
+        OSError: the repository does not exist, or has no weights.
+        ValueError: a file is damaged, a git-lfs pointer, or contains pickled code.
     """
 
     def __init__(self, repo, **hub):
@@ -72,9 +72,9 @@ def shape_of(tensor):
 
 
 def common_prefix(names, expected):
-    """The prefix under which most of the `expected` names are found among `names`: "vision_model." in a BLIP-2.
+    """The prefix under which most of the `expected` names occur in `names`: "vision_model." for a BLIP-2.
 
-    Returns None if no expected name is found under any.
+    Returns None if no expected name occurs under any prefix.
     """
     names, expected = set(names), list(expected)
     prefixes = {""} | {name[: i + 1] for name in names for i, letter in enumerate(name) if letter == "."}
@@ -84,21 +84,21 @@ def common_prefix(names, expected):
 
 
 def check_is_weights(path):
-    """Raises ValueError if a file is the pointer that git-lfs leaves in the place of a large file."""
+    """Raises ValueError if a file is a git-lfs pointer instead of the large file itself."""
     with open(path, "rb") as file:
         if file.read(40).startswith(b"version https://git-lfs"):
             raise ValueError(f"{path}: a git-lfs pointer and not the file itself; run `git lfs pull` or download it again")
 
 
 def read_pickle(path, mmap=False):
-    """What a file that `torch.save` wrote holds, tensors on the CPU; code in it is never run.
+    """The contents of a file that `torch.save` wrote, tensors on the CPU; code in it is never run.
 
     Raises:
-        ValueError: one line that names the file: it holds code, or is damaged.
+        ValueError: the file contains code or is damaged; one line that names it.
     """
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except Exception as error:  # bytes in disorder make the unpickler fail in any way: KeyError, EOFError, ...
+    except Exception as error:  # corrupt bytes make the unpickler raise anything: KeyError, EOFError, ...
         if code := re.search(r"GLOBAL ([\w.]+)", str(error)):
             raise ValueError(f"{path}: refused, it holds a pickled {code[1]}; expected only tensors") from error
         raise ValueError(f"{path}: damaged, truncated or not a checkpoint that PyTorch wrote") from error
@@ -116,7 +116,7 @@ def _open(path):
 
 def _open_safetensors(path):
     try:
-        # Read, not memory-mapped: of a tensor that changes its dtype on the way, nothing stays behind.
+        # Read, not memory-mapped: a tensor that changes its dtype leaves nothing behind in memory.
         file = safe_open(path, framework="pt", backend="pread")
         return {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except SafetensorError as error:

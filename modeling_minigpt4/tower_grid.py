@@ -1,4 +1,4 @@
-"""The grid of a vision tower's patches, where its config does not tell: measured, without weights or memory."""
+"""The grid of a vision tower's patches if its config does not say: measured, without weights or memory."""
 
 import inspect
 import math
@@ -10,7 +10,7 @@ from .vision_tower import VISION_TOWERS, build_vision_tower, look
 
 
 def sees_images(config):
-    """Whether a config is that of a tower that takes images, and nothing else."""
+    """Whether a config belongs to a tower that takes only images."""
     tower_class = VISION_TOWERS.get(config.model_type) or MODEL_MAPPING.get(type(config), None)
     return getattr(tower_class, "main_input_name", None) == "pixel_values"
 
@@ -19,7 +19,7 @@ def measure(config, layer=-1):
     """(rows, columns, width) of a tower's patches at a layer, from one run without weights or memory.
 
     Raises:
-        ValueError: it takes more than images, or not of one size, or its tokens are no grid; one line with its name.
+        ValueError: it needs more than images, has no fixed image size, or its tokens form no grid; one line with its name.
     """
     name = f"the vision tower {config.model_type}"
     size = getattr(config, "image_size", None)
@@ -45,7 +45,7 @@ def measure(config, layer=-1):
 
 
 def _check_inputs(tower, name):
-    """Raises ValueError where a tower wants more than images of one size."""
+    """Raises ValueError if a tower needs more than images of one size."""
     needed = [
         parameter.name
         for parameter in inspect.signature(tower.forward).parameters.values()

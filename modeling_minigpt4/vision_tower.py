@@ -1,12 +1,12 @@
-"""Any vision tower: built from its config, looked at in any layer, its patches merged by neighbours.
+"""Any vision tower: built from its config, read at any layer, with neighbouring patches merged.
 
     pixel_values [N, 3, H, W]
       -> tower           [N, extra + P, V], or a feature map [N, V, rows, columns]
       -> look            [N, extra + P, V]      extra: class and register tokens, which every tower has in front
       -> merge_patches   [N, Q, down * across * V]
 
-N images, P = rows * columns patches, V width, Q visual tokens of an image. The tower of the embedded default is at the end,
-because transformers has none of its kind.
+N images, P = rows * columns patches, V width, Q visual tokens per image. The tower of the embedded default is at the end,
+because transformers has no such model.
 """
 
 import inspect
@@ -22,7 +22,7 @@ from ..configuration.configuration_minigpt4 import EfficientNetLiteConfig
 
 
 def build_vision_tower(config):
-    """The tower of a config, without the pooling layer that reads only the class token: nothing here looks at it."""
+    """The tower of a config, without the pooling layer over the class token, which is not used here."""
     tower_class = VISION_TOWERS.get(config.model_type)
     if tower_class is None:
         return AutoModel.from_config(config, **_without_pooling(config))
@@ -33,7 +33,7 @@ def build_vision_tower(config):
 
 
 def look(tower, pixel_values, layer=-1, **kwargs):
-    """(the tower's output, its tokens at a layer [N, extra + P, V]): pixel_values [N, 3, H, W]; -1 is the output.
+    """(the tower's output, its tokens at a layer [N, extra + P, V]) for pixel_values [N, 3, H, W]; layer -1 is the output.
 
     A feature map [N, V, rows, columns] becomes tokens in reading order.
     """
@@ -49,8 +49,8 @@ def merge_patches(patches, grid, block, fit="pad"):
 
     Args:
         grid: (rows, columns) of the patches.
-        block: (down, across) of the patches that become one token, read row by row as the tokens are.
-        fit: of a grid that does not divide: "pad" adds zeros at its right and bottom, "pool" averages it down.
+        block: (down, across): the patches that become one token, read row by row as the tokens are.
+        fit: how to treat a grid that does not divide: "pad" adds zeros at its right and bottom, "pool" averages it down.
     """
     (rows, columns), (down, across) = grid, block
     patches = patches[:, -rows * columns :].unflatten(1, (rows, columns))
@@ -83,13 +83,13 @@ STAGES = (
 )
 STEM_CHANNELS = 32
 POSITION_SCALE = 0.5  # largest entry of the position code, beside features of unit variance
-IMAGES_AT_ONCE = 4  # on a CPU: what fits its cache; a batch of 16 takes up to half as long again
+IMAGES_AT_ONCE = 4  # on a CPU: what fits its cache; a batch of 16 takes up to 50% longer per image
 
 
 class SameConv(nn.Conv2d):
     """Convolution with "SAME" padding and, unless `linear`, ReLU6: [N, C, H, W] -> [N, C', H', W'].
 
-    The batch normalisation behind each convolution is folded into its weight and bias (parts.py): the tower is frozen.
+    The batch normalisation after each convolution is folded into its weight and bias (parts.py): the tower is frozen.
     """
 
     def __init__(self, in_channels, out_channels, kernel, stride=1, groups=1, linear=False):
@@ -99,7 +99,7 @@ class SameConv(nn.Conv2d):
     def forward(self, hidden):
         left, right, top, bottom = self._same_padding(*hidden.shape[-2:])
         weight = self.weight
-        if (left, top) != (right, bottom):  # zeros before the kernel shift it as zeros behind the image would: no large copy
+        if (left, top) != (right, bottom):  # padding the kernel in front has the effect of padding the image: no large copy
             weight = F.pad(weight, (right - left, 0, bottom - top, 0))
         hidden = F.conv2d(hidden, weight, self.bias, self.stride, (bottom, right), groups=self.groups)
         return hidden if self.linear else F.relu6(hidden, inplace=True)
@@ -133,8 +133,8 @@ class EfficientNetLiteModel(PreTrainedModel):
                                   -> average over a `pool_grid` x `pool_grid` grid [N, P, 1280], row by row
                                   -> LayerNorm without parameters -> plus a fixed code of each cell's position
 
-    Lite means: ReLU6 everywhere, no squeeze-and-excitation, stem and head not scaled. Convolutions pad like TensorFlow's
-    "SAME" (one pixel more on the right and below when the stride is 2), since the weights were trained there.
+    Lite means ReLU6 everywhere, no squeeze-and-excitation, stem and head not scaled. Convolutions pad like TensorFlow's
+    "SAME" (one extra pixel on the right and bottom when the stride is 2), since the weights were trained there.
     """
 
     config: EfficientNetLiteConfig
@@ -143,7 +143,7 @@ class EfficientNetLiteModel(PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ("image",)
     _no_split_modules = ["InvertedResidual"]
-    # It has no attention, so whichever implementation the LLM is given does for it.
+    # It has no attention, so it supports whichever implementation the LLM uses.
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -180,10 +180,10 @@ class EfficientNetLiteModel(PreTrainedModel):
 
 
 def _position_code(config, device):
-    """[pool_grid ** 2, hidden]: cosines of a cell's row in the first half of the channels, of its column in the second.
+    """[pool_grid ** 2, hidden]: cosines of a cell's row in the first half of the channels, its column in the second.
 
-    A convolution hardly tells where it is: without this code a linear probe finds the column of a cell in 71% of cases,
-    and questions about left and right stay unanswered. A ViT has its position embeddings for it.
+    A convolution's output hardly encodes position: without this code a linear probe finds the column of a cell in 71% of
+    cases, and questions about left and right stay unanswered. A ViT has position embeddings for this.
     """
     cells = torch.arange(config.pool_grid, device=device) + 0.5
     frequencies = torch.arange(1, config.hidden_size // 2 + 1, device=device)

@@ -1,1 +1,1 @@
-"""From an image and a text to the model's input: the processors, the collator, and where training data come from."""
+"""From images and text to model inputs: the processors, the collator and the training data."""

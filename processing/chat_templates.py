@@ -1,14 +1,14 @@
-"""The conversations that each LLM was tuned on, as Jinja chat templates with an image token in them.
+"""The conversation formats that LLMs were tuned on, as Jinja chat templates with an image token.
 
     VICUNA_V0   "###Human: ...###Assistant: ...", the paper's; with `training=True` its stage-2 form
     VICUNA_V1   "USER: ... ASSISTANT: ...</s>", that of Vicuna v1.1, v1.3 and v1.5
     LLAMA_2     "[INST] ... [/INST] ..."
     CHATML      "<|im_start|>user ... <|im_end|>", for SmolLM2 and other LLMs that were tuned on it
 
-They are for LLMs whose tokenizer brings no template of its own, and for whoever names one of them: an LLM's own template is
-kept (`own_template`). They write IMAGE where a picture goes; `with_image_token` puts the model's own image token there. What
-the model says stands in a `generation` block: the collator and other trainers find the answers by it. Sources: the
-original's `conversation.py` and `minigpt_base.py`, SmolLM2's tokenizer configuration, FastChat's `vicuna_v1.1`.
+They are used for LLMs whose tokenizer has no template, or by name; otherwise an LLM's own template is kept (`own_template`).
+They write IMAGE where an image goes; `with_image_token` replaces it with the model's own image token. What the model says
+is in a `generation` block, by which the collator and other trainers find the answers. Sources: the original's
+`conversation.py` and `minigpt_base.py`, SmolLM2's tokenizer configuration, FastChat's `vicuna_v1.1`.
 """
 
 _SYSTEM = (
@@ -21,7 +21,7 @@ _ASSISTANT = (
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
 )
 
-# A message's pictures and texts, one space between them: "<Img>IMAGE</Img> What is this?"
+# A message's images and texts, separated by a space: "<Img>IMAGE</Img> What is this?"
 _PARTS = """
 {%- macro parts(content) -%}
     {%- if content is string -%}{{ content }}
@@ -35,7 +35,7 @@ _PARTS = """
 _IN_TAGS = _PARTS.replace("OPEN", "<Img>").replace("CLOSE", "</Img>").replace("JOIN", "{{ ' ' }}")
 _BARE = _PARTS.replace("OPEN", "").replace("CLOSE", "").replace("JOIN", "")
 
-# In chat no space stands before "###Assistant", in the original's training one does: the ids differ.
+# There is a space before "###Assistant" in the original's training but not in its chat: the ids differ.
 VICUNA_V0 = (
     _IN_TAGS
     + """
@@ -52,8 +52,8 @@ VICUNA_V0 = (
 {%- if add_generation_prompt -%}{{ 'Assistant: ' }}{%- endif -%}""".replace("SYSTEM", _SYSTEM)
 )
 
-# Images are in the original's <Img> tags here, too. Behind the last "ASSISTANT:" there is no space: what the model says is
-# tokenized by itself, and the tokenizer puts one before the first word. Earlier answers are part of a longer text.
+# Images have the original's <Img> tags here, too. There is no space after the last "ASSISTANT:": what the model says is
+# tokenized separately, and the tokenizer puts one before the first word. Earlier answers are part of a longer text.
 VICUNA_V1 = (
     _IN_TAGS
     + """
@@ -68,7 +68,7 @@ VICUNA_V1 = (
 {%- if add_generation_prompt -%}{{ 'ASSISTANT:' }}{%- endif -%}""".replace("SYSTEM", _ASSISTANT)
 )
 
-# In chat the original puts nothing behind an earlier answer; `</s>` follows the one that is learned.
+# In chat the original puts nothing after an earlier answer; in training, `</s>` follows the answer.
 LLAMA_2 = (
     _IN_TAGS
     + """
@@ -99,12 +99,12 @@ CHATML = (
 )
 
 
-# What a recipe calls them.
+# Their names in recipes.
 TEMPLATES = {"vicuna": VICUNA_V0, "vicuna-v1": VICUNA_V1, "llama-2": LLAMA_2, "chatml": CHATML}
 
-# An LLM's own template behind this reads plain strings, with an image token where a picture goes: it need not know pictures.
-# All else in a message (tool calls, reasoning) stays as it is. It ends with a line break, which Jinja drops, so that the
-# template begins as it does by itself.
+# Prepended to an LLM's own template, which then reads plain strings with an image token for each image and need not support
+# images. Everything else in a message (tool calls, reasoning) stays as it is. It ends with a line break, which Jinja drops,
+# so the template starts as it would on its own.
 _AS_STRINGS = (
     _BARE
     + """
@@ -121,23 +121,23 @@ _AS_STRINGS = (
 
 
 def template_text(template):
-    """The Jinja text of a template: of one that `TEMPLATES` names, of a tokenizer's several the default one; "" for None."""
+    """The Jinja text of a template: one named in `TEMPLATES`, or the default one of a tokenizer's several; "" for None."""
     if isinstance(template, dict):
         template = template.get("default") or next(iter(template.values()))
     return TEMPLATES.get(template, template) or ""
 
 
 def own_template(template, image_token):
-    """An LLM's own template (one, or a tokenizer's several), kept as it is, with pictures in what it reads."""
+    """An LLM's own template (one, or a tokenizer's several), unchanged but with images in its messages."""
     return with_image_token(_AS_STRINGS, image_token) + template_text(template)
 
 
 def turn_markers(template):
-    """Texts that separate turns in a template of this module without being special tokens."""
+    """Texts that separate turns in a template of this module but are not special tokens."""
     markers = {VICUNA_V0: ["###"], VICUNA_V1: ["USER:", "ASSISTANT:"], LLAMA_2: ["[INST]", "[/INST]"]}
     return markers.get(template, [])
 
 
 def with_image_token(template, image_token):
-    """A template of this module with a model's own image token where a picture goes."""
+    """A template of this module with a model's own image token."""
     return template.replace("IMAGE", image_token)

@@ -1,9 +1,9 @@
-"""Examples to a training batch with labels on the answers alone: MiniGPT4DataCollator.
+"""From examples to a training batch with labels only on the answers: MiniGPT4DataCollator.
 
-Three forms of an example, from the paper's two stages and the Hub (`image` or `vision_features`, see below):
+Three forms of examples, from the paper's two stages and the Hub (`image` or `vision_features`, see below):
 
-    {"image", "text"}                   stage 1: BOS, picture, caption + "\\n"                  no prompt
-    {"image", "instruction", "text"}    stage 2: the chat template's training form of one turn, answer + its end
+    {"image", "text"}                   stage 1: BOS, image, caption + "\\n"                    no prompt
+    {"image", "instruction", "text"}    stage 2: one turn in the chat template's training form, answer + its end
     {"images": [...], "messages": [...]}  the chat template, a loss on every assistant turn
 """
 
@@ -20,26 +20,26 @@ IGNORE = -100
 
 
 class MiniGPT4DataCollator:
-    """Makes `input_ids`, `attention_mask`, `labels` [B, L] and `pixel_values` [N, 3, H, W] of a list of examples.
+    """Makes `input_ids`, `attention_mask`, `labels` [B, L] and `pixel_values` [N, 3, H, W] from a list of examples.
 
-    Prompt and answer are tokenized each on its own, as in the original; rows are padded on the right.
+    Prompt and answer are tokenized separately, as in the original; rows are padded on the right.
 
     Args:
         processor: a `MiniGPT4Processor`.
-        max_answer_tokens: answers are cut to that many tokens after their end symbol is appended, so that a long one
-            loses it (the original: 32 in stage 1, 160 in stage 2). None cuts nothing.
+        max_answer_tokens: answers are cut to this many tokens, including their end symbol, which long ones lose (the
+            original: 32 in stage 1, 160 in stage 2). None: no limit.
         answer_end: what ends an answer; by default "\\n" after a caption and the template's own turn end after an answer.
-        instructions: for examples of the first form, draw one of these for each sample (the paper's four, say), which
-            makes them examples of the second.
-        packing: put all sequences of the batch into one row [1, L], with `position_ids` that restart at each, and without
-            a mask: by that transformers knows that they do not see each other.
-        max_tokens: prompt and answer together may not be longer (the LLM's context); a longer example is an error.
-        plan: put "plan" into the batch, numbers that the host knows now and would have to wait for the device to ask later:
+        instructions: for examples of the first form, draw one of these for each sample (the paper's four, for example),
+            which turns them into examples of the second.
+        packing: put all sequences of the batch into one row [1, L], with `position_ids` that restart at each and no mask,
+            from which transformers infers that they do not attend to each other.
+        max_tokens: limit for prompt and answer together (the LLM's context); a longer example is an error.
+        plan: add "plan" to the batch, numbers that the host knows now and would later have to wait for the device to get:
             {"lengths": of each row, up to the last token before an answer's; "answers": answer tokens in each; "tokens": in
-            all}. It is for `MiniGPT4Trainer` (see grouped_loss.py); a plain model does not take it. Not with packing.
+            all}. It is for `MiniGPT4Trainer` (see grouped_loss.py); a plain model does not accept it. Not with packing.
 
-    Examples may hold `vision_features` [Q, C] (see `MiniGPT4Model.get_vision_features`) in place of `image`; then the
-    batch does, too: `vision_features` [N, Q, C].
+    Examples may have `vision_features` [Q, C] (see `MiniGPT4Model.get_vision_features`) instead of `image`; then so does
+    the batch: `vision_features` [N, Q, C].
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class MiniGPT4DataCollator:
         self.plan = plan
 
     def __call__(self, examples):
-        """list of examples -> batch; raises ValueError for an example without text or picture, or too long."""
+        """list of examples -> batch; raises ValueError for an example that has no text or image, or is too long."""
         rows = [self.encode(example) for example in examples]
         for example, (input_ids, _) in zip(examples, rows, strict=True):
             self._check_pictures(example, input_ids)
@@ -104,10 +104,10 @@ class MiniGPT4DataCollator:
         return self._conversation(answer, training=True)
 
     def _conversation(self, messages, **template):
-        """Messages as [(ids, is_answer), ...], up to the last answer: what follows it teaches nothing.
+        """Messages as [(ids, is_answer), ...], up to the last answer: nothing is learned from what follows.
 
-        Where the template itself says what an answer is, as the original's do here, each is encoded on its own. In an LLM's
-        own template it has the ids that the LLM's tokenizer gives for the whole conversation.
+        If the template itself marks answers, as those of chat_templates.py do, each segment is encoded separately. In an
+        LLM's own template, they have the ids that the LLM's tokenizer gives for the whole conversation.
         """
         segments, apart = self.processor.segments(messages, **UNTHINKING, **template)
         while segments and not segments[-1][1]:
@@ -120,11 +120,11 @@ class MiniGPT4DataCollator:
         return self._apart(segments) if apart else self._together(segments)
 
     def _apart(self, segments):
-        """[(text, is_answer), ...] -> [(ids, is_answer), ...], each encoded on its own."""
+        """[(text, is_answer), ...] -> [(ids, is_answer), ...], each encoded separately."""
         return [(self.processor.encode(text), is_answer) for text, is_answer in segments]
 
     def _together(self, segments):
-        """The same, encoded as one text: a token is of the segment that it ends in."""
+        """The same, encoded as one text: a token belongs to the segment that it ends in."""
         texts = [self.processor.expand(text) if not is_answer else text for text, is_answer in segments]
         ends = list(itertools.accumulate(map(len, texts)))
         encoded = self.processor.tokenizer("".join(texts), add_special_tokens=False, return_offsets_mapping=True)
@@ -180,7 +180,7 @@ class MiniGPT4DataCollator:
 
 
 def _plan(rows):
-    """What `plan` puts into a batch, of [(input_ids, labels), ...]; a row's first label is predicted by nothing."""
+    """What `plan` adds to a batch, from [(input_ids, labels), ...]; nothing predicts a row's first label."""
     answers = [[i for i, label in enumerate(labels) if i and label != IGNORE] for _, labels in rows]
     return {
         "lengths": [max(places, default=1) for places in answers],

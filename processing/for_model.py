@@ -1,4 +1,4 @@
-"""The processor of a model that was put together from parts: what its LLM's template and its tower's repository say."""
+"""The processor of a model built from parts, based on its LLM's template and its tower's repository."""
 
 import uuid
 
@@ -15,13 +15,13 @@ from transformers.models.auto.image_processing_auto import (
 from .chat_templates import VICUNA_V0, own_template, template_text, turn_markers, with_image_token
 from .image_processing_minigpt4 import MiniGPT4ImageProcessor
 
-# What the image token is called where no token of the tokenizer is to be had for it.
+# The name of the image token if the tokenizer has no token for it.
 IMAGE_TOKEN = "<image>"
 
-# What a preprocessor_config.json says that is followed here, and what changes pixels in a way that is not.
+# Settings of a preprocessor_config.json that are followed here, and those that change pixels but are not supported.
 _FOLLOWED = ("resample", "do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
 _NOT_FOLLOWED = ("rescale_offset", "include_top", "do_flip_channel_order")
-# DINO's published files say these. transformers' own defaults for it are CLIP's, or want torchvision, or are not there.
+# From DINO's published files. transformers' own defaults for it are CLIP's, need torchvision, or do not exist.
 _IMAGENET = {"image_mean": IMAGENET_DEFAULT_MEAN, "image_std": IMAGENET_DEFAULT_STD}
 _DINO = {
     "dinov2": {**_IMAGENET, "resample": PILImageResampling.BICUBIC},
@@ -55,16 +55,16 @@ def processor_for(cls, config, tokenizer, chat_template=None, image_processor=No
 
 
 def image_processor_for(vision_config, repo=None, **hub):
-    """The image processor of a vision tower: its size, and the resampling and colours that it was trained on.
+    """The image processor of a vision tower, with the size, resampling and colours that it was trained on.
 
     Args:
         vision_config: the tower's config, with an `image_size`.
-        repo: a folder or Hub id whose preprocessor_config.json tells the rest; without it, or without that file, it
-            is what transformers has for the tower's family.
+        repo: a folder or Hub id whose preprocessor_config.json has the rest; without it, or without that file, the
+            settings are transformers' defaults for the tower's family.
         hub: revision, token, cache_dir, local_files_only.
 
     Raises:
-        ValueError: the file asks for something that is not followed here, or nothing is known of the family.
+        ValueError: the file asks for something that is not supported here, or nothing is known about the family.
         OSError: the repository cannot be reached.
     """
     said = get_image_processor_config(repo, **hub) if repo else {}
@@ -79,7 +79,7 @@ def image_processor_for(vision_config, repo=None, **hub):
 
 
 def _of_family(model_type):
-    """What transformers' image processor for a tower's family has by default; raises ValueError if there is none."""
+    """The defaults of transformers' image processor for a tower's family; raises ValueError if there is none."""
     if model_type in _DINO:
         return _DINO[model_type]
     module = model_type_to_module_name(model_type)
@@ -94,7 +94,7 @@ def _of_family(model_type):
 
 
 def _image_token(tokenizer, token_id):
-    """The token of an id; for the id behind the tokenizer's last one it is added. Raises ValueError if neither is there."""
+    """The token of an id; for the id after the tokenizer's last one, it is added. Raises ValueError for any other."""
     if token_id == len(tokenizer):
         tokenizer.add_tokens([AddedToken(IMAGE_TOKEN, special=True, normalized=False)], special_tokens=True)
     token = tokenizer.convert_ids_to_tokens(token_id) if token_id < len(tokenizer) else None
@@ -104,7 +104,7 @@ def _image_token(tokenizer, token_id):
 
 
 def _check_template(processor):
-    """Raises ValueError unless the chat template shows a question, its picture and the answer."""
+    """Raises ValueError unless the chat template shows a question, its image and the answer."""
     question, answer = (f"{word}-{uuid.uuid4().hex}" for word in ("question", "answer"))
     content = [{"type": "image"}, {"type": "text", "text": question}]
     messages = [{"role": "user", "content": content}, {"role": "assistant", "content": answer}]

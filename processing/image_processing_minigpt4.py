@@ -1,9 +1,9 @@
-"""Pictures to `pixel_values`: MiniGPT4ImageProcessor, and `load_image` for everything a person may hand over.
+"""From images to `pixel_values`: MiniGPT4ImageProcessor, and `load_image` for any kind of user input.
 
 Follows the original's evaluation transform: resize to the vision tower's size without cropping, scale, normalise. The
-resampling and the colours are those that the tower was trained on: for the original's bicubic and CLIP's, for any other what
-its repository says (see for_model.py). Nothing is cropped, whatever that says: a text may speak of what is at the edge.
-PIL only: torchvision's resize differs by a uint8 level, and has no CPU build on PyPI.
+resampling and the colours are those that the tower was trained on: bicubic and CLIP's for the original, and for any other
+tower those of its repository (see for_model.py). Nothing is ever cropped: a text may mention what is at the edge.
+PIL only: torchvision's resize differs by a uint8 level, and it has no CPU build on PyPI.
 """
 
 import base64
@@ -17,12 +17,12 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, PILImageResampling
 
-# A picture beyond this many pixels is refused before it is decoded: 64 Mpx are 192 MB of RGB.
+# An image with more pixels is refused before it is decoded: 64 Mpx are 192 MB of RGB.
 MAX_PIXELS = 64_000_000
 
 
 class MiniGPT4ImageProcessor(PilBackend):
-    """PIL pictures, arrays or tensors -> `pixel_values` float32 [images, 3, size, size].
+    """PIL images, arrays or tensors -> `pixel_values` float32 [images, 3, size, size].
 
     The defaults are the original's (EVA-CLIP: 224 pixels, CLIP statistics); for any tower see `image_processor_for`.
     """
@@ -40,7 +40,7 @@ class MiniGPT4ImageProcessor(PilBackend):
     model_input_names = ["pixel_values"]
 
     def fetch_images(self, image_url_or_urls):
-        """Reads whatever `load_image` reads, in nested lists too; addresses are refused (see `load_image`)."""
+        """Reads whatever `load_image` reads, also in nested lists; URLs are refused (see `load_image`)."""
         if isinstance(image_url_or_urls, list | tuple):
             return [self.fetch_images(image) for image in image_url_or_urls]
         if isinstance(image_url_or_urls, str | bytes | os.PathLike | Image.Image):
@@ -48,24 +48,24 @@ class MiniGPT4ImageProcessor(PilBackend):
         return image_url_or_urls
 
     def convert_to_rgb(self, image, **kwargs):
-        """PIL picture of any mode -> uint8 [H, W, 3]; arrays pass through transformers' own conversion."""
+        """PIL image of any mode -> uint8 [H, W, 3]; arrays pass through transformers' own conversion."""
         if isinstance(image, Image.Image):
             return np.array(to_rgb(image))
         return super().convert_to_rgb(image, **kwargs)
 
 
 def load_image(source, smallest=None):
-    """Opens a picture and returns it as RGB, the way a viewer shows it.
+    """Opens an image and returns it as RGB, as a viewer would show it.
 
     Args:
-        source: path, bytes, PIL picture, or an address "data:image/...;base64,...". EXIF rotation is applied, transparency
-            laid on white, 16 bits scaled to 8; of an animation the first frame counts.
+        source: path, bytes, PIL image, or a URL "data:image/...;base64,...". EXIF rotation is applied, transparency
+            becomes white, 16 bits are scaled to 8; of an animation, the first frame is used.
         smallest: pixels; a JPEG may be scaled down to a half, quarter or eighth while it is decoded, as long as both
-            sides keep that many.
+            sides keep this many.
 
     Raises:
-        ValueError: one line that names the file and what is wrong with it: missing, empty, not a picture, truncated,
-            larger than `MAX_PIXELS`, or another address (nothing is fetched here).
+        ValueError: one line that names the file and what is wrong with it: missing, empty, not an image, truncated,
+            larger than `MAX_PIXELS`, or another URL (nothing is downloaded here).
     """
     if isinstance(source, str) and source.startswith("data:"):
         source = _read_data_url(source)
@@ -99,7 +99,7 @@ def load_image(source, smallest=None):
 
 
 def to_rgb(image):
-    """PIL picture of any mode -> RGB as a viewer shows it: first frame, upright, on white, 8 bits."""
+    """PIL image of any mode -> RGB as a viewer shows it: first frame, upright, on white, 8 bits."""
     if getattr(image, "is_animated", False):
         image.seek(0)
     image = ImageOps.exif_transpose(image)
@@ -113,7 +113,7 @@ def to_rgb(image):
 
 
 def _to_8_bits(image):
-    """Gray of 16 bits, integers or floats -> gray of 8 bits."""
+    """16-bit, integer or float gray -> 8-bit gray."""
     values = np.asarray(image, dtype=np.float64)
     brightest = values.max()
     if image.mode.startswith("I;16") or (image.mode == "I" and 255 < brightest <= 65535):

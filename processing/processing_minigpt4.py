@@ -1,14 +1,14 @@
-"""Text and pictures to model inputs: MiniGPT4Processor.
+"""From text and images to model inputs: MiniGPT4Processor.
 
-    messages -> chat template -> one prompt with an image token for each picture
+    messages -> chat template -> one prompt with an image token for each image
              -> that token repeated for each visual token -> input_ids [B, L] (+ pixel_values [N, 3, H, W])
 
-What the original does and this keeps: each stretch of text between pictures is tokenized on its own (SentencePiece puts
-its word-start mark on each), and BOS goes first, once. Both are settled in the tokenizer itself (`prepare_tokenizer`),
-so every path takes them: the processor, `tokenizer(...)`, another engine.
+As in the original, each stretch of text between images is tokenized separately (SentencePiece puts its word-start mark on
+each), and BOS comes first, once. Both are set in the tokenizer itself (`prepare_tokenizer`), so they apply everywhere: in
+the processor, in `tokenizer(...)` and in other engines.
 
-What it adds: user text is data. Whatever a message spells, `</s>`, the image token or a turn marker, is encoded as plain
-letters, so that nobody forges a picture or a turn.
+One addition: user text is data. Whatever a message spells, be it `</s>`, the image token or a turn marker, is encoded as
+plain letters, so nobody can forge an image or a turn.
 """
 
 import copy
@@ -21,20 +21,20 @@ from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_utils import make_flat_list_of_images
 from transformers.processing_utils import MultiModalData, ProcessorMixin
 
-# Stands between the letters of a marker that user text spells; the tokenizer splits there and drops it. A Unicode
-# noncharacter: no text that is meant for exchange holds one.
+# Put between the letters of a marker that user text spells; the tokenizer splits there and drops it. It is a Unicode
+# noncharacter, which no text meant for exchange contains.
 BREAK = "\ufdd0"
-# Arguments of `apply_chat_template` with which this package trains answers, and asks for them: without thoughts before them.
-# Templates with such a switch (Qwen3's, SmolLM3's, GLM's) call it so; it is left out for others.
+# Arguments of `apply_chat_template` in training and in generation: answers without thinking before them.
+# Templates with such a switch (Qwen3's, SmolLM3's, GLM's) use this name; it is left out for others.
 UNTHINKING = {"enable_thinking": False}
 ASKING = {"add_generation_prompt": True, **UNTHINKING}
 
 
 class SpokenMessage(dict):
-    """An assistant's message that remembers the ids that the model wrote, without the end of its turn.
+    """An assistant message that remembers the ids that the model wrote, without the end of its turn.
 
-    Read again as text they may become other ids, and what was computed for them would be of no use. They count as long as
-    the message's content stays as it is, and for the tokenizer that they are of. Known by `ids_for` and not by its class:
+    Tokenized again, the text might give other ids, and the cache for them would be useless. The ids are valid as long as
+    the message's content is unchanged, and only for their own tokenizer. It is recognised by `ids_for` instead of its class:
     code from the Hub is loaded once for the model and once for the processor.
     """
 
@@ -43,7 +43,7 @@ class SpokenMessage(dict):
         self.text, self.ids, self.tokenizer = text, list(ids), tokenizer
 
     def ids_for(self, tokenizer):
-        """The ids, or None if they no longer are what the message says."""
+        """The ids, or None if they no longer match the message."""
         unchanged = self.get("content") == [{"type": "text", "text": self.text}]
         return self.ids if unchanged and tokenizer is self.tokenizer else None
 
@@ -54,13 +54,13 @@ class MiniGPT4Processor(ProcessorMixin):
     Args:
         image_processor: a `MiniGPT4ImageProcessor`.
         tokenizer: the LLM's (fast) tokenizer.
-        image_token: the token that marks a picture in a prompt, in the vocabulary and never written by the LLM;
-            by default the tokenizer's `<unk>` (LLaMA's byte fallback never yields it).
-        num_image_tokens: visual tokens of a picture: 32 with the Q-Former, see `MiniGPT4Config.num_image_tokens`.
-        turn_markers: texts that separate turns in the chat template without being special tokens; user text cannot
+        image_token: the token for an image in a prompt; it is in the vocabulary and never written by the LLM. By
+            default the tokenizer's `<unk>` (LLaMA's byte fallback never yields it).
+        num_image_tokens: visual tokens per image: 32 with the Q-Former, see `MiniGPT4Config.num_image_tokens`.
+        turn_markers: texts that separate turns in the chat template but are not special tokens; user text cannot
             spell them.
         chat_template: Jinja template; the paper's Vicuna conversation by default. With `training=True` it renders
-            the stage-2 form of a turn where that differs.
+            the stage-2 form of a turn, if that differs.
     """
 
     def __init__(
@@ -85,18 +85,18 @@ class MiniGPT4Processor(ProcessorMixin):
 
     @classmethod
     def for_model(cls, config, tokenizer, chat_template=None, image_processor=None):
-        """The processor of a model that was put together from parts.
+        """The processor of a model built from parts.
 
         Args:
             config: the model's `MiniGPT4Config`.
             tokenizer: the LLM's.
-            chat_template: "vicuna", "vicuna-v1", "llama-2", "chatml" (see chat_templates.py), or Jinja with IMAGE where a
-                picture goes; by default the LLM's own, which its tokenizer brings, or the paper's if it brings none.
+            chat_template: "vicuna", "vicuna-v1", "llama-2", "chatml" (see chat_templates.py), or Jinja with IMAGE for an
+                image; by default the LLM's own, from its tokenizer, or the paper's if it has none.
             image_processor: by default that of the vision tower, see `image_processor_for`.
 
         Raises:
-            ValueError: a template that does not show what is said, or an image token that the tokenizer does not have.
-            ImportError: this is the code of a repository, and the package is not installed.
+            ValueError: a template that does not show the messages, or an image token that the tokenizer does not have.
+            ImportError: this code runs from a repository, and the package is not installed.
         """
         try:
             from minigpt4.processing.for_model import processor_for
@@ -105,15 +105,15 @@ class MiniGPT4Processor(ProcessorMixin):
         return processor_for(cls, config, tokenizer, chat_template, image_processor)
 
     def __call__(self, images=None, text=None, **kwargs):
-        """A rendered prompt (or several) and its pictures -> `input_ids`, `attention_mask`, `pixel_values`.
+        """A rendered prompt (or several) and its images -> `input_ids`, `attention_mask`, `pixel_values`.
 
         Args:
-            images: one picture, a list, or a list for each text: paths, bytes, PIL, arrays.
-            text: prompts with `image_token` once for each picture. Special tokens in them count: for text that a
+            images: one image, a list, or a list for each text: paths, bytes, PIL, arrays.
+            text: prompts with `image_token` once for each image. Special tokens in them take effect: for text that a
                 person typed, use `apply_chat_template`.
 
         Raises:
-            ValueError: more or fewer pictures than image tokens, naming both counts; an unreadable picture.
+            ValueError: more or fewer images than image tokens, naming both counts; an unreadable image.
         """
         texts = [text] if isinstance(text, str) else text
         bos = getattr(self.tokenizer, "bos_token", None)
@@ -130,7 +130,7 @@ class MiniGPT4Processor(ProcessorMixin):
         return push_processor(self, repo_id, **arguments)
 
     def validate_inputs(self, images=None, text=None, videos=None, audio=None, **kwargs):
-        """One line for a mismatch of pictures and image tokens, in place of the library's two."""
+        """One line for a mismatch of images and image tokens, instead of the library's two."""
         placeholders = sum(sample.count(self.image_token) for sample in text or [])
         pictures = 0 if images is None else len(make_flat_list_of_images(images))  # pyright: ignore[reportArgumentType]
         if text is not None and placeholders != pictures:
@@ -141,11 +141,11 @@ class MiniGPT4Processor(ProcessorMixin):
         super().validate_inputs(images=images, text=text, videos=videos, audio=audio, **kwargs)
 
     def replace_image_token(self, image_inputs, image_idx, **kwargs):
-        """What a picture's image token becomes in the prompt: one for each visual token."""
+        """What an image token expands to in the prompt: one for each visual token."""
         return self.image_token * self.num_image_tokens
 
     def _get_num_multimodal_tokens(self, image_sizes=None, **kwargs):
-        """Visual tokens for pictures of these sizes, which do not matter here (vLLM plans its memory with it)."""
+        """Visual tokens for images of these sizes, which do not matter here (vLLM plans its memory with it)."""
         if image_sizes is None:
             return MultiModalData()
         return MultiModalData(
@@ -156,8 +156,8 @@ class MiniGPT4Processor(ProcessorMixin):
         """Messages -> prompt, or with `tokenize=True` model inputs; see `ProcessorMixin.apply_chat_template`.
 
         Every text in the messages is data: markers and special tokens that it spells become plain letters. The answers
-        of a chat session (`SpokenMessage`) are encoded as the ids that the model wrote, so that running a conversation
-        anew gives what the session gave.
+        of a chat session (`SpokenMessage`) are encoded as the ids that the model wrote, so rerunning a conversation
+        gives the same results as the session.
         """
         if kwargs.get("tokenize") and any(hasattr(message, "ids_for") for message in conversation):
             return self._tokenize_spoken(conversation, **kwargs)
@@ -166,9 +166,9 @@ class MiniGPT4Processor(ProcessorMixin):
         return super().apply_chat_template(self._as_data(conversation), *args, **self._switches(kwargs))
 
     def _switches(self, options):
-        """Options of `apply_chat_template` less `enable_thinking` where the template has no such switch.
+        """Options of `apply_chat_template` without `enable_thinking` if the template has no such switch.
 
-        transformers would warn of it and hand it to the tokenizer.
+        transformers would warn about it and pass it to the tokenizer.
         """
         template = str(options.get("chat_template") or self.chat_template)
         return {name: value for name, value in options.items() if name != "enable_thinking" or name in template}
@@ -178,12 +178,12 @@ class MiniGPT4Processor(ProcessorMixin):
         return SpokenMessage(text, ids, self.tokenizer)
 
     def conversation_ids(self, messages, **template):
-        """Messages -> ids of the whole conversation, where a `SpokenMessage` stays the ids that the model wrote.
+        """Messages -> ids of the whole conversation, keeping the ids that the model wrote for a `SpokenMessage`.
 
-        What the template puts around an answer is encoded as it is behind text: Vicuna's "###" is [2277, 29937] there.
+        What the template puts around an answer is encoded as if it followed text: Vicuna's "###" is [2277, 29937] there.
 
         Args:
-            template: of `apply_chat_template`: add_generation_prompt, chat_template, ...
+            template: arguments of `apply_chat_template`: add_generation_prompt, chat_template, ...
         """
         template = self._switches(template)
         answers = [m.ids_for(self.tokenizer) if hasattr(m, "ids_for") else None for m in messages]
@@ -191,7 +191,7 @@ class MiniGPT4Processor(ProcessorMixin):
         shown = [m if ids is None else {**m, "content": mark} for m, ids in zip(messages, answers, strict=True)]
         answers = [ids for ids in answers if ids is not None]
         first, *behind = super().apply_chat_template(self._as_data(shown), **template).split(mark)
-        if len(behind) != len(answers):  # a template that leaves answers out, or changes them
+        if len(behind) != len(answers):  # the template leaves answers out, or changes them
             first, behind = super().apply_chat_template(self._as_data(messages), **template), []
         ids = self.encode(first)
         lone = self.encode("a")
@@ -209,7 +209,7 @@ class MiniGPT4Processor(ProcessorMixin):
         return prompt.replace(self.image_token, self.replace_image_token({}, 0))
 
     def _tokenize_spoken(self, messages, return_dict=False, return_tensors=None, **template):
-        """`apply_chat_template(tokenize=True)` for one conversation with answers of a chat session in it."""
+        """`apply_chat_template(tokenize=True)` for one conversation that contains answers of a chat session."""
         template = {name: value for name, value in template.items() if name != "tokenize"}
         ids = self.conversation_ids(messages, **template)
         if not return_dict:
@@ -223,7 +223,7 @@ class MiniGPT4Processor(ProcessorMixin):
         return BatchFeature(inputs, tensor_type=return_tensors)
 
     def _as_data(self, conversation) -> Any:
-        """A copy of the conversation (or a batch of them) whose texts cannot be read as markers."""
+        """A copy of the conversation (or a batch of them) whose texts cannot be taken for markers."""
         if isinstance(conversation, str):
             return self.plain_text(conversation)
         if isinstance(conversation, dict):
@@ -238,22 +238,22 @@ class MiniGPT4Processor(ProcessorMixin):
         """Text in which every special token and turn marker is broken into letters for the tokenizer.
 
         Raises:
-            ValueError: half a character (a lone surrogate, which JSON can spell), of which the tokenizer makes nothing.
+            ValueError: half a character (a lone surrogate, which JSON allows), which the tokenizer cannot encode.
         """
         if any("\ud800" <= letter <= "\udfff" for letter in text):
             raise ValueError("a text holds half a character (a lone surrogate); expected Unicode")
-        # Other symbols of the vocabulary forge nothing; the original knows them in what a person types, too.
+        # Other symbols of the vocabulary cannot forge anything; the original also allows them in user text.
         added = self.tokenizer.added_tokens_decoder.values()
         added = [str(token) for token in added if token.special or str(token) in str(self.chat_template)]
         markers = [self.image_token, *self.turn_markers, *added]
         pattern = "|".join(re.escape(marker) for marker in sorted(set(markers), key=len, reverse=True))
         text = re.sub(pattern, lambda found: BREAK.join(found[0]) + BREAK, text.replace(BREAK, ""))
-        # A marker must not come about where the text ends and the template, or the next text, goes on.
+        # No marker may form where the text ends and the template, or the next text, continues.
         beginnings = tuple(marker[:length] for marker in markers for length in range(1, len(marker)))
         return text + BREAK if text.endswith(beginnings) else text
 
     def segments(self, messages, **template):
-        """A conversation as [(text, is_answer), ...], and whether `generation` blocks say so: see turns.py.
+        """A conversation as [(text, is_answer), ...], and whether `generation` blocks mark the answers: see turns.py.
 
         Args:
             template: variables of the chat template; `training=True` renders the stage-2 form of a turn.
@@ -262,20 +262,20 @@ class MiniGPT4Processor(ProcessorMixin):
 
     @property
     def turn_end(self):
-        """What the chat template puts behind an answer, as text."""
+        """What the chat template puts after an answer, as text."""
         return _turns().turn_end(self.chat_template, self.tokenizer)
 
     @property
     def turn_end_ids(self):
-        """[the id] that the model writes last in a turn, if that is a token of its own; else [], see `turn_ends`."""
+        """[the id] that ends the model's turn, if that is a single special token; else [], see `turn_ends`."""
         ids = self.encode(self.turn_end.strip())
         return ids[-1:] if all(token in self.tokenizer.added_tokens_decoder for token in ids) else []
 
     @property
     def turn_ends(self):
-        """What the model may write to end its turn where a marker, and no special token, does that: lists of ids.
+        """What the model may write to end its turn if a marker, not a special token, ends it: lists of ids.
 
-        A marker is tokenized in one way as a word of its own and in another behind text: Vicuna's "###" is [835] or
+        A marker is tokenized differently on its own and after text: Vicuna's "###" is [835] or
         [2277, 29937].
         """
 
@@ -291,7 +291,7 @@ class MiniGPT4Processor(ProcessorMixin):
 
 
 def _turns():
-    """turns.py, which training needs, and whatever puts a model together; a repository only runs one, and has it not."""
+    """turns.py, which only training and building a model need; a repository just runs one and does not contain it."""
     try:
         from minigpt4.processing import turns
     except ImportError as error:
@@ -300,7 +300,7 @@ def _turns():
 
 
 def _papers_template(image_token):
-    """The conversation that Vicuna v0 was tuned on; a repository brings its own in chat_template.jinja."""
+    """The conversation format that Vicuna v0 was tuned on; a repository has its own in chat_template.jinja."""
     try:
         from minigpt4.processing.chat_templates import VICUNA_V0, with_image_token
     except ImportError as error:
@@ -309,17 +309,17 @@ def _papers_template(image_token):
 
 
 def prepare_tokenizer(tokenizer, image_token):
-    """Settles in the tokenizer, in place, what every path must share; running it again changes nothing.
+    """Sets up in the tokenizer, in place, what every path must share; running it again changes nothing.
 
     - the image token is special, so that text splits there;
-    - SentencePiece's word-start mark is put on each stretch of text (not on the first alone), as the original does;
+    - SentencePiece's word-start mark is put on each stretch of text (not only on the first), as in the original;
     - text splits at `BREAK`, which is dropped;
     - there is a padding token other than the image token.
     """
     backend = tokenizer.backend_tokenizer
     split = pre_tokenizers.Split(BREAK, "removed")
     if isinstance(backend.pre_tokenizer, pre_tokenizers.Metaspace):
-        # The same marks, put by the normalizer: it sees each stretch between special tokens, not the parts of a split.
+        # The same marks, but put by the normalizer: it sees each stretch between special tokens, not the parts of a split.
         symbols = [str(token) for token in tokenizer.added_tokens_decoder.values() if not token.special]
         backend.normalizer = normalizers.Sequence([_word_start_mark(symbols), normalizers.Replace(" ", "▁")])
         tokenizer.add_tokens([AddedToken(symbol, normalized=True) for symbol in symbols])
@@ -333,9 +333,9 @@ def prepare_tokenizer(tokenizer, image_token):
 
 
 def _word_start_mark(symbols):
-    """Puts SentencePiece's mark in front of a stretch of text. Not in front of a lone user-defined symbol, for a
-    tokenizer normalizes such a symbol before it looks for it in normalized text. (In its regular expressions ^ and $ are the
-    borders of a line, and not those of the text.)"""
+    """Puts SentencePiece's mark before a stretch of text, but not before a lone user-defined symbol, because the
+    tokenizer normalizes such a symbol before it looks for it in normalized text. (In its regular expressions, ^ and $ match
+    at the ends of a line, not of the text.)"""
     if not symbols:
         return normalizers.Prepend("▁")
     lone = "|".join(map(re.escape, symbols))

@@ -1,10 +1,10 @@
-"""Where the answers are in a rendered conversation, whatever its chat template is.
+"""Finds the answers in a rendered conversation, for any chat template.
 
-    messages -> [(text, is_answer), ...]    all texts joined are the conversation; an answer has its turn's end with it
+    messages -> [(text, is_answer), ...]    all texts joined are the conversation; an answer includes its turn's end
 
-A template with `generation` blocks says itself what the model writes. Any other is rendered with marks for answers: what
-stands around the marks is the template's, and of that the turn's end is what the template puts behind an answer, with the
-first special tokens in it.
+A template with `generation` blocks itself marks what the model writes. Any other is rendered with marks as answers: the text
+around the marks is the template's, and the turn's end is the part of it that follows an answer, up to and including the
+first special tokens.
 """
 
 import contextlib
@@ -14,9 +14,9 @@ import uuid
 from jinja2.exceptions import TemplateError
 from transformers.utils.chat_template_utils import render_jinja_template
 
-# As transformers looks for them.
+# The pattern that transformers uses.
 _GENERATION_BLOCK = re.compile(r"\{%-?\s*generation\s*-?%\}")
-# On both sides of a mark: white space, so that a template that trims answers takes it away. No tokenizer sees it.
+# White space on both sides of a mark, which a template that trims answers removes. No tokenizer sees it.
 _EDGE = "\v"
 
 
@@ -25,9 +25,9 @@ def segments(template, messages, tokenizer, **arguments):
 
     Args:
         template: a Jinja chat template.
-        messages: whose texts are data already (see `MiniGPT4Processor.plain_text`).
-        tokenizer: for its special tokens. Where the template puts nothing behind the last answer, its EOS ends that.
-        arguments: further variables of the template.
+        messages: their texts are already data (see `MiniGPT4Processor.plain_text`).
+        tokenizer: for its special tokens. If the template puts nothing after the last answer, its EOS ends that.
+        arguments: other variables of the template.
 
     Raises:
         ValueError: the template leaves answers out, or shows them more than once.
@@ -43,7 +43,7 @@ def segments(template, messages, tokenizer, **arguments):
 
 
 def turn_end(template, tokenizer):
-    """What the template puts behind an answer that ends a conversation, as text: "<|im_end|>", "###"."""
+    """What the template puts after an answer that ends a conversation, as text: "<|im_end|>", "###"."""
     mark = _mark()
     found, _ = segments(template, _one_turn(mark), tokenizer)
     [answer] = [text for text, is_answer in found if is_answer]
@@ -51,11 +51,11 @@ def turn_end(template, tokenizer):
 
 
 def written(template, tokenizer):
-    """All that a template may write: its own text, and what it makes of conversations with roles as they are usual."""
+    """Everything a template may write: its own text, and its output for conversations with the usual roles."""
     texts = [template]
     for roles in (("system", "user", "assistant"), ("user", "assistant"), ("user", "assistant", "tool")):
         messages = [{"role": role, "content": ""} for role in roles]
-        with contextlib.suppress(TemplateError, TypeError):  # not every template knows every role
+        with contextlib.suppress(TemplateError, TypeError):  # not every template supports every role
             texts += render_jinja_template(
                 conversations=[messages], chat_template=template, add_generation_prompt=True, **tokenizer.special_tokens_map
             )[0]
@@ -63,7 +63,7 @@ def written(template, tokenizer):
 
 
 def _cut(text, spans):
-    """A text as segments, of which those from start to end of a span are answers."""
+    """A text as segments; those from start to end of a span are answers."""
     found, last = [], 0
     for start, end in spans:
         found += [(text[last:start], False), (text[start:end], True)]
@@ -92,17 +92,17 @@ def _by_marks(template, messages, tokenizer, arguments):
 
 
 def _end(behind, tail, special):
-    """What ends the turn, of what the template puts behind an answer; `tail`: of that behind a conversation's last one."""
+    """The turn's end in what the template puts after an answer; `tail`: the end after a conversation's last answer."""
     first = re.search(f"{special.pattern}+", tail)
     end = tail[: first.end()] if first else tail.rstrip()
     if behind.startswith(end):
         return end
-    other = special.match(behind)  # some end turns in a conversation otherwise than its last one
+    other = special.match(behind)  # some end the last turn differently from the others
     return other[0] if first and other else ""
 
 
 def _around_answers(template, messages, arguments):
-    """The rendered conversation, cut where answers are; beside each an `_EDGE`, unless the template trims there."""
+    """The rendered conversation, split at the answers; with an `_EDGE` next to each, unless the template trims it."""
     marks = [_mark() for message in messages if _is_answer(message)]
     left = iter(marks)
     shown = [{**message, "content": _EDGE + next(left) + _EDGE} if _is_answer(message) else message for message in messages]
@@ -129,5 +129,5 @@ def _text(content):
 
 
 def _mark():
-    """A text that nobody can have typed."""
+    """A text that nobody could have typed."""
     return f"\ufdd1{uuid.uuid4().hex}\ufdd1"

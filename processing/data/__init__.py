@@ -1,1 +1,1 @@
-"""Images with texts, wherever they come from, as what a stage learns from."""
+"""Images with texts, from any source, as training examples of a stage."""

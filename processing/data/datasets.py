@@ -1,10 +1,10 @@
-"""A recipe's data section to training examples: pictures, and the texts that are learned about each.
+"""From a recipe's data section to training examples: images, and the texts to learn about each.
 
-    training_data(section, stage) -> PictureTexts; an item is what MiniGPT4DataCollator takes:
+    training_data(section, stage) -> PictureTexts; an item is an example for MiniGPT4DataCollator:
         stage 1: {"image", "text"}      stage 2: {"image", "instruction", "text"} or {"image", "messages"}
 
-Pictures come from composed scenes (scenes.py), or from wherever `data.path` says (sources.py). What is too large to be
-looked at first is streamed instead: streams.py.
+Images come from composed scenes (scenes.py) or from `data.path` (sources.py). Data that are too large to scan first are
+streamed instead: streams.py.
 """
 
 import math
@@ -32,21 +32,21 @@ SHORT_INSTRUCTIONS = (
 
 
 class PictureTexts(Dataset):
-    """Texts that each belong to one picture; several may share it.
+    """Texts that each belong to one image, which several may share.
 
     Args:
         pictures: sequence of rows with an "image".
-        texts: [{"picture": index, "text": ..., "instruction": ... in stage 2}, ...]; an item of this data set is one. With
-            "instructions", an item has one of these instead of "instruction", drawn each time it is used.
-        features: [pictures, views, Q, C], the frozen vision part's output for each picture (see `cache_features` in
-            training.py); then items hold `vision_features` [Q, C] of a view drawn at random, and no image.
+        texts: [{"picture": index, "text": ..., "instruction": ... in stage 2}, ...]; each is an item of this data set. With
+            "instructions" instead of "instruction", one of them is drawn each time the item is used.
+        features: [pictures, views, Q, C], the frozen vision parts' output for each image (see `cache_features` in
+            training.py); then items have `vision_features` [Q, C] of a random view, and no image.
         feature_dropout: share of those features set to zero, the rest scaled up.
-        random_crop: items hold a `random_view` of the image.
+        random_crop: items have a `random_view` of the image.
         held_out: rows {"image", "texts": [...]} that are not trained on.
-        dropped: `DroppedSamples`, what of the data could not be used.
-        validation: a `PictureTexts` of other pictures, or None: the loss on it is logged while these are trained on.
+        dropped: `DroppedSamples`, the unusable part of the data.
+        validation: a `PictureTexts` of other images, whose loss is logged during training, or None.
 
-    What is drawn for an item depends on `seed`, `epoch` and its index alone, so that a resumed run draws the same.
+    What is drawn for an item depends only on `seed`, `epoch` and its index, so a resumed run draws the same.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class PictureTexts(Dataset):
         self.seed = self.epoch = 0
 
     def set_epoch(self, epoch):
-        """In another epoch other looks at the pictures are drawn."""
+        """Sets the epoch, which determines the views that are drawn."""
         self.epoch = epoch
 
     def __len__(self):
@@ -93,7 +93,7 @@ class PictureTexts(Dataset):
 
 
 def training_data(section, stage):
-    """The examples of a recipe's data section (`DataSection` in recipes.py) for stage 1 or 2.
+    """The examples of a recipe's data section (`DataSection` in recipe.py) for stage 1 or 2.
 
     Raises:
         ValueError: a path or column that does not exist, or more broken samples than section.max_dropped_share.
@@ -137,20 +137,20 @@ def training_data(section, stage):
 
 
 def check_validation(section):
-    """Raises ValueError where a data section names both validation data and a share of its own."""
+    """Raises ValueError if a data section sets both validation data and a validation share."""
     if section.validation and section.validation_share:
         raise ValueError("data.validation and data.validation_share are both set; expected one of them")
 
 
 def validation_pictures(section, found):
-    """How many of the pictures found the section's share keeps out of the training."""
+    """How many of the images found are kept out of training by the section's share."""
     if not section.validation_share:
         return 0
     return min(section.validation_limit, max(1, round(section.validation_share * found)))
 
 
 def validation_data(section, stage):
-    """The `PictureTexts` of a data section's `validation`, or None where it names none.
+    """The `PictureTexts` of a data section's `validation`, or None if it has none.
 
     Raises:
         ValueError: as `training_data`.
@@ -176,7 +176,7 @@ class Pictures:
     Args:
         source: what `open_source` returned. section: a `SourceSection`.
         places: [(shard, position, index), ...] of the samples.
-        contents: for each picture its [`Content`, ...], without the picture.
+        contents: for each image its [`Content`, ...], without the image itself.
         dropped: `DroppedSamples`.
     """
 
@@ -197,10 +197,10 @@ class Pictures:
 
 
 def read_pictures(section, dropped=None, only_held_out=False):
-    """The pictures of a data section's path, each decoded once to see whether it can be; rows of one file are one picture.
+    """The images of a data section's path, each decoded once to check it; rows with the same file share one image.
 
     Args:
-        dropped: `DroppedSamples` that counts on. only_held_out: see `open_source`.
+        dropped: `DroppedSamples` to add to. only_held_out: see `open_source`.
 
     Raises:
         ValueError: as `training_data`.
@@ -240,9 +240,9 @@ def read_pictures(section, dropped=None, only_held_out=False):
 
 
 def joined_answer(captions, rng, n):
-    """A detailed answer from n of a picture's captions, each made a sentence: any one, then what adds most new words.
+    """A detailed answer from n of an image's captions, each as a sentence: a random one, then those with most new words.
 
-    A single caption stays as it is: the original leaves those of stage 2 untouched.
+    A single caption stays as it is: the original does not change those of stage 2.
     """
     if len(captions) == 1:
         return captions[0]
@@ -258,7 +258,7 @@ def joined_answer(captions, rng, n):
 def random_view(picture, generator=None):
     """RandomResizedCrop of the original's training transform: 50 to 100% of the area, sides 3:4 to 4:3.
 
-    Draws from torch's generator (or the one given), in torchvision's order.
+    Draws from torch's generator (or the given one), in torchvision's order.
     """
     width, height = picture.size
     for _ in range(10):
@@ -274,7 +274,7 @@ def random_view(picture, generator=None):
 
 
 def crop_size(size):
-    """Pixels that a picture's sides must have so that a `random_view` of it has `size`."""
+    """The side, in pixels, that an image needs for its `random_view` to have `size`."""
     return math.ceil(size / (CROP_AREA * CROP_RATIO) ** 0.5)
 
 
@@ -282,7 +282,7 @@ def _scene_texts(pictures, stage):
     rows = pictures.with_format(None)
     if stage == 1:
         return [{"picture": i, "text": text} for i, text in enumerate(rows["text"])]
-    # Colours are learned long before names and sides: every other scene asks for the background.
+    # Colours are learned long before names and sides, so only every other scene asks for the background.
     texts = []
     for i, conversation in enumerate(rows["conversation"]):
         description, background, *others = conversation
@@ -292,7 +292,7 @@ def _scene_texts(pictures, stage):
 
 
 def drawn(text, rng):
-    """A text with one of its "instructions", drawn by a `random.Random`, where it has them; else as it is."""
+    """A text with one of its "instructions", if it has any, drawn by a `random.Random`; else unchanged."""
     if "instructions" not in text:
         return text
     asked = {"instruction": rng.choice(text["instructions"])}
@@ -300,11 +300,11 @@ def drawn(text, rng):
 
 
 def texts_about(found, section, stage, rng, statistics=None):
-    """What is learned about one picture in a stage: [{"text", "instruction" and "instructions" in stage 2}, ...].
+    """The texts to learn about one image in a stage: [{"text", "instruction" and "instructions" in stage 2}, ...].
 
     Args:
         found: `Content` with captions. section: a `DataSection`. rng: a `random.Random`.
-        statistics: `photo_texts.Statistics`, where the section wants texts made of what is known of a picture.
+        statistics: `photo_texts.Statistics`, if the section asks for texts made from known facts about an image.
     """
     if found.messages:
         return [{"messages": found.messages}]
@@ -332,7 +332,7 @@ def texts_about(found, section, stage, rng, statistics=None):
 
 
 def _detailed_answer(row, made, section, rng):
-    """A picture's description: that which came with it, or one made of captions that people wrote; "" of neither."""
+    """An image's description: its own, or one made from captions that people wrote; "" if there is neither."""
     if made.get("details"):
         return rng.choice(made["details"])
     if row.get("detail"):
@@ -342,14 +342,14 @@ def _detailed_answer(row, made, section, rng):
 
 
 def check_stage(section, source, stage):
-    """Raises ValueError when a stage learns nothing from what a source holds."""
+    """Raises ValueError if a stage cannot learn anything from a source."""
     conversations = is_conversation(source.columns, section)
     if conversations and stage == 1:
         raise ValueError(f"{section.path}: holds conversations, which are learned in stage 2; stage 1 needs captions")
 
 
 def _texts(of_parts, section, stage):
-    """The texts about each of several `Pictures`; pictures are numbered through."""
+    """The texts about each of several `Pictures`, with consecutive image numbers."""
     rng, statistics, texts, first = random.Random(0), None, [], 0
     if section.varied_captions or section.questions or section.conversations:
         rows = (found.row for pictures in of_parts for contents in pictures.contents for found in contents)
@@ -365,7 +365,7 @@ def _texts(of_parts, section, stage):
 
 
 def _mixed(texts, weights):
-    """As many texts as there are, those of each part as often as its weight says; of a single part all of them."""
+    """As many texts as there are, with each part's share given by its weight; for a single part, all of them."""
     if len(texts) == 1:
         return texts[0]
     if not all(texts) or min(weights) <= 0:

@@ -1,10 +1,10 @@
-"""COCO's 80 kinds of things and the classes of labelled images, and the words by which a text names them.
+"""COCO's 80 kinds of things, the classes of labelled images, and the words for them in texts.
 
     named_kinds("a puppy on a sofa")                   ["dog", "couch"]
     names_label("A cat lies there.", "Egyptian cat")   True
 
-The list of words is this project's own. It follows the choices of the CHAIR code (Rohrbach et al. 2018) where a word is no
-kind by itself ("desk" is a dining table, "monitor" a tv, "van" a car), but knows more phrases.
+The list of words is this project's own. It follows the choices of the CHAIR code (Rohrbach et al. 2018) for words that are
+not kinds themselves ("desk" is a dining table, "monitor" a tv, "van" a car), but has more phrases.
 """
 
 import re
@@ -12,7 +12,7 @@ from functools import cache, lru_cache
 
 from .scenes import plural
 
-# COCO's kinds, each with words that mean it; "!" begins a phrase that holds such a word and means something else.
+# COCO's kinds, each with words that mean it; "!" marks a phrase that contains such a word but means something else.
 _WORDS = """
 person: man, woman, people, boy, girl, child, kid, baby, adult, guy, lady, gentleman, male, female, toddler, teenager,
   mother, father, sister, brother, bride, groom, player, skier, surfer, rider, skater, skateboarder, snowboarder, pedestrian,
@@ -108,7 +108,7 @@ teddy bear: teddy, teddybear, stuffed bear, toy bear, stuffed animal, plush bear
 hair drier: hair dryer, blow dryer, hairdryer
 toothbrush: tooth brush
 """
-# Classes of ImageNet and Caltech101 whose last word is none that people use; a plainer word for them is right, too.
+# Classes of ImageNet and Caltech101 whose last word is not in common use; a plainer word for them also counts.
 _PLAINER = """
 dog: affenpinscher, airedale, appenzeller, basenji, basset, bloodhound, bluetick, borzoi, boston bull, bouvier des flandres,
   boxer, brabancon griffon, briard, bullterrier, cairn, clumber, coonhound, dalmatian, dandie dinmont, deerhound, dhole,
@@ -164,12 +164,12 @@ _WHOLE = {
     *("potter's wheel", "record player", "sea anemone", "sea cucumber", "sea horse", "sea lion", "sea slug", "sea urchin"),
     *("tape player", "traffic light", "web site", "window screen", "window shade", "yellow lady's slipper"),
 }
-_WORD = re.compile(r"[a-z]+|[^a-z\s]")  # a mark counts as a word: no phrase goes on behind a comma
+_WORD = re.compile(r"[a-z]+|[^a-z\s]")  # punctuation counts as a word: no phrase continues after a comma
 # A young or a full-grown animal, whose first word would be a person: "baby elephant", "adult giraffe".
 _YOUNG_ANIMAL = re.compile(
     r"\b(?:baby|adult) (?=(?:bird|duck|cat|dog|horse|sheep|goat|cow|elephant|bear|zebra|giraffe|animal|cub)s?\b)"
 )
-# "orange" is the fruit at the end of a phrase, and a colour before a thing or another colour.
+# "orange" is the fruit at the end of a phrase, but a colour before a thing or another colour.
 _ORANGE_COLOUR = re.compile(
     r"\borange (?=(?:and|or) (?:white|black|yellow|red|blue|green|brown|gray|grey|pink|purple)\b"
     r"|(?!(?:and|or|on|in|is|with|next|beside|to|at|from|that|which)\b)[a-z])"
@@ -191,7 +191,7 @@ _PLURALS = {
 
 
 def _table(text):
-    """[(name, [words]), ...] of "name: word, word, ..." lines, a line going on where the next is indented."""
+    """[(name, [words]), ...] of "name: word, word, ..." lines, which indented lines continue."""
     lines = re.sub(r"\n\s+", " ", text.strip()).splitlines()
     return [
         (name, [w.strip() for w in words.split(",") if w.strip()]) for name, _, words in (n.partition(":") for n in lines)
@@ -200,13 +200,13 @@ def _table(text):
 
 @cache
 def _phrases():
-    """{phrase: its kind, or None where it only hides a word}."""
+    """{phrase: its kind, or None if it only hides a word}."""
     phrases = {}
     for kind, words in _table(_WORDS):
         for word in (kind, *words):
             means = None if word.startswith("!") else kind
             for form in (word.lstrip("!"), plural_of(word.lstrip("!"))):
-                if means is not None or form not in phrases:  # a kind's own phrase counts, whatever another kind hides
+                if means is not None or form not in phrases:  # a kind's own phrase counts, even if another kind hides it
                     phrases[form] = means
     return phrases
 
@@ -222,7 +222,7 @@ def _by_first_word():
 
 
 def plural_of(phrase):
-    """The plural of what a phrase is about: "glasses of wine", "plants in a pot", "computer mice", "policemen"."""
+    """The plural of a phrase, formed on its head: "glasses of wine", "plants in a pot", "computer mice", "policemen"."""
     head, join, rest = re.fullmatch(r"(.+?)( of a | of | in a | in |$)(.*)", phrase).groups()
     *before, noun = head.split()
     many = _PLURALS.get(noun) or (f"{noun[:-3]}men" if noun.endswith("man") else plural(noun))
@@ -233,11 +233,11 @@ KINDS = tuple(kind for kind, _ in _table(_WORDS))
 
 
 def named_kinds(text):
-    """COCO kinds that a text names, in order, each as often as it is named: "two dogs and a hot dog" -> dog, hot dog."""
+    """COCO kinds that a text names, in order, with repetitions: "two dogs and a hot dog" -> dog, hot dog."""
     return list(_kinds_in(text))
 
 
-@lru_cache(4096)  # an image's captions are looked at several times while texts about it are written
+@lru_cache(4096)  # an image's captions are read several times while texts about it are written
 def _kinds_in(text):
     words = _WORD.findall(_YOUNG_ANIMAL.sub("", _ORANGE_COLOUR.sub(" ", text.lower().replace("-", " "))))
     phrases, named, end = _by_first_word(), [], 0
@@ -251,29 +251,29 @@ def _kinds_in(text):
 
 
 def names_label(text, label):
-    """Whether a text names what an image was labelled with: the whole label, its head noun, or a plainer word for it.
+    """Whether a text names an image's label: the whole label, its head noun, or a plainer word for it.
 
-    "Egyptian cat": "an Egyptian cat", "cats", and whatever else COCO's words call a cat; "Apple, Red Delicious" (what, and
-    of which kind): "an apple", too; "Weimaraner": "a dog". A person's other names ("man" for "groom") are not taken.
+    "Egyptian cat": "an Egyptian cat", "cats", and COCO's other words for a cat; "Apple, Red Delicious" (a thing and its
+    variety): also "an apple"; "Weimaraner": "a dog". Other words for a person ("man" for "groom") do not count.
     """
     phrases, kinds = _names(label)
     return bool(_pattern(phrases).search(_plain(text)) or kinds & set(named_kinds(text)))
 
 
 def label_kinds(label):
-    """The COCO kinds that a label may be, people not counted: "coffee mug" -> {"cup"}, "red fox" -> none."""
+    """The COCO kinds that a label may be, except people: "coffee mug" -> {"cup"}, "red fox" -> none."""
     return _names(label)[1]
 
 
 def same_name(label, other):
-    """Whether a word names two labels, so that an image of one may show the other: "wine bottle" and "beer bottle"."""
+    """Whether one word names both labels, as an image of one may show the other: "wine bottle" and "beer bottle"."""
     (phrases, kinds), (others, other_kinds) = _names(label), _names(other)
     return not (phrases.isdisjoint(others) and kinds.isdisjoint(other_kinds))
 
 
 @cache
 def _names(label):
-    """(the phrases that name a label, without those that COCO's words have, and the kinds of those)."""
+    """(the phrases that name a label, without COCO's words; the kinds of those words)."""
     plainer = {word: name for name, words in _table(_PLAINER) for word in words}
     phrases = {phrase for part in map(_plain, label.split(",")) if part for phrase in _named_by(part)}
     phrases |= {plainer[phrase] for phrase in phrases if phrase in plainer}
@@ -289,12 +289,12 @@ def _pattern(phrases):
 
 
 def _named_by(phrase):
-    """A phrase, what it ends in ("red fox" -> "fox"), and both in the singular."""
+    """A phrase, its ending ("red fox" -> "fox"), and both in the singular."""
     words = phrase.split()
     starts = range(1) if phrase in _WHOLE or " of " in phrase else range(len(words))
     endings = {" ".join(words[i:]) for i in starts}
     known = [ending for ending in endings if ending in _phrases()]
-    if known and phrase not in _WHOLE:  # COCO's longest phrase says what it is: a toilet seat is no seat
+    if known and phrase not in _WHOLE:  # COCO's longest phrase decides: a toilet seat is not a seat
         endings = {ending for ending in endings if len(ending) >= len(max(known, key=len))}
     return endings | {ending[:-1] for ending in endings if ending.endswith("s") and not ending.endswith(("ss", "us", "is"))}
 

@@ -1,19 +1,19 @@
-"""What a model can be taught about a photograph, written from what is known of it: captions, the things in it, a label.
+"""Training texts about a photograph, written from what is known about it: captions, the things in it, a label.
 
     row {"captions": [...], "objects": [...], "label", "detail", "made", "source"}  ->  texts(row, rng, statistics):
-        captions      the row's own; of a label, a list of things or a description in several wordings, so that the form of a
-                      caption does not tell where an image comes from
-        details       the description that came with the image, if one did; else one made of captions that people wrote
+        captions      the row's own; those from a label, a list of things or a description have several wordings, so that
+                      the form of a caption does not reveal where an image comes from
+        details       the image's own description, if it has one; else one made from captions that people wrote
         questions     [(instruction, answer), ...]: what is there, is there a ...?, how many, what color
-        conversation  messages of several turns about the image, each taking up what was not yet said
+        conversation  messages of several turns about the image, each adding something new
 
-Of a row all but the captions may be missing. `objects` are COCO's kinds, the whole list of what is there; `label` is a class
-("Egyptian cat", or "Apple, Red Delicious"), `detail` a long description, `made` says that the captions were written from
-the list. A row without a list is known by the kinds that its texts name.
+Everything but the captions may be missing. `objects` are COCO's kinds, a complete list of what is there; `label` is a class
+("Egyptian cat", or "Apple, Red Delicious"), `detail` a long description, and `made` says that the captions were written
+from the list. For a row without a list, the kinds that its texts name are used.
 
-Whoever asks about things that are not there must draw them well: a model that is asked about zebras only where there are
-none learns the words and not to look. So a question about a thing that is there comes with one about a thing that is not,
-drawn by how often it occurs with those that are (POPE's adversarial sampling; Li et al. 2023).
+Absent things must be chosen well: a model that is asked about zebras only when there are none learns the words instead of
+looking. So each question about a thing that is there comes with one about a thing that is not, drawn by how often it occurs
+together with those that are (POPE's adversarial sampling; Li et al. 2023).
 """
 
 import re
@@ -32,7 +32,7 @@ WHAT = (  # the first is what the suite `objects` asks
 )
 ELSE = ("What else is there?", "What else do you see?", "Is there anything else?")
 MAX_NAMED = 4  # things in one sentence
-ONES = 0.2  # share of the things that are single which are asked about by number
+ONES = 0.2  # share of single things that are asked about by number
 COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white", "gray", "grey", "silver")
 
 _CAPTION_FORMS = (
@@ -49,7 +49,7 @@ _ANSWER_FORMS = ("{}.", "{}.", "There {is} {} in the image.", "The image shows {
 _YES = ("Yes.", "Yes, there {is} {}.", "Yes, there {is} {} in the image.", "Yes, I can see {}.")
 _NO = ("No.", "No, there {is} no {}.", "No, there {is} no {} in the image.", "No, I cannot see any {}.")
 _ASKED = ("{Is} there {} in the image?", "{Is} there {} in this picture?", "Do you see {}?", "Can you see {} in the photo?")
-# What people say for some of COCO's kinds.
+# Everyday words for some of COCO's kinds.
 _SAID = {
     "dining table": "table",
     "sports ball": "ball",
@@ -68,18 +68,18 @@ _LEAD_IN = re.compile(
     r"(?: of)? (?=an? |the |two |three |several |many )",
     re.IGNORECASE,
 )
-# Descriptions of cc_sbu_align that begin twice, a model's first words left before what was written over them.
+# Descriptions of cc_sbu_align that begin twice: a model's first words were left before the edited text.
 _BEGUN_TWICE = re.compile(r"^(?:(?:This|The|On)(?: \w+){0,4} )(?=(?:The|This) (?:image|picture|photo)\b)")
 _NUMBERS = ("one", "two", "three", "four", "five", "six")
 _COUNTS = {"a": 1, "an": 1} | {word: number for number, word in enumerate(_NUMBERS, 1)}
-# A number and up to three words behind it; "a group of dogs" counts none.
+# A number and up to three words after it; "a group of dogs" has no count.
 _COUNTED = re.compile(
     rf"(?=\b({'|'.join(_COUNTS)}) (?!(?:\w+ )?(?:group|couple|pair|herd|crowd|flock)\b)((?:[a-z]+ ?){{1,3}}))"
 )
 _CLOSER = ("on a closer look, {}", "more precisely, {}", "in this image, {}")
 _ALSO = ("there {is} also {}", "{} can be seen, too", "the image also shows {}")
 _TAKEN = ("the photo was taken {}", "the scene is {}", "all of it is {}")
-# Where people say that something is: "on a beach", "in the snow".
+# How people say where something is: "on a beach", "in the snow".
 _PLACE = re.compile(
     r"\b(?:in|at|on|near|by|through) (?:an? |the )(?:[a-z]+ )?(?:kitchen|bathroom|bedroom|room|office|restaurant|street|road"
     r"|sidewalk|park|field|grass|yard|beach|ocean|sea|water|lake|river|pool|snow|slope|mountain|forest|woods|court|track"
@@ -89,16 +89,16 @@ _COLORED = re.compile(rf"(?=\b((?:{'|'.join(COLORS)})(?: and (?:{'|'.join(COLORS
 
 
 class Statistics:
-    """How often things occur, and which with which: from the rows that are trained on.
+    """How often things occur, alone and together, in the training rows.
 
     Args:
         rows: as `texts` takes them.
     """
 
     def __init__(self, rows):
-        self.together = {kind: Counter() for kind in KINDS}  # of rows with a list
+        self.together = {kind: Counter() for kind in KINDS}  # from rows with a list
         self.often = Counter()
-        self.labels = {}  # {source: Counter of (label, what it is called)}
+        self.labels = {}  # {source: Counter of (label, its name)}
         self._others = {}
         for row in rows:
             kinds = _listed(row)
@@ -109,11 +109,11 @@ class Statistics:
                 self.labels.setdefault(row.get("source"), Counter())[row["label"], _thing(row)] += 1
 
     def absent(self, row, rng, together=None):
-        """A thing that is not there, as one says it ("dog", "red fox"), or None where there is none to ask about.
+        """The name of a thing that is not there ("dog", "red fox"), or None if there is none to ask about.
 
-        A row with a list: one of COCO's kinds, by how often it occurs with those that are there (`together`; POPE's
-        adversarial) or at all (its popular); None: every other time. A label: another of its source, by how often that
-        occurs. Texts only: any of the kinds that they do not name, for what occurs together may be there unsaid.
+        For a row with a list: one of COCO's kinds, by how often it occurs with those that are there (`together`; POPE's
+        adversarial) or at all (its popular); None: each half of the time. For a label: another of its source, by frequency.
+        For texts only: any of the kinds that they do not name, since things that occur together may be there unmentioned.
         """
         listed, there = _listed(row), present(row)
         if row.get("label") and not listed:
@@ -127,7 +127,7 @@ class Statistics:
         return _drawn(absent if any(absent.values()) else dict.fromkeys(absent, 1), rng)
 
     def _other_labels(self, row):
-        """{thing: how often it is the label of an image} of the labels that cannot be this row's, too."""
+        """{thing: how often it is the label of an image} for the labels that cannot also apply to this row."""
         key = row.get("source"), row["label"]
         if key not in self._others:
             labels = self.labels.get(row.get("source"), {}).items()
@@ -140,9 +140,9 @@ def texts(row, rng, statistics, wordings=None):
 
     Args:
         row: see the module. rng: a `random.Random`. statistics: `Statistics`, of this row's data set.
-        wordings: at most so many captions made of a label, a list or a description; None: in every wording.
+        wordings: the most captions made from a label, a list or a description; None: every wording.
 
-    "captions" of a row whose captions people wrote are those. "conversation" is [] where too little is known for two turns.
+    Captions that people wrote are returned unchanged. "conversation" is [] if too little is known for two turns.
     """
     return {
         "captions": written(row) or captions(row, rng)[:wordings],
@@ -153,13 +153,13 @@ def texts(row, rng, statistics, wordings=None):
 
 
 def written(row):
-    """Captions that people wrote: none made from a label or a list ("A photo of a ..."), nor the start of a description."""
+    """Captions that people wrote, not made from a label or a list ("A photo of a ...") or from a description's start."""
     of_label = row.get("label") and all(map(_PHOTO_OF.match, row["captions"]))
     return [] if of_label or row.get("made") or row.get("detail") else row["captions"]
 
 
 def captions(row, rng):
-    """Captions that nobody wrote: what is known of an image in each wording, in random order."""
+    """Generated captions: what is known about an image in each wording, in random order."""
     if row.get("detail"):
         found = {
             form for text in row["captions"] if text != row["detail"] for form in (_begun_once(text), _without_lead_in(text))
@@ -170,17 +170,17 @@ def captions(row, rng):
 
 
 def details(row):
-    """[the long description of an image], or [] where there is none, or one that begins or ends in the middle."""
+    """[the long description of an image], or [] if there is none or it begins or ends mid-sentence."""
     detail = _begun_once(row.get("detail") or "").strip()
     whole = detail[:1].isupper() and detail.endswith((".", "!", "?", '"'))
     return [detail] if whole else []
 
 
 def described(row, rng):
-    """[a description in several sentences] of an image about which people wrote two captions or more, or [].
+    """[a description in several sentences] of an image with two or more captions that people wrote, else [].
 
-    The caption that says most, the one that adds most to it, the things that neither names, a color, the place. Captions
-    that are only joined all begin alike, and a model that learns from them says one sentence twice.
+    It consists of the caption that says most, the one that adds most to it, things that neither names, a color and the
+    place. Captions that are merely joined all begin alike, and a model that learns from them says one sentence twice.
     """
     by_people = sorted(written(row), key=lambda text: len(text.split()))
     if len(by_people) < 2:
@@ -199,7 +199,7 @@ def described(row, rng):
 
 
 def questions(row, rng, statistics):
-    """[(instruction, answer), ...]: what is there (two), a yes and a no, how many and what color where it is known."""
+    """[(instruction, answer), ...]: what is there (two), a yes and a no, and how many and what color if known."""
     asked = [(rng.choice((WHAT[0], *WHAT)), _what(row, rng)) for _ in range(2)]
     return [*asked, *_yes_and_no(row, rng, statistics), *_how_many(row, rng), *_what_color(row, rng)]
 
@@ -220,7 +220,7 @@ def conversation(row, rng, statistics):
 
 
 def present(row):
-    """The COCO kinds that are in an image: those of its list or label, and those that its captions and description name."""
+    """The COCO kinds in an image: those of its list or label, and those that its captions and description name."""
     kinds = set(_listed(row))
     for text in [*row["captions"], row.get("detail") or ""]:
         kinds.update(named_kinds(text))
@@ -228,7 +228,7 @@ def present(row):
 
 
 def things(row):
-    """What is surely there, as one says it, sorted: a labelled image's label, a row's list, or what its texts name."""
+    """Names of what is certainly there, sorted: a labelled image's label, a row's list, or what its texts name."""
     return [_thing(row)] if row.get("label") else sorted(map(said, _listed(row) or present(row)))
 
 
@@ -238,19 +238,19 @@ def is_there(thing):
 
 
 def said(kind):
-    """What people call a COCO kind."""
+    """The everyday name of a COCO kind."""
     return _SAID.get(kind, kind)
 
 
 def a(thing):
-    """A thing with its article, where it has one: "a dog", "an hourglass", "skis", "milk"."""
+    """A thing with its article, if it takes one: "a dog", "an hourglass", "skis", "milk"."""
     if thing in _SOUNDS or thing in _NO_ARTICLE or _is_many(thing):
         return _SOUNDS.get(thing, thing)
     return with_article(thing)
 
 
 def _what(row, rng):
-    """The answer to "What is in this image?": what a person wrote, or the things that are known to be there."""
+    """The answer to "What is in this image?": what a person wrote, or the things known to be there."""
     by_people, told = written(row), _told(row, rng)
     if by_people and (not told or rng.random() < 0.5):
         return _sentence(rng.choice(by_people))
@@ -261,7 +261,7 @@ def _what(row, rng):
 
 
 def _yes_and_no(row, rng, statistics):
-    """A question about a thing that is there and one about a thing that is not, or none where either is not known."""
+    """A question about a thing that is there and one about a thing that is not; none if either is unknown."""
     there = things(row)
     absent = statistics.absent(row, rng) if there else None
     if absent is None:
@@ -277,7 +277,7 @@ def _answered(form, thing):
 
 
 def _how_many(row, rng):
-    """[("How many dogs are there?", "Two."), ...] where all captions that count a kind agree, and the list has it."""
+    """[("How many dogs are there?", "Two."), ...] for kinds whose counts agree in all captions and that the list has."""
     counted = {}
     for text in row["captions"]:
         for number, words in _COUNTED.findall(_plain(text)):
@@ -285,7 +285,7 @@ def _how_many(row, rng):
                 counted.setdefault(kind, []).append(_COUNTS[number])
     listed, found = _listed(row), []
     for kind, numbers in sorted(counted.items()):
-        # "A man": there may be others. And were every single dog counted, "one" would be the answer to nearly all.
+        # "A man": there may be others. And if every single dog were counted, nearly every answer would be "one".
         sure = numbers[0] > 1 or (len(numbers) > 2 and kind != "person" and rng.random() < ONES)
         if len(set(numbers)) == 1 and sure and (not listed or kind in listed):
             word = _NUMBERS[numbers[0] - 1]
@@ -295,7 +295,7 @@ def _how_many(row, rng):
 
 
 def _what_color(row, rng):
-    """[("What color is the cat?", "Black and white.")] where a color is known."""
+    """[("What color is the cat?", "Black and white.")] if a color is known."""
     found = [
         (f"What color {'are' if _is_many(said(kind)) else 'is'} the {said(kind)}?", f"{color.capitalize()}.")
         for kind, color in _colors(row)
@@ -304,7 +304,7 @@ def _what_color(row, rng):
 
 
 def _colors(row):
-    """[(kind, color), ...] where the texts say one color of a kind, and the list has it."""
+    """[(kind, color), ...] for kinds that the texts give one color and that the list has."""
     colors = {}
     for text in [*row["captions"], row.get("detail") or ""]:
         for color, words in _COLORED.findall(_plain(text)):
@@ -321,12 +321,12 @@ def _colors(row):
 
 
 def _listed(row):
-    """The kinds of a row's list; [] without one."""
+    """The kinds in a row's list; [] without one."""
     return [kind for kind in dict.fromkeys(row.get("objects") or []) if kind in KINDS]
 
 
 def _told(row, rng):
-    """What is known to be there, as one says it: "a red fox", "a cat, a bench and skis"; "" if nothing is."""
+    """A phrase for what is known to be there: "a red fox", "a cat, a bench and skis"; "" if nothing is."""
     if row.get("label"):
         return _called(row)
     listed = [said(kind) for kind in _listed(row)]
@@ -334,7 +334,7 @@ def _told(row, rng):
 
 
 def _called(row):
-    """What the caption of a labelled image calls it ("A photo of a wrist watch." -> "a wrist watch"), or the label does."""
+    """The name of a labelled image's content in its caption ("A photo of a wrist watch." -> "a wrist watch") or label."""
     match = _PHOTO_OF.match(row["captions"][0]) if row["captions"] else None
     return match[1] if match else a(row["label"].split(",")[0])
 
@@ -360,7 +360,7 @@ def _listing(things):
 
 
 def _worded(form, things, many=None):
-    """A form with the things in it; its verb agrees with the first of them, or with what `many` says."""
+    """A form filled with things; its verb agrees with the first of them, or with `many`."""
     if many is None:
         first = re.split(r",| and | in | on ", things)[0]
         many = _is_many(first) and not re.match(r"an? ", first)

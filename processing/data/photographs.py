@@ -1,10 +1,10 @@
-"""Photographs in the wheel of scikit-image: the quickstart shows six of them, the model card some at random."""
+"""Photographs from scikit-image's wheel: the quickstart shows six of them, the model card a random few."""
 
 import random
 
 from PIL import Image
 
-# {name in skimage.data: credit}, as scikit-image gives it. It states no licence for "motorcycle", one of a stereo pair.
+# {name in skimage.data: credit}, as scikit-image states it. It has no licence for "motorcycle", one of a stereo pair.
 MIDDLEBURY = {"motorcycle": "Middlebury Stereo 2014 (Scharstein et al.)"}
 CREDITS = {
     "coffee": "Rachel Michetti, CC0",
@@ -14,7 +14,7 @@ CREDITS = {
     "camera": "Lav Varshney, CC0",
     **MIDDLEBURY,
 }
-# All those that may be shown anywhere.
+# All that may be shown anywhere.
 FREE = {name: credit for name, credit in CREDITS.items() if name not in MIDDLEBURY} | {
     "brick": "CC0Textures, CC0",
     "clock": "Stefan van der Walt, public domain",
@@ -37,5 +37,5 @@ def photograph(name):
 
 
 def drawn(n=SHOWN, seed=0):
-    """Names of n photographs of `FREE`, drawn at random, so that nobody chooses what a model is shown to say."""
+    """Names of n random photographs of `FREE`, so that nobody chooses the examples of a model."""
     return random.Random(seed).sample(sorted(FREE), n)

@@ -1,4 +1,4 @@
-"""One raw sample to pictures and texts, or to a `BrokenSample` that says what is wrong with it; and the count of those.
+"""From a raw sample to images and texts, or a `BrokenSample` that says what is wrong; and the count of those.
 
 sources.py reads -> Sample(fields) -> content(sample, section) -> Content(pictures, captions or messages)
 """
@@ -13,7 +13,7 @@ from PIL import Image, UnidentifiedImageError
 
 from ..image_processing_minigpt4 import load_image
 
-# Where a section names no column, the first of these that a sample has.
+# If a section names no column: the first of these that a sample has.
 IMAGE_COLUMNS = (
     *("image", "images", "jpg", "jpeg", "png", "webp", "img", "picture"),
     *("file_name", "filename", "image_path", "filepath", "path"),
@@ -21,28 +21,28 @@ IMAGE_COLUMNS = (
 TEXT_COLUMNS = ("captions", "text", "caption", "txt", "description", "sentences", "sentence", "alt_text")
 CONVERSATION_COLUMNS = ("messages", "conversations")
 _LLAVA_ROLES = {"human": "user", "gpt": "assistant", "system": "system", "user": "user", "assistant": "assistant"}
-# What else may be known of a picture, and of which type it must be to be taken; see photo_texts.py.
+# Other facts about an image, and the type each must have to be used; see photo_texts.py.
 FACTS = {"objects": list, "label": str, "detail": str, "made": str, "source": str}
 MAX_BYTES = 64_000_000  # of one file or tar member; a larger one is not read
 MAX_CAPTION_WORDS = 50
 
 
 class BrokenSample(ValueError):
-    """A sample that cannot be used; its message is the kind of damage, the same words for the same kind."""
+    """A sample that cannot be used; its message is the kind of damage, in fixed words."""
 
 
 @dataclass
 class Sample:
-    """What a source read at one place.
+    """What a source read at one position.
 
     Args:
         shard, key: names; together they say which sample this is.
         index: its number in the shard.
-        fields: what it holds, pictures as encoded bytes or paths.
-        after: (position, index) from where the source reads the next one.
-        broken: the kind of damage, where there was nothing to read.
-        place: of `after` in a stream, see streams.py.
-        read_before: how often a stream has read its source before.
+        fields: its content, images as encoded bytes or paths.
+        after: (position, index) at which the source reads the next one.
+        broken: the kind of damage, if it could not be read.
+        place: the place of `after` in a stream, see streams.py.
+        read_before: how many times a stream has read its source before.
     """
 
     shard: str
@@ -57,7 +57,7 @@ class Sample:
 
 @dataclass
 class Content:
-    """Encoded pictures, and what is said of them: captions and `FACTS`, or the messages of a conversation."""
+    """Encoded images and their texts: captions and `FACTS`, or the messages of a conversation."""
 
     pictures: list
     captions: list = field(default_factory=list)
@@ -67,15 +67,15 @@ class Content:
 
     @property
     def row(self):
-        """What photo_texts.py writes from."""
+        """The input of photo_texts.py."""
         return {"captions": self.captions, **self.facts}
 
 
 def content(sample, section, root=None):
-    """A sample's pictures and texts, as a data section names its columns (`SourceSection` in recipes.py).
+    """A sample's images and texts, from the columns that a data section names (`SourceSection` in recipe.py).
 
     Args:
-        root: the folder in which relative paths lie; None: pictures lie in the samples themselves.
+        root: the folder that relative paths refer to; None: images are inside the samples themselves.
 
     Raises:
         BrokenSample: something is missing, empty, or of the wrong type.
@@ -104,18 +104,18 @@ def content(sample, section, root=None):
 
 
 def held_out(key, share):
-    """Whether a sample is kept out of training, to be measured on: a fixed property of its key, true of about that share."""
+    """Whether a sample is kept out of training for evaluation: a fixed property of its key, true for about that share."""
     return zlib.crc32(key.encode()) % 1000 < share * 1000
 
 
 def is_conversation(fields, section):
-    """Whether fields (or column names) hold conversations: a column `messages`, or LLaVA's `conversations`, and no column
-    named in its place."""
+    """Whether fields (or column names) include conversations: a column `messages`, or LLaVA's `conversations`, unless the
+    section names another column."""
     return not section.text_column and any(name in fields for name in CONVERSATION_COLUMNS)
 
 
 def check_columns(columns, section, where):
-    """Raises ValueError, one line, where a column of the section does not exist or none of the usual ones does."""
+    """Raises ValueError, one line, if a column of the section does not exist or none of the usual ones does."""
     found = f"found {', '.join(sorted(columns)) or 'none'}"
     for option in ("image_column", "text_column", "instruction_column"):
         if getattr(section, option) and getattr(section, option) not in columns:
@@ -127,14 +127,14 @@ def check_columns(columns, section, where):
 
 
 def clean_caption(text):
-    """Stage-1 caption as the original's `BlipCaptionProcessor` leaves it: lower case, .!"()*#:;~ gone, at most 50 words."""
+    """A caption cleaned up like the original's `BlipCaptionProcessor`: lower case, no .!"()*#:;~, at most 50 words."""
     text = re.sub(r'[.!"()*#:;~]', " ", text.lower())
     text = re.sub(r" {2,}", " ", text).rstrip("\n").strip(" ")
     return " ".join(text.split(" ")[:MAX_CAPTION_WORDS])
 
 
 def decode(data, smallest=None):
-    """Encoded bytes -> RGB picture (see `load_image`); raises BrokenSample."""
+    """Encoded bytes -> RGB image (see `load_image`); raises BrokenSample."""
     if not data:
         raise BrokenSample("empty picture")
     try:
@@ -148,15 +148,15 @@ def decode(data, smallest=None):
 
 
 class DroppedSamples:
-    """Counts the samples that were used and those that were not, by kind and by shard.
+    """Counts used samples and dropped ones, the latter by kind and by shard.
 
     Args:
-        max_share: `check` raises when more than this share was dropped.
-        at_least: samples over which that share is taken where fewer were seen, so that a broken one among the first
-            few of a stream does not stop the run; 1 for data that were looked at as a whole.
+        max_share: `check` raises if more than this share was dropped.
+        at_least: the smallest number of samples to take that share of, so that one broken sample among the first few of
+            a stream does not stop the run; 1 for data that were scanned as a whole.
     """
 
-    SHOWN = 100  # samples that are kept by name
+    SHOWN = 100  # samples that are listed by name
 
     def __init__(self, max_share=0.01, at_least=1000):
         self.max_share = max_share
@@ -172,19 +172,19 @@ class DroppedSamples:
         return self.by_kind.total()
 
     def add(self, used, dropped):
-        """Counts `used` samples and the `dropped` ones: [{"kind", "shard", "key"}, ...], as a stream's items list them."""
+        """Adds `used` samples and the `dropped` ones: [{"kind", "shard", "key"}, ...], as in a stream's items."""
         self.used += used
         self.by_kind.update(entry["kind"] for entry in dropped)
         self.by_shard.update(entry["shard"] for entry in dropped)
         self.samples += dropped[: self.SHOWN - len(self.samples)]
 
     def check(self):
-        """Raises ValueError with counts and names, in one line, when too many were dropped."""
+        """Raises ValueError with counts and names, in one line, if too many were dropped."""
         if self.dropped > self.max_share * max(self.used + self.dropped, self.at_least):
             raise ValueError(f"{self}; more than data.max_dropped_share={self.max_share:g} allows")
 
     def state_dict(self):
-        """What summary.json says, and `load_state_dict` takes: {"used", "dropped", "by_kind", "by_shard", "samples"}."""
+        """For summary.json and `load_state_dict`: {"used", "dropped", "by_kind", "by_shard", "samples"}."""
         return {
             "used": self.used,
             "dropped": self.dropped,
@@ -194,7 +194,7 @@ class DroppedSamples:
         }
 
     def load_state_dict(self, *states):
-        """Goes on counting from what `state_dict` returned, or several of them together."""
+        """Continues counting from what `state_dict` returned, or from the sum of several."""
         self.used = sum(state["used"] for state in states)
         self.by_kind, self.by_shard = Counter(), Counter()
         for state in states:
@@ -210,7 +210,7 @@ class DroppedSamples:
 
 
 def sample_name(entry):
-    """SHARD:KEY of a dropped entry or a `Sample`'s fields."""
+    """SHARD:KEY of a dropped entry or of a `Sample`'s fields."""
     return f"{entry['shard']}:{entry['key']}"
 
 
@@ -220,7 +220,7 @@ def _first(fields, column, usual):
 
 
 def facts(fields):
-    """Those of `FACTS` that a sample has; a class number, say, is no label that could be said."""
+    """Those of `FACTS` that a sample has with the right type; a class number, for example, is not a usable label."""
     found = {name: fields[name] for name, kind in FACTS.items() if isinstance(fields.get(name), kind) and fields[name]}
     if not all(isinstance(name, str) for name in found.get("objects", [])):
         del found["objects"]
@@ -228,10 +228,10 @@ def facts(fields):
 
 
 def _encoded(value, root):
-    """Bytes of a picture: given as they are, as `datasets` stores pictures, or as a path inside the data's folder."""
+    """Bytes of an image: given directly, as `datasets` stores images, or as a path inside the data's folder."""
     remote = False
     if isinstance(value, dict):
-        remote = str(value.get("path")).startswith("hf://")  # a picture file of a Hub data set
+        remote = str(value.get("path")).startswith("hf://")  # an image file of a Hub data set
         value = value.get("bytes") or value.get("path")
     if isinstance(value, bytes):
         return value
@@ -245,7 +245,7 @@ def _encoded(value, root):
         with xopen(value, "rb") as file:
             return file.read(MAX_BYTES)
     path = os.path.normpath(os.path.join(root, value))
-    if os.path.commonpath([root, path]) != root:  # data from elsewhere must not read what lies on this machine
+    if os.path.commonpath([root, path]) != root:  # data from elsewhere must not read other files of this machine
         raise BrokenSample("picture outside of the data's folder")
     if not os.path.isfile(path):
         raise BrokenSample("missing picture")
@@ -256,7 +256,7 @@ def _encoded(value, root):
 
 
 def _from_llava(conversations):
-    """LLaVA's [{"from": "human" | "gpt", "value": text}, ...] as messages; "<image>" in a text is a picture's place."""
+    """LLaVA's [{"from": "human" | "gpt", "value": text}, ...] as messages; "<image>" in a text marks an image's place."""
     try:
         return [{"role": _LLAVA_ROLES[turn["from"]], "content": _llava_parts(turn["value"])} for turn in conversations or ()]
     except (TypeError, KeyError, AttributeError) as error:
@@ -264,7 +264,7 @@ def _from_llava(conversations):
 
 
 def _llava_parts(text):
-    """Text with "<image>" in it -> parts; the line breaks that LLaVA puts around the mark go with it."""
+    """Text with "<image>" in it -> parts; the line breaks that LLaVA puts around the mark are dropped with it."""
     parts = []
     for part in re.split(r"\n?(<image>)\n?", text):
         if part:
@@ -273,7 +273,7 @@ def _llava_parts(text):
 
 
 def _conversation(messages, pictures):
-    """Messages in the chat templates' form, with as many places for a picture as there are pictures."""
+    """Messages in the chat templates' form, with as many image places as there are images."""
     try:
         turns = [{"role": message["role"], "content": _parts(message["content"])} for message in messages]
     except (TypeError, KeyError) as error:
@@ -281,7 +281,7 @@ def _conversation(messages, pictures):
     if not any(turn["role"] == "assistant" for turn in turns):
         raise BrokenSample("no text")
     places = sum(part["type"] == "image" for turn in turns for part in turn["content"])
-    if places == 0:  # plain texts: the pictures come before the first of them
+    if places == 0:  # plain texts: the images go before the first of them
         next(turn for turn in turns if turn["role"] != "system")["content"][:0] = [{"type": "image"}] * pictures
     elif places != pictures:
         raise BrokenSample("more or fewer places than pictures")
@@ -291,5 +291,5 @@ def _conversation(messages, pictures):
 def _parts(content):
     if isinstance(content, str):
         return [{"type": "text", "text": content}]
-    # Arrow gives every part all the fields that any part has.
+    # Arrow gives every part the fields of all parts.
     return [{"type": "image"} if part["type"] == "image" else {"type": "text", "text": part["text"]} for part in content]

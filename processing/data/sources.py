@@ -1,10 +1,10 @@
-"""Where pictures with texts lie, found by looking at what is there, and read from any place on.
+"""Sources of images with texts: their format is detected, and reading can start at any position.
 
     open_source(section, streaming) -> TarShards or Tables; both have
         shards                                        names
-        read(shard, position, index, every, offset)   Samples from that place on, every so-many-th
+        read(shard, position, index, every, offset)   Samples from that position on, or every n-th of them
 
-Found by content: webdataset tar shards (img2dataset's .jpg .txt .json), the original's cc_sbu_align (filter_cap.json and
+Detected by content: webdataset tar shards (img2dataset's .jpg .txt .json), the original's cc_sbu_align (filter_cap.json and
 image/), a folder of pictures with one CSV or JSONL table, parquet, a data set that `datasets` saved, a Hub data set.
 """
 
@@ -19,9 +19,9 @@ from .samples import IMAGE_COLUMNS, MAX_BYTES, BrokenSample, Sample, check_colum
 BLOCK = 512  # tar's unit
 MAX_NAME = 65_536  # bytes of a tar header extension
 MAX_SIZE = 2**40  # bytes of a tar member that is skipped
-LOOKED_AT = 16  # samples from which the columns are known
-ROWS = 64  # of a table, read at once
-PIECE = 1_000  # rows of a table on disk that make one shard
+LOOKED_AT = 16  # samples that the columns are inferred from
+ROWS = 64  # rows of a table that are read at once
+PIECE = 1_000  # rows per shard of a table on disk
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
 TABLES = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".json": "json", ".arrow": "arrow"}
 EXPECTED = (
@@ -31,13 +31,13 @@ EXPECTED = (
 
 
 class TarShards:
-    """Tar files in which KEY.jpg (or another picture), KEY.txt and KEY.json lie one after the other.
+    """Tar files in which KEY.jpg (or another image), KEY.txt and KEY.json follow each other.
 
     Args:
-        names: of the shards. files: where they lie, local or remote; by default the names.
+        names: of the shards. files: their paths or addresses; by default the names.
 
-    Samples whose key is `held_out` by `holdout_share` are left out, or with `only_held_out` are the only ones that are read.
-    A sample has "image", "text" and the entries of its .json. Positions are offsets in bytes: a resumed stream jumps there.
+    Samples whose key is `held_out` by `holdout_share` are left out, or with `only_held_out` are the only ones read.
+    A sample has "image", "text" and the entries of its .json. Positions are byte offsets: a resumed stream jumps there.
     """
 
     root = None
@@ -50,12 +50,12 @@ class TarShards:
     def read(self, shard, position=0, index=0, every=1, offset=0):
         """Samples of a shard (a number) from byte `position` on, the first being number `index`.
 
-        Only those with number % every == offset are read and returned; where the file is damaged or cut, a last sample
-        says so. Raises OSError when the file cannot be opened or the connection fails.
+        Only those with number % every == offset are read and returned; if the file is damaged or cut, a final sample
+        says so. Raises OSError if the file cannot be opened or the connection fails.
         """
         from datasets.utils.file_utils import xopen
 
-        if position is None:  # after the damage of a damaged file
+        if position is None:  # past the damage in a damaged file
             return
         key, fields, broken = None, {}, None
 
@@ -94,7 +94,7 @@ class TarShards:
                 yield sample(after)
 
     def parse(self, sample):
-        """Puts the members' content in place of their bytes: "image", "text", and what the .json says."""
+        """Replaces the members' bytes by their content: "image", "text", and the entries of the .json."""
         if sample.broken:
             return sample
         members = sample.fields
@@ -115,11 +115,11 @@ class Tables:
 
     Args:
         tables: `Dataset`s or `IterableDataset`s. names: one each.
-        root: the folder in which relative paths of pictures lie, if they are paths.
+        root: the folder that relative image paths refer to, if images are paths.
     """
 
     def __init__(self, tables, names, root=None):
-        self.tables = [table.with_format("arrow") for table in tables]  # so that no picture is decoded
+        self.tables = [table.with_format("arrow") for table in tables]  # so that no image is decoded
         self.shards = names
         self.root = root and os.path.abspath(root)
 
@@ -127,7 +127,7 @@ class Tables:
         """See `TarShards.read`."""
         import pyarrow
 
-        if position in (None, getattr(self.tables[shard], "num_rows", None)):  # `skip` wants one row to be left
+        if position in (None, getattr(self.tables[shard], "num_rows", None)):  # `skip` needs at least one row left
             return
 
         def sample(fields, after, broken=None):
@@ -141,27 +141,27 @@ class Tables:
                     index += 1
         except (pyarrow.ArrowException, ValueError, OSError) as error:
             if isinstance(error, OSError) and (type(error) is not OSError or error.errno is not None):
-                raise  # the connection or the disk, not the data
+                raise  # a problem of the connection or the disk, not of the data
             if index % every == offset:
                 yield sample({}, None, "damaged table")
 
     def parse(self, sample):
-        """Adds the name of the picture's file to the sample's, where it has one."""
+        """Adds the name of the image's file to the sample's, if it has one."""
         names = [sample.fields[column] for column in IMAGE_COLUMNS if isinstance(sample.fields.get(column), str)]
         sample.key = " ".join([str(sample.index), *names[:1]])
         return sample
 
 
 def open_source(section, streaming=False, holdout_share=0.0, only_held_out=False):
-    """The source that a section's `path` names (`SourceSection` in recipes.py).
+    """The source that a section's `path` names (`SourceSection` in recipe.py).
 
     Args:
-        streaming: read as it comes; without, tables are memory-mapped from the cache of `datasets`, and any sample is
-            reached at once.
-        holdout_share: of the samples, by their keys, that are left out; with only_held_out all others are.
+        streaming: read sequentially; otherwise tables are memory-mapped from the cache of `datasets`, with random access
+            to samples.
+        holdout_share: share of the samples, by key, that is left out; with only_held_out, everything else is left out.
 
     Raises:
-        ValueError: nothing there, nothing that is known, or no such column; one line.
+        ValueError: nothing found, an unknown format, or no such column; one line.
     """
     paths = [os.path.expanduser(str(path)) for path in (section.path if isinstance(section.path, list) else [section.path])]
     where = f"data.path {', '.join(map(str, paths))}"
@@ -175,7 +175,7 @@ def open_source(section, streaming=False, holdout_share=0.0, only_held_out=False
         looked_at = list(islice(samples, LOOKED_AT))
     except ValueError as error:
         raise ValueError(_in_one_line(error, where)) from error
-    except Exception as error:  # of many kinds: file systems, the Hub, arrow, and those of `datasets`
+    except Exception as error:  # many kinds: from file systems, the Hub, arrow and `datasets`
         raise ValueError(_in_one_line(error, f"{where} cannot be read")) from error
     source.columns = {column for sample in looked_at for column in sample.fields}
     if not source.columns:
@@ -218,7 +218,7 @@ def _folder(folder, section, where, streaming):
             names = ", ".join(path.name for path in files[:5])
             raise ValueError(f"{where}: {len(files)} tables ({names}); expected one, or set data.path to one of them")
     files = files or sorted(folder.rglob("*.tar")) or _of_split(sorted(folder.rglob("*.parquet")), section.split)
-    if not files and len(lists := sorted(folder.glob("*.json"))) == 1:  # as LLaVA's data come, the pictures beside it
+    if not files and len(lists := sorted(folder.glob("*.json"))) == 1:  # LLaVA's layout, with the images next to it
         files = lists
     if files:
         return _files([str(file) for file in files], section, where, streaming)
@@ -227,12 +227,12 @@ def _folder(folder, section, where, streaming):
 
 
 def _of_split(files, split):
-    """Those whose names begin with the split's, as the Hub has them (train-00000.parquet); all, if none does."""
+    """Files whose names begin with the split's, as on the Hub (train-00000.parquet); all files if none does."""
     return [file for file in files if file.name.startswith(split)] or files
 
 
 def _files(files, section, where, streaming):
-    """Files of one kind, which their suffix tells."""
+    """Files of one kind, according to their suffix."""
     suffixes = {Path(file).suffix.lower() for file in files}
     if suffixes == {".tar"}:
         if streaming or "://" not in files[0]:
@@ -288,7 +288,7 @@ def _cc_sbu_align(folder, where):
 
 
 def _tables(data, names, root=None):
-    """A data set as shards: its own where it is streamed, else pieces of it."""
+    """A data set as shards: its own if it is streamed, else slices of it."""
     from datasets import IterableDataset
 
     streamed = isinstance(data, IterableDataset)
@@ -329,8 +329,8 @@ def _in_one_line(error, where):
 def tar_members(file, position=0):
     """(name, start of its header, position after it, size) of each regular file of a tar from `position` on.
 
-    The file stands at the member's data when it is given out. Long names are read in GNU's and in pax form. Raises
-    BrokenSample where the file is damaged, or ends before its end mark: `tarfile` would take that for the end.
+    The file is positioned at the member's data when it is yielded. Long names are read in GNU and pax format. Raises
+    BrokenSample if the file is damaged or ends before its end mark, which `tarfile` would take for the end.
     """
     start, extended = position, {}
     while True:
@@ -357,7 +357,7 @@ def tar_members(file, position=0):
 
 
 def _pax(data):
-    """{"path": ..., "size": ...} of a pax header: records of the form "LENGTH KEY=VALUE\\n"."""
+    """{"path": ..., "size": ...} from a pax header: records of the form "LENGTH KEY=VALUE\\n"."""
     records = {}
     while data:
         length = int(data.partition(b" ")[0])

@@ -1,13 +1,13 @@
-"""Training data without end, which go on where they stopped: `training_stream(section, stage, ...)` -> TrainingStream.
+"""Endless, resumable training data: `training_stream(section, stage, ...)` -> TrainingStream.
 
-Every process and each of its loader workers is a unit. In a pass over a source its shards are shuffled and dealt out to
-the units: whole ones as long as every unit gets one more, the samples of the rest one by one, so that all units have
-equally many and no sample has two. A unit reads its shards in windows of `shuffle_buffer` samples, shuffles each, and
-decodes what it gives out. All of it follows from the seed and the place where the window began: that place, and which
-samples of the window are gone, are the whole state of the stream. After a resume the window is read again, encoded.
+Every process and each of its loader workers is a unit. In each pass over a source, its shards are shuffled and dealt out to
+the units: whole shards as long as every unit gets another one, then the samples of the remaining shards one by one, so that
+all units get equally many and no sample goes to two. A unit reads its shards in windows of `shuffle_buffer` samples,
+shuffles each window, and decodes samples as it yields them. All this follows from the seed and the window's starting place:
+that place and the samples already used are the whole state of the stream. On resuming, the window is read again, encoded.
 
-Another number of units takes over with `redeal`: what every unit has still to read of the pass that the foremost is in
-becomes pieces of shards, and these are dealt out in the same way. The passes after that are as ever.
+With `redeal`, another number of units can take over: whatever the units have left to read, up to the end of the most
+advanced unit's pass, becomes pieces of shards, which are dealt out in the same way. Later passes are as usual.
 """
 
 import os
@@ -35,21 +35,21 @@ MAX_BROKEN_IN_A_ROW = 1000
 
 
 class StreamError(ValueError):
-    """The stream cannot go on; says why in one line, also when it comes out of a loader's worker process."""
+    """The stream cannot continue; says why in one line, even if raised in a loader's worker process."""
 
     def __init__(self, message):
-        # torch hands over the worker's whole traceback as the message of an error of the same class.
+        # torch passes the worker's whole traceback as the message of an error of the same class.
         super().__init__(message.strip().splitlines()[-1].removeprefix(f"{__name__}.StreamError: "))
 
 
 def training_stream(section, stage, seed=0, rank=0, world_size=1):
-    """The stream of a recipe's data section (`DataSection` in recipes.py) for stage 1 or 2.
+    """The stream of a recipe's data section (`DataSection` in recipe.py) for stage 1 or 2.
 
     Args:
-        rank, world_size: this process, among how many.
+        rank, world_size: of this process.
 
     Raises:
-        ValueError: a path, column or weight that does not do; one line.
+        ValueError: an invalid path, column or weight; one line.
     """
     if not (section.path or section.sources):
         raise ValueError("data.streaming needs data.path or data.sources; composed scenes are not streamed")
@@ -75,7 +75,7 @@ def training_stream(section, stage, seed=0, rank=0, world_size=1):
 
 
 def unit_states(state):
-    """The `state_dict`s of a stream's units in what a `StatefulDataLoader` returned as its own, however deep."""
+    """The `state_dict`s of a stream's units inside that of a `StatefulDataLoader`, at any depth."""
     if not isinstance(state, dict):
         return []
     if {"unit", "units", "sources"} <= state.keys():
@@ -84,12 +84,12 @@ def unit_states(state):
 
 
 def is_validated(sample, share):
-    """Whether a parsed `Sample` is kept for validation: by the name of its picture, so that all of its rows are."""
+    """Whether a parsed `Sample` is kept for validation: by the name of its image, so that all rows of an image agree."""
     return held_out(sample.key.partition(" ")[2] or f"{os.path.basename(sample.shard)}/{sample.key}", share)
 
 
 def _validation_of(stream):
-    """The first samples of a stream's sources that are kept out of it, as a `PictureTexts`; others of the share are unused.
+    """The first validation samples of a stream's sources as a `PictureTexts`; the rest of the share is unused.
 
     Raises:
         ValueError: there is none that can be used.
@@ -105,7 +105,7 @@ def _validation_of(stream):
             try:
                 found = content(sample, part, source.root)
                 [picture] = [decode(data, section.image_size) for data in found.pictures]
-            except ValueError:  # broken, or several pictures: counted where it is trained on
+            except ValueError:  # broken, or several images: counted during training
                 continue
             rng = random.Random(f"{sample.shard}/{sample.index}")
             texts += [{"picture": len(pictures), **text} for text in texts_about(found, section, stream.stage, rng)]
@@ -116,7 +116,7 @@ def _validation_of(stream):
 
 
 def _held_out_of(stream):
-    """(rows {"image", "texts"}, their {(source, shard, number), ...}): the first `held_out` of a stream that can be used."""
+    """(rows {"image", "texts"}, their {(source, shard, number), ...}): the first `held_out` usable ones of a stream."""
     section, rows, places = stream.section, [], set()
     for i, (part, source) in enumerate(zip(stream.parts, stream.sources, strict=True)):
         samples = (source.parse(sample) for shard in range(len(source.shards)) for sample in source.read(shard))
@@ -126,7 +126,7 @@ def _held_out_of(stream):
             try:
                 found = content(sample, part, source.root)
                 [picture] = [decode(data, section.image_size) for data in found.pictures]
-            except ValueError:  # broken, or several pictures: counted where it is trained on
+            except ValueError:  # broken, or several images: counted during training
                 continue
             rng = random.Random(f"{sample.shard}/{sample.index}")
             rows.append({"image": picture, "texts": texts_about(found, section, stream.stage, rng)})
@@ -135,11 +135,11 @@ def _held_out_of(stream):
 
 
 class TrainingStream(IterableDataset):
-    """Infinite items: {"image", "text", "instruction" in stage 2, "key", "pass", "dropped"}, or of a conversation
+    """Endless items: {"image", "text", "instruction" in stage 2, "key", "pass", "dropped"}, or for conversations
     {"images", "messages", "key", "pass", "dropped"}.
 
-    "key" is SHARD:KEY, "pass" how often its source was read before, "dropped" the samples that were skipped since the
-    item before: [{"kind", "shard", "key"}, ...]. `StatefulDataLoader` of torchdata saves and restores it.
+    "key" is SHARD:KEY, "pass" how often its source was read before, "dropped" the samples skipped since the previous
+    item: [{"kind", "shard", "key"}, ...]. torchdata's `StatefulDataLoader` saves and restores it.
 
     Args:
         sources: what `open_source` returned, one for each of section.sources (or the section itself).
@@ -161,7 +161,7 @@ class TrainingStream(IterableDataset):
         self.validation, self.held_out, self.kept_out = None, [], frozenset()
 
     def state_dict(self):
-        """Where the stream is: {"unit", "units", "drawn", "sources": numbers for each}, which fits JSON; with `deal`."""
+        """The stream's position in JSON form: {"unit", "units", "drawn", "sources": numbers for each}; use with `deal`."""
         if not self._passes:
             return dict(self._loaded or {})
         first = self._passes[0]
@@ -173,21 +173,21 @@ class TrainingStream(IterableDataset):
         }
 
     def load_state_dict(self, state):
-        """The next iterator goes on from a `state_dict()`."""
+        """The next iterator continues from a `state_dict()`."""
         self._loaded = state or None
         self._passes = []
 
     def redeal(self, states, deal=None):
-        """The next iterators share what other units left over: no sample is lost, and none comes twice in a pass.
+        """The next iterators share what other units left: no sample is lost, and none comes twice in a pass.
 
-        Afterwards `deal`, which fits JSON, says what is shared; save it with the states.
+        Afterwards `deal` describes what is shared, in JSON form; save it with the states.
 
         Args:
-            states: a `state_dict()` of each of the units that there were.
-            deal: the `deal` of the streams that they are of.
+            states: the `state_dict()` of every former unit.
+            deal: the `deal` of the streams they come from.
 
         Raises:
-            ValueError: the state of a unit is missing, or is one of other sources.
+            ValueError: the state of a unit is missing, or belongs to other sources.
         """
         units, n = {state["units"] for state in states}, {len(state["sources"]) for state in states}
         found = sorted(state["unit"] for state in states)
@@ -202,7 +202,7 @@ class TrainingStream(IterableDataset):
         self.load_state_dict(None)
 
     def _left_over(self, i, states, deal):
-        """{"number": the foremost unit's pass, "pieces": what of it and of those before is not read} of a source."""
+        """{"number": the most advanced unit's pass, "pieces": what is unread of it and of earlier ones} for a source."""
         units = [self._passes_of(i, unit, len(states), state, deal) for unit, state in enumerate(states)]
         last = max(unit.begun[0] for unit in units)
         return {"number": last, "pieces": [list(piece) for unit in units for piece in unit.left_over(last)]}
@@ -239,12 +239,12 @@ class TrainingStream(IterableDataset):
             yield self._next(i)
 
     def _next(self, i):
-        """The next item of a source, with what was skipped before it."""
+        """The next item of a source, with the samples skipped before it."""
         dropped = []
         for _ in range(MAX_BROKEN_IN_A_ROW):
             try:
                 sample = self._passes[i].next()
-            except OSError as error:  # the connection or the disk; skipping would lose samples
+            except OSError as error:  # connection or disk; skipping would lose samples
                 line = (str(error).strip().splitlines() or [type(error).__name__])[0]
                 raise StreamError(f"data.path {self.parts[i].path} cannot be read any more: {line}") from error
             entry = {"shard": sample.shard, "key": sample.key}
@@ -268,7 +268,7 @@ class TrainingStream(IterableDataset):
     def _item(self, i, sample):
         source, section = self.sources[i], self.section
         found = content(sample, self.parts[i], source.root)
-        # What is drawn for a sample depends on the sample and the pass, not on what was drawn before.
+        # Random choices for a sample depend on the sample and the pass, not on earlier draws.
         rng = random.Random(f"{self.seed}/{i}/{sample.read_before}/{os.path.basename(sample.shard)}/{sample.index}")
         generator = torch.Generator().manual_seed(rng.getrandbits(63))
         smallest = crop_size(section.image_size) if section.random_crop else section.image_size
@@ -281,13 +281,13 @@ class TrainingStream(IterableDataset):
 
 
 class _Piece(NamedTuple):
-    """Samples of a shard that are read one after the other in a pass.
+    """Samples of a shard that are read in sequence in a pass.
 
     Args:
-        number: of the pass. shard: which one.
-        position, index: where it begins, see sources.py.
-        every, offset: those whose number % every == offset.
-        gone: numbers of those that are not in it any more.
+        number: number of the pass. shard: number of the shard.
+        position, index: where it starts, see sources.py.
+        every, offset: selects samples whose number % every == offset.
+        gone: numbers of samples already used.
     """
 
     number: int
@@ -300,31 +300,31 @@ class _Piece(NamedTuple):
 
 
 class _Passes:
-    """One unit's samples of one source: pass after pass, each shuffled anew.
+    """One unit's samples of one source, reshuffled in every pass.
 
     Args:
-        seed: a text; all units have the same.
-        unit, units: which share of the samples.
-        buffer: samples that are shuffled together.
+        seed: a string, the same for all units.
+        unit, units: this unit's number among how many.
+        buffer: number of samples that are shuffled together.
         state: what `state` returned.
-        left: {"number", "pieces"}: what other units left over, see `TrainingStream.redeal`. It is read instead of the pass
-            of that number, which is then the first.
+        left: {"number", "pieces"}: what other units left, see `TrainingStream.redeal`. It is read instead of the pass
+            with that number, which is then the first.
     """
 
     def __init__(self, source, seed, unit, units, buffer, state=None, left=None):
         self.source, self.seed, self.unit, self.units, self.buffer, self.left = source, seed, unit, units, buffer, left
-        # A place is (pass, which of the unit's pieces, position in the shard, number of the sample).
+        # A place is (pass, number of the unit's piece, position in the shard, number of the sample).
         self.begun = self.ended = tuple(state["begun"]) if state else (left["number"] if left else 0, 0, 0, 0)
         self.gone = [tuple(sample) for sample in state["gone"]] if state else []
         self.window = None
         self.reader = None
 
     def state(self):
-        """{"begun": place where the window begins, "gone": [piece, number of the sample] of those gone from it}."""
+        """{"begun": place where the window starts, "gone": [piece, number of the sample] for those already used}."""
         return {"begun": list(self.begun), "gone": [list(sample) for sample in self.gone]}
 
     def left_over(self, last):
-        """What this unit has still to read to the end of a pass: [`_Piece`, ...]."""
+        """What this unit has left to read until the end of a pass: [`_Piece`, ...]."""
         number, turn, position, index = self.begun
         pieces = self._share(number)[turn:]
         if pieces and index:
@@ -336,7 +336,7 @@ class _Passes:
         return [piece for piece in [*pieces, *later] if piece.position is not None]
 
     def next(self):
-        """The next `Sample`, broken ones too, with its `place`."""
+        """The next `Sample`, possibly broken, with its `place`."""
         if self.window is None:
             self._fill()
         taken = len(self.gone)
@@ -347,7 +347,7 @@ class _Passes:
         return sample
 
     def _fill(self):
-        for _ in range(self.units + 2):  # fewer samples than units: some get none in a pass, or nothing was left over
+        for _ in range(self.units + 2):  # fewer samples than units, or nothing left: a pass may have none for this unit
             self.reader = self.reader or self._read(*self.ended)
             self.window = list(islice(self.reader, self.buffer))
             if self.window:
@@ -360,7 +360,7 @@ class _Passes:
         random.Random(f"{self.seed}/{self.unit}/{self.begun}").shuffle(self.window)
 
     def _read(self, number, turn, position, index):
-        """Samples of a pass from a place on."""
+        """Samples of a pass, starting at a place."""
         for turn, piece in enumerate(self._share(number)[turn:], turn):  # noqa: B020, PLR1704
             begin, gone = (position, index) if index else (piece.position, piece.index), frozenset(piece.gone)
             for sample in self.source.read(piece.shard, *begin, piece.every, piece.offset):
@@ -370,7 +370,7 @@ class _Passes:
             position = index = 0
 
     def _share(self, number):
-        """This unit's pieces of a pass: whole ones as long as every unit gets one more, the samples of the rest in turn."""
+        """This unit's pieces of a pass: whole shards as long as every unit gets another one, the rest sample by sample."""
         if self.left and number == self.left["number"]:
             pieces = [_Piece(*piece) for piece in self.left["pieces"]]
         else:
