@@ -19,9 +19,7 @@ def add_arguments(parser):
         metavar="2x2|4x4|N",
         help="neighbouring patches per visual token (default: 4 in a row for EVA, 2x2 for others)",
     )
-    parser.add_argument(
-        "--patch-fit", choices=("pad", "pool"), default="pad", help="if the grid of patches does not divide"
-    )
+    parser.add_argument("--patch-fit", choices=("pad", "pool"), default="pad", help="if the grid of patches does not divide")
     parser.add_argument(
         "--vision-feature-layer", type=int, default=-1, metavar="N", help="-1: the tower's output, -2: last layer's input"
     )
