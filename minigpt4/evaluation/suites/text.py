@@ -28,7 +28,7 @@ WORDS = _WORDS.split()
 class Text(Suite):
     """One word in each image, a third each on a plain background, a texture and a photograph: is it read?
 
-    `exact` is the share of answers with the word in them, `edit_distance` the letters to change in the answer's nearest word,
+    `exact` is the share of answers with the word in them, `edit_distance` the letters to change in the nearest of its words,
     as a share of the word's (at most 1). Both are reported next to the same answers on other images ("shuffled").
     """
 
