@@ -1,7 +1,7 @@
 """MiniGPT-4 (arXiv 2304.10592) as a Hugging Face model package.
 
-Names load when they are first touched, so that `minigpt4 --help` starts without torch; touching any of them registers all
-with transformers' Auto classes.
+Names are imported on first access, so `minigpt4 --help` starts without torch; accessing any of them registers all with
+transformers' Auto classes.
 """
 
 from importlib import import_module
@@ -28,7 +28,7 @@ _HOME = {
     "MiniGPT4DataCollator": "processing.collator",
     "load": "inference.named_models",
 }
-# A literal, so that type checkers can read it; tests/test_imports.py compares it with the above.
+# A literal, for type checkers; tests/test_imports.py compares it with the above.
 __all__ = [
     "EfficientNetLiteConfig",
     "MiniGPT4Config",

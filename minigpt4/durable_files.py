@@ -1,4 +1,4 @@
-"""Files and folders that exist whole or not at all: written aside, brought to the disk, renamed."""
+"""Files and folders that are written completely or not at all: written to a scratch place, synced, then renamed."""
 
 import contextlib
 import json
@@ -9,9 +9,9 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def file_in_place(path):
-    """A path to write a file to, which at the end takes the place of `path`; on an error it goes.
+    """A path to write a file to, which then replaces `path`; on an error it is removed.
 
-    A reader finds the old content or the new one, never half of it. The folders above are made.
+    A reader sees the old content or the new one, never a partial one. Parent folders are created.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -26,9 +26,9 @@ def file_in_place(path):
 
 @contextlib.contextmanager
 def folder_in_place(directory):
-    """A fresh folder to fill. At the end it is safe on the disk and takes the place of `directory`; on an error it goes.
+    """A new folder to fill, which is then synced to disk and replaces `directory`; on an error it is removed.
 
-    What a process that was killed in here left behind is put right first.
+    First cleans up after a process that was killed in here.
     """
     directory = Path(directory)
     scratch, before = (directory.with_name(f".{directory.name}.{kind}") for kind in ("part", "before"))
@@ -59,12 +59,12 @@ def write_bytes(path, data):
 
 
 def write_json(path, value):
-    """Writes a value as JSON in the same way."""
+    """Writes a value as JSON, likewise."""
     write_bytes(path, json.dumps(value, indent=2).encode())
 
 
 def append_lines(path, values):
-    """Adds values to a file of JSON lines, one each; they are on the disk when this returns. The folders above are made."""
+    """Appends values to a JSON Lines file; they are synced to disk on return. Parent folders are created."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a", encoding="utf-8") as file:
@@ -74,13 +74,13 @@ def append_lines(path, values):
 
 
 def sync_folder(folder):
-    """Brings a folder and all below it to the disk."""
+    """Syncs a folder and everything in it to disk."""
     for path in [*Path(folder).rglob("*"), Path(folder)]:
         sync(path)
 
 
 def sync(path):
-    """Brings a file, or the names in a folder, to the disk; not every system lets a folder be opened."""
+    """Syncs a file, or a folder's entries, to disk; not every system allows opening a folder."""
     if os.name != "posix" and Path(path).is_dir():
         return
     descriptor = os.open(path, os.O_RDONLY)

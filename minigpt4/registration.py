@@ -1,4 +1,4 @@
-"""Makes transformers' Auto classes know MiniGPT-4; importing this module is all it takes."""
+"""Registers MiniGPT-4 with transformers' Auto classes on import."""
 
 from transformers import (
     AutoConfig,

@@ -1,6 +1,6 @@
-"""The command `minigpt4`: one module a subcommand, each with `add_arguments(parser)` and `run(arguments)`.
+"""The command `minigpt4`: one module per subcommand, each with `add_arguments(parser)` and `run(arguments)`.
 
-Torch is imported by what a subcommand runs, not by `--help`. Bad input ends in one line and exit status 2, Ctrl-C in 130.
+Subcommands import torch only when they run, not for `--help`. Bad input gives one line and exit status 2, Ctrl-C 130.
 """
 
 import argparse
@@ -45,7 +45,7 @@ def main(argv=None):
 
 
 def run_reporting_errors(run, name):
-    """Calls run() and turns what a user can mend into one line on stderr and an exit status.
+    """Calls run() and turns errors that a user can fix into one line on stderr and an exit status.
 
     Returns 0; 2 after a ValueError, an OSError or a missing package; 130 after Ctrl-C; 143 after SIGTERM.
     """

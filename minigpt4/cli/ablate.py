@@ -1,4 +1,4 @@
-"""Train and measure the paper's ablations on the embedded default, beside the paper's figures."""
+"""Train and measure the paper's ablations on the embedded default, next to the paper's figures."""
 
 
 def add_arguments(parser):
@@ -7,11 +7,11 @@ def add_arguments(parser):
         "--output",
         default="outputs/ablations",
         metavar="FOLDER",
-        help="default: outputs/ablations; rows in it are kept",
+        help="default: outputs/ablations; existing rows are kept",
     )
-    parser.add_argument("--minutes", type=float, default=60, metavar="N", help="time to aim at for all rows (default: 60)")
+    parser.add_argument("--minutes", type=float, default=60, metavar="N", help="target time for all rows (default: 60)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
-    parser.add_argument("--only", nargs="+", default=[], metavar="ROW", help="these rows: default, qformer, lora, ...")
+    parser.add_argument("--only", nargs="+", default=[], metavar="ROW", help="only these rows: default, qformer, lora, ...")
 
 
 def run(arguments):

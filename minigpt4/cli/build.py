@@ -1,39 +1,37 @@
-"""Puts a vision tower and an LLM together as a model folder, ready for stage 1: any of the families in
+"""Combines a vision tower and an LLM into a model folder, ready for stage 1: any of the families in
 docs/own-llm-and-tower.md, or one line that says why not."""
 
 from pathlib import Path
 
 
 def add_arguments(parser):
-    """Adds what `minigpt4 build` takes."""
+    """Adds the arguments of `minigpt4 build`."""
     parser.add_argument("--vision", required=True, metavar="ID|DIR", help="the vision tower, or a BLIP-2 (ID@REVISION)")
     parser.add_argument("--text", required=True, metavar="ID|DIR", help="the LLM (ID@REVISION)")
     parser.add_argument("--output", required=True, metavar="DIR", help="a new folder, or an earlier export to replace")
     parser.add_argument(
         "--qformer", metavar="ID|none", help="a BLIP-2 to take the Q-Former from (default: that of --vision, if it has one)"
     )
-    parser.add_argument("--projection", metavar="FILE", help="the original's .pth or safetensors (default: drawn afresh)")
-    parser.add_argument("--light", action="store_true", help="name the base models in place of storing them")
+    parser.add_argument("--projection", metavar="FILE", help="the original's .pth or safetensors (default: a new one)")
+    parser.add_argument("--light", action="store_true", help="name the base models instead of storing them")
     parser.add_argument(
         "--patch-merge",
         metavar="2x2|4x4|N",
-        help="neighbouring patches of a visual token (default: 4 in a row for EVA, 2x2)",
+        help="neighbouring patches per visual token (default: 4 in a row for EVA, 2x2 for others)",
     )
+    parser.add_argument("--patch-fit", choices=("pad", "pool"), default="pad", help="if the grid of patches does not divide")
     parser.add_argument(
-        "--patch-fit", choices=("pad", "pool"), default="pad", help="a grid of patches that does not divide into those"
-    )
-    parser.add_argument(
-        "--vision-feature-layer", type=int, default=-1, metavar="N", help="-1: the tower's output, -2: into its last layer"
+        "--vision-feature-layer", type=int, default=-1, metavar="N", help="-1: the tower's output, -2: last layer's input"
     )
     parser.add_argument("--projection-layers", type=int, default=1, metavar="N", help="linear layers of the projection")
-    parser.add_argument("--image-token", metavar="TOKEN", help="the LLM's token that stands for a picture")
-    parser.add_argument("--template", metavar="NAME|FILE", help="of the conversations (default: the LLM's own)")
+    parser.add_argument("--image-token", metavar="TOKEN", help="the LLM's token that represents an image")
+    parser.add_argument("--template", metavar="NAME|FILE", help="conversation template (default: the LLM's own)")
     parser.add_argument("--dtype", default="auto", metavar="auto|float32|bfloat16|float16", help="of the frozen parts")
-    parser.add_argument("--seed", type=int, default=0, help="that the projection is drawn with")
+    parser.add_argument("--seed", type=int, default=0, help="for initialising the projection")
 
 
 def run(arguments):
-    """Builds, looks at one picture, and prints where to; raises ValueError or OSError with one line."""
+    """Builds the model, runs one image through it, and prints its folder; raises ValueError or OSError with one line."""
     import torch
 
     from ..configuration.recipe import ModelSection
@@ -73,7 +71,7 @@ def run(arguments):
 
 
 def _check(model, processor):
-    """Raises ValueError unless a picture becomes as many finite visual tokens as the processor writes places for."""
+    """Raises ValueError unless an image becomes as many finite visual tokens as the processor has places for."""
     import torch
     from PIL import Image
 

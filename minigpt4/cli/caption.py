@@ -1,4 +1,4 @@
-"""Describes every image in a folder, and continues where a stopped run left off."""
+"""Describe every image in a folder, and continue where a stopped run left off."""
 
 from . import loading
 
@@ -15,7 +15,7 @@ def add_arguments(parser):
 
 
 def run(arguments):
-    """Writes what is missing, and says how many there are."""
+    """Writes the missing descriptions, and prints how many there are."""
     for name in ("batch_size", "max_new_tokens"):
         if getattr(arguments, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} is {getattr(arguments, name)}; expected 1 or more")

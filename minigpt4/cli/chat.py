@@ -26,7 +26,7 @@ def add_arguments(parser):
 
 
 def run(arguments):
-    """Loads the model, then answers one question or holds a conversation."""
+    """Loads the model, then answers one question or starts a conversation."""
     from ..processing.image_processing_minigpt4 import load_image
 
     pictures = [load_image(path) for path in arguments.image]
@@ -95,7 +95,7 @@ def tell(text):
 
 
 def load_named(argument):
-    """The image that `/image` names; ~ and quotes are read as a shell reads them."""
+    """The image that `/image` names; ~ and quotes work as in a shell."""
     from ..processing.image_processing_minigpt4 import load_image
 
     name = argument.strip().strip("'\"")
@@ -105,7 +105,7 @@ def load_named(argument):
 
 
 def save(chat, argument):
-    """Writes the conversation, as far back as the model still reads it."""
+    """Writes the conversation, as far back as it still fits into the context."""
     from ..durable_files import write_json
 
     path = Path(argument.strip().strip("'\"")).expanduser()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 
 def add_arguments(parser):
-    """Adds what `minigpt4 convert` takes."""
+    """Adds the arguments of `minigpt4 convert`."""
     parser.add_argument("--projection", required=True, metavar="FILE", help="pretrained_minigpt4_7b.pth, or a runner's own")
     parser.add_argument("--vision", required=True, metavar="FILE|DIR|ID", help="eva_vit_g.pth, or a BLIP-2 (ID@REVISION)")
     parser.add_argument(
@@ -20,7 +20,7 @@ def add_arguments(parser):
 
 
 def run(arguments):
-    """Converts, and prints where to; raises ValueError or OSError with one line."""
+    """Converts, and prints the folder; raises ValueError or OSError with one line."""
     from ..hub import export as hub_folder
     from ..hub.authors_checkpoints import load_originals
 
@@ -32,7 +32,7 @@ def run(arguments):
     print(f"{arguments.output}: {'light, without the base models' if arguments.light else 'every weight'}, {size:.1f} MB")
 
 
-# The names of the original's own settings, and ours.
+# The original's names of settings, and ours.
 _ORIGINAL_NAMES = {
     "vit_heads": ("vision_config", "num_attention_heads"),
     "vit_depth": ("vision_config", "num_hidden_layers"),
@@ -45,7 +45,7 @@ def read_dims(path):
     """{"vision_config": {...}, "qformer_config": {...}} of a JSON file, which may also use the original's names.
 
     Raises:
-        ValueError: not there, not JSON, or neither form.
+        ValueError: the file is missing, not JSON, or in neither form.
     """
     try:
         content = json.loads(Path(path).read_text("utf-8"))

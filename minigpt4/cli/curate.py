@@ -1,7 +1,7 @@
 """From a stage-1 model and images to a verified, published stage-2 data set: the paper's section 3.2, step by step.
 
-Steps: sample, generate, fix, filter, verify, publish; one, or several in a row. Each does what the store lacks, so
-that the same command continues after a stop. Without a step the counts of the store are printed.
+Steps: sample, generate, fix, filter, verify, publish; one, or several in a row. Each does only what the
+store lacks, so the same command continues after a stop. Without a step, the store's counts are printed.
 
 Preferences for less invention, to train with DPO: sample, pairs, judge, publish --layout preferences.
 """
@@ -88,7 +88,7 @@ def run(arguments):
     from ..curation.store import Store
 
     steps = dict(zip(STEPS, (_sample, _generate, _fix, _filter, _verify, _pairs, _judge, _publish), strict=True))
-    first = int(os.environ.get("RANK", "0")) == 0  # of the processes of `accelerate launch`
+    first = int(os.environ.get("RANK", "0")) == 0  # among the processes of `accelerate launch`
     with Store(arguments.store, create="sample" in arguments.steps) as store:
         if not arguments.steps:
             print("\n".join(f"{step:<9}{store.count(step):>9,} done" for step in STEPS[:-1]))
@@ -99,7 +99,7 @@ def run(arguments):
 
 
 def _check(arguments):
-    """Says what is missing before anything is done."""
+    """Checks the arguments before anything is done."""
     unknown = [step for step in arguments.steps if step not in STEPS]
     if unknown:
         raise ValueError(f"{unknown[0]}: no such step; expected any of {', '.join(STEPS)}")
@@ -194,7 +194,7 @@ def _model_of_all(arguments):
     from ..inference.named_models import load
 
     place = find_device(arguments.device)
-    state = PartialState(cpu=place.type == "cpu")  # without a device the processes meet over gloo
+    state = PartialState(cpu=place.type == "cpu")  # on a CPU the processes communicate over gloo
     place = place if state.num_processes == 1 else state.device
     loaded = load(arguments.model, **{**loading.given(arguments), "device": place})
     state.wait_for_everyone()  # until the first process has sampled, and until all have answered

@@ -3,9 +3,9 @@
 
 def add_arguments(parser):
     """Adds the arguments of `minigpt4 data`."""
-    parser.add_argument("action", choices=("check",), help="check: read it as a training would")
+    parser.add_argument("action", choices=("check",), help="check: read it as training would")
     parser.add_argument("path", metavar="FOLDER", help="as data.path of a recipe: a folder, a glob, or a Hub data set")
-    parser.add_argument("--samples", type=int, metavar="N", help="look at so many, from every shard; by default at all")
+    parser.add_argument("--samples", type=int, metavar="N", help="check this many, spread over the shards (default: all)")
     parser.add_argument("--image-size", type=int, default=224, metavar="N", help="pixels that the model sees (default: 224)")
     parser.add_argument(
         "--eats", type=int, default=200, metavar="N", help="images a second that one GPU trains (default: 200)"
@@ -17,7 +17,7 @@ def add_arguments(parser):
 
 
 def run(arguments):
-    """Prints what is there; raises ValueError when more than 1% cannot be used, which stops a training, too."""
+    """Prints what it finds; raises ValueError if more than 1% cannot be used, which would also stop training."""
     from ..configuration.recipe import SourceSection
     from ..training.data_check import check, report
 

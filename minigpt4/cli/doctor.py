@@ -23,7 +23,7 @@ def run(arguments):
 
 
 def versions():
-    """(name, text, whether it is as needed) of Python and of each package that every command needs."""
+    """(name, text, whether it meets the requirement) for Python and each package that every command needs."""
     import minigpt4
 
     yield "minigpt4", minigpt4.__version__, True
@@ -33,7 +33,7 @@ def versions():
 
 
 def devices():
-    """The same of each device: its memory, the precisions in which it computes, and which of them is used."""
+    """The same for each device: its memory, the precisions it supports, and which of them is used."""
     import psutil
     import torch
 
@@ -53,7 +53,7 @@ def devices():
 
 
 def extras():
-    """The same of each extra of the package: what `pip install -e '.[EXTRA]'` in the clone would add."""
+    """The same for each extra of the package: what `pip install -e '.[EXTRA]'` in the clone would add."""
     for extra in importlib.metadata.metadata("minigpt4-hf").get_all("Provides-Extra") or []:
         found = [(requirement.name, *_installed(requirement)) for requirement in _requirements(extra)]
         missing = [f"{name} ({text})" for name, text, fine in found if not fine]
@@ -64,7 +64,7 @@ def extras():
 
 
 def embedded():
-    """The same of the embedded default's parts, and an answer of it if they are here."""
+    """The same for the embedded default's parts, and an answer from it if they are here."""
     from ..modeling_minigpt4.parts import PARTS, local_part, unpacked_language_model
 
     here = True
@@ -81,7 +81,7 @@ def embedded():
 
 
 def _answer():
-    """(text, whether it works) of loading the embedded default and asking it about a picture."""
+    """(text, whether it works) for loading the embedded default and asking it about an image."""
     from PIL import Image
     from transformers.utils import logging
 
@@ -99,7 +99,7 @@ def _answer():
 
 
 def _precisions(device):
-    """Those in which a device computes, fast or slowly."""
+    """The precisions that a device supports, fast or slow."""
     import torch
 
     from ..inference.devices import DTYPES, computes
@@ -108,7 +108,7 @@ def _precisions(device):
 
 
 def _measured(device):
-    """Which precision is used where none is asked for, why, and how fast it and the other one are there."""
+    """Which precision is the default, why, and how fast it and the other one are on the device."""
     import torch
 
     from ..inference.devices import computes
@@ -138,7 +138,7 @@ def _product(device, dtype):
 
 
 def _tower(device, dtype):
-    """Images a second through the embedded default's vision tower, whose weights do not matter for it."""
+    """Images per second through the embedded default's vision tower, with random weights."""
     import torch
 
     from ..configuration.configuration_minigpt4 import EfficientNetLiteConfig
@@ -152,7 +152,7 @@ def _tower(device, dtype):
 
 
 def _seconds(run, device, enough=0.3):
-    """Of a call: the mean of as many as fit in `enough` seconds, the first not counted."""
+    """Mean seconds per call over as many calls as fit in `enough` seconds, not counting the first."""
     import torch
 
     def wait():
@@ -170,7 +170,7 @@ def _seconds(run, device, enough=0.3):
 
 
 def _requirements(extra):
-    """What the package declares for an extra, or for itself (None), without what other extras bring."""
+    """The requirements of an extra, or of the package itself (None), without those of other extras."""
     from packaging.requirements import Requirement
 
     for line in importlib.metadata.requires("minigpt4-hf"):
@@ -182,7 +182,7 @@ def _requirements(extra):
 
 
 def _installed(requirement):
-    """(version and what is wrong with it, whether it is as declared)."""
+    """(version and what is wrong with it, whether it meets the requirement)."""
     try:
         version = importlib.metadata.version(requirement.name)
     except importlib.metadata.PackageNotFoundError:

@@ -2,7 +2,7 @@
 
 from . import loading
 
-# What minigpt4/evaluation/suites has; named here so that --help needs no torch.
+# The suites of minigpt4/evaluation/suites, repeated here so that --help does not import torch.
 SUITES = (
     "failures",
     "coverage",
@@ -20,7 +20,7 @@ SUITES = (
 
 
 def add_arguments(parser):
-    """Adds what `minigpt4 evaluate` and trainer_scripts/evaluate.py take."""
+    """Adds the arguments of `minigpt4 evaluate` and trainer_scripts/evaluate.py."""
     parser.add_argument("--model", required=True, metavar="embedded|DIR|ID", help="the model to measure")
     parser.add_argument("--suite", required=True, choices=SUITES, help="what to measure")
     parser.add_argument(
@@ -45,9 +45,9 @@ def add_arguments(parser):
         type=float,
         default=0.0,
         metavar="SHARE",
-        help="of tar shards only the images that a training with this data.holdout_share kept out",
+        help="for tar shards: only the images that training with this data.holdout_share left out",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of that draw, and of composed scenes (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="for that draw and for composed scenes (default: 0)")
     parser.add_argument("--max-new-tokens", type=int, metavar="N", help="longest answer (default: the suite's)")
     parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="answers at a time (default: 64)")
     parser.add_argument(
@@ -94,7 +94,7 @@ def run(arguments):
 
 
 def print_results(results, output):
-    """A line for each figure."""
+    """One line per figure."""
     print(f"{results['suite']} of {results['model']}: {results['data']}, {results['n']} pictures")
     for way, figures in results["scores"].items():
         for name, figure in figures.items():

@@ -1,4 +1,4 @@
-"""Writes a model as a folder that transformers and the Hub load without this package; `--push` uploads it, too."""
+"""Write a model as a folder that transformers and the Hub load without this package; `--push` also uploads it."""
 
 from pathlib import Path
 
@@ -6,22 +6,22 @@ from . import loading
 
 
 def add_arguments(parser):
-    """Adds what `minigpt4 export` and trainer_scripts/push_to_hub.py take."""
+    """Adds the arguments of `minigpt4 export` and trainer_scripts/push_to_hub.py."""
     parser.add_argument("--model", required=True, metavar="embedded|DIR|ID", help="the model to export")
     parser.add_argument("--output", required=True, metavar="DIR", help="a new folder, or an earlier export to replace")
-    parser.add_argument("--light", action="store_true", help="store the trained weights only, not the frozen parts")
+    parser.add_argument("--light", action="store_true", help="store only the trained weights, not the frozen parts")
     parser.add_argument(
         "--examples",
         nargs="*",
         metavar="FILE",
-        help="pictures to show in the model card, with what the model says about them; no FILE: none "
-        "(default: photographs of scikit-image drawn at random, where that is installed)",
+        help="images to show in the model card, with the model's descriptions; no FILE: none "
+        "(default: random photographs from scikit-image, if it is installed)",
     )
     parser.add_argument(
         "--results",
         nargs="+",
         metavar="FILE",
-        help="results.json of `minigpt4 evaluate` on this model for the card's metrics (default: evaluation.json beside it)",
+        help="results.json of `minigpt4 evaluate` on this model for the card's metrics (default: its evaluation.json)",
     )
     parser.add_argument(
         "--benchmark",
@@ -35,15 +35,15 @@ def add_arguments(parser):
     parser.add_argument(
         "--gguf",
         action="store_true",
-        help="write model.gguf and mmproj.gguf for llama.cpp, in place of a transformers folder",
+        help="write model.gguf and mmproj.gguf for llama.cpp, instead of a transformers folder",
     )
     parser.add_argument("--push", metavar="REPO", help="upload it to this Hub repository in one commit")
-    parser.add_argument("--private", action="store_true", help="with --push: the repository is a private one")
+    parser.add_argument("--private", action="store_true", help="with --push: make the repository private")
     loading.add_arguments(parser, quantized=False)
 
 
 def run(arguments):
-    """Exports, and prints where to; raises ValueError or OSError with one line."""
+    """Exports, and prints the folder; raises ValueError or OSError with one line."""
     if arguments.private and not arguments.push:
         raise ValueError("--private is about the repository that --push uploads to; add --push REPO")
     if arguments.gguf:
@@ -54,7 +54,7 @@ def run(arguments):
 
     hub_folder.check_target(arguments.output)
     for file in arguments.results or []:
-        evaluation_results(file)  # before the model is loaded, which takes its time: whether it is such a file
+        evaluation_results(file)  # checks the file before the model is loaded, which takes time
     training, examples = training_runs(arguments.model), _examples(arguments.examples)
     model, processor = loading.load_model(arguments)
     card_data = _card_data(arguments.model, arguments.results, fingerprint(model))
@@ -85,7 +85,7 @@ def _export_gguf(arguments):
 
 
 def _card_data(name, results, weights):
-    """The metadata of the model's own README.md, which holds for its export, too, and the newest scores of these weights."""
+    """The metadata of the model's own README.md, which also applies to its export, and these weights' newest scores."""
     from ..hub.model_card import as_dict
     from ..hub.run_records import evaluation_file, evaluation_results
 
@@ -100,7 +100,7 @@ def _card_data(name, results, weights):
 
 
 def _examples(files):
-    """The `Example`s to show: those named on the command line, or by default some of scikit-image's at random."""
+    """The `Example`s to show: those named on the command line, or by default a random few of scikit-image's."""
     from ..hub.model_card import Example
     from ..processing.image_processing_minigpt4 import load_image
 

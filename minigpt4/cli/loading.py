@@ -1,8 +1,8 @@
-"""The arguments of every command that loads a model to run it: on which device, in which precision."""
+"""The arguments of every command that loads and runs a model: device and precision."""
 
 
 def add_arguments(parser, quantized=True):
-    """Adds --device, --dtype and, where `quantized`, --load-in; `inference.devices`, which needs torch, checks them."""
+    """Adds --device, --dtype and, if `quantized`, --load-in; `inference.devices`, which needs torch, checks them."""
     group = parser.add_argument_group("where and how the model computes")
     group.add_argument(
         "--device", default="auto", metavar="auto|cpu|cuda|mps", help="default: auto, the GPU if there is one"
@@ -11,10 +11,10 @@ def add_arguments(parser, quantized=True):
         "--dtype",
         default="auto",
         metavar="auto|float32|bfloat16|float16",
-        help="default: auto, the stored one unless the device is slow in it (`minigpt4 doctor` measures it)",
+        help="default: auto, the stored one unless it is slow on the device (`minigpt4 doctor` measures it)",
     )
     if quantized:
-        group.add_argument("--load-in", metavar="8bit|4bit", help="quantize the frozen linear layers, by bitsandbytes")
+        group.add_argument("--load-in", metavar="8bit|4bit", help="quantize the frozen linear layers with bitsandbytes")
 
 
 def load_model(arguments):
@@ -25,5 +25,5 @@ def load_model(arguments):
 
 
 def given(arguments):
-    """The keyword arguments of `minigpt4.load` that the command line gives."""
+    """The keyword arguments of `minigpt4.load` from the command line."""
     return {name: getattr(arguments, name) for name in ("device", "dtype", "load_in") if hasattr(arguments, name)}

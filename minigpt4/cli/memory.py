@@ -1,4 +1,4 @@
-"""How much memory a model takes, computed from its config: nothing else is downloaded."""
+"""Show how much memory a model takes, computed from its config; nothing else is downloaded."""
 
 _TOKENS = 1000
 
@@ -11,11 +11,11 @@ def add_arguments(parser):
         metavar="M",
         help='"embedded", "vicuna-7b", "vicuna-13b", "llama2-7b-chat", a folder, or a Hub id',
     )
-    which.add_argument("--recipe", metavar="R", help="a recipe, for what its training takes on a device")
+    which.add_argument("--recipe", metavar="R", help="a recipe, to show what its training takes on a device")
 
 
 def run(arguments):
-    """Prints a table: weights, keys and values of 1000 tokens, one picture, for each precision; or that of a recipe."""
+    """Prints a table: weights, keys and values of 1000 tokens, one image, for each precision; or that of a recipe."""
     if arguments.recipe:
         return print_training(arguments.recipe)
     from ..inference.memory import PRECISIONS, cache_bytes, empty_model, parameters_by_part, picture_bytes, weight_bytes
@@ -54,7 +54,7 @@ def print_training(name):
 
 
 def recipe_config(section):
-    """The config of the model that a recipe's model section names; of its parts only their config.json is read."""
+    """The config of the model in a recipe's model section; only the config.json of its parts is read."""
     from ..hub.from_parts import config_of_parts
     from ..training.run import part_fields
 

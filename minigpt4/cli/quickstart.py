@@ -1,4 +1,4 @@
-"""Train a real MiniGPT-4 from a fresh projection through both stages, in 15 to 35 minutes on two CPU cores."""
+"""Train a real MiniGPT-4 from a new projection through both stages, in 15 to 35 minutes on two CPU cores."""
 
 
 def add_arguments(parser):
@@ -8,7 +8,7 @@ def add_arguments(parser):
         "--minutes",
         type=float,
         metavar="N",
-        help="minutes to take on this machine, all in all (default: as long as the recipes take, which is measured first)",
+        help="total minutes to take on this machine (default: as long as the recipes take, which is measured first)",
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
 
@@ -33,7 +33,7 @@ def run(arguments):
 
 
 def told(summary):
-    """What a run measured, from its summary.json, in four lines."""
+    """The results of a run, from its summary.json, in four lines."""
     first, before, after = summary["stage1"], summary["before_stage2"], summary["stage2"]
     trained, whole = summary["train_seconds"] / 60, summary["total_seconds"] / 60
     return f"""\

@@ -9,9 +9,9 @@ from . import loading
 def add_arguments(parser):
     """Adds the arguments of `minigpt4 web`."""
     parser.add_argument("--model", default="embedded", help='"embedded" (the default), a folder, or a Hub id')
-    parser.add_argument("--host", default="127.0.0.1", help="address to serve at; 0.0.0.0 lets other machines in")
+    parser.add_argument("--host", default="127.0.0.1", help="address to serve at; 0.0.0.0 allows other machines")
     parser.add_argument("--port", type=int, default=7860, help="default: 7860")
-    parser.add_argument("--mcp", action="store_true", help="let agents ask, too: an MCP server at /gradio_api/mcp/")
+    parser.add_argument("--mcp", action="store_true", help="also serve agents: an MCP server at /gradio_api/mcp/")
     loading.add_arguments(parser)
 
 

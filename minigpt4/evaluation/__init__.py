@@ -1,10 +1,10 @@
-"""Every claim about a model as a command: suites ask and score, the runner generates, a judge reads, a report shows.
+"""Evaluation, with a command for every claim: suites ask and score, the runner generates, a judge reads, a report shows.
 
-files.py     the benchmarks' own files            suites/          what is asked, and what the answers are worth
+data_files.py  the benchmarks' own files          suites/          what is asked, and how answers are scored
 runner.py    a suite on a model, results          predictions.py   batches, processes, resumed runs
-judge.py     an LLM or a person who reads         report.py        results as a page
+judge.py     an LLM or a person who reads         results_page.py  results as a page
 probe.py     what a linear layer could see        lmms.py          a model in lmms-eval
-                                                  vlmevalkit.py    a model in VLMEvalKit, a file to be put there
+                                                  vlmevalkit.py    a model in VLMEvalKit, a file to copy there
 
 Other people's harnesses measure the same models:
 
@@ -12,20 +12,20 @@ lmms-eval finds this package by its entry point. `pip install "lmms-eval>=0.7.3"
 
     python -m lmms_eval --model minigpt4 --model_args pretrained=DIR_OR_ID --tasks pope,gqa,coco2017_cap_val
 
-benchmarks/lmms.py runs two tasks whose images are made here, and tests/minigpt4/evaluation/test_lmms.py one to its score.
-The benchmarks' data sets come from the Hub, and were not fetched here.
+benchmarks/lmms.py runs two tasks with generated images, and tests/minigpt4/evaluation/test_lmms.py one, up to its score.
+The benchmarks' own data sets are on the Hub, and were not downloaded here.
 
-VLMEvalKit takes vlmevalkit.py, which says how, as one of its models. Or it asks any OpenAI-compatible server, and needs no
-code of ours; vlmevalkit.json is its configuration for that:
+VLMEvalKit can use vlmevalkit.py as one of its models, as described there. Or it asks any OpenAI-compatible server, without
+any code of ours; vlmevalkit.json is its configuration for that:
 
     sed s,DIR_OR_ID,outputs/quickstart/model, PATH/TO/minigpt4/evaluation/vlmevalkit.json > mine.json  # as it is served
     minigpt4 serve --model outputs/quickstart/model --port 8000
     git clone https://github.com/open-compass/VLMEvalKit && cd VLMEvalKit && pip install -e .
     python run.py --config mine.json --api-nproc 16
 
-VLMEvalKit itself was not run here: it is not on PyPI, and GitHub could not be reached. What is tested is that vlmevalkit.py
-answers as our own code does beside a base class with its interface (tests/minigpt4/evaluation/test_vlmevalkit.py), and that
-our server answers the request that its class GPT4V sends with this configuration, as its vlmeval/api/gpt.py builds it
-(tests/minigpt4/serving/test_serving.py). Yes-no tasks such as POPE are scored by rules; for MMBench it may want a judge (its
---judge).
+VLMEvalKit itself was not run here: it is not on PyPI, and GitHub could not be reached. The tests check that vlmevalkit.py,
+with a base class of the same interface, answers as our own code does (tests/minigpt4/evaluation/test_vlmevalkit.py), and
+that our server answers the request that VLMEvalKit's class GPT4V sends with this configuration, as its vlmeval/api/gpt.py
+builds it (tests/minigpt4/serving/test_serving.py). Yes-no tasks such as POPE are scored by rules; for MMBench it may need a
+judge (its --judge).
 """

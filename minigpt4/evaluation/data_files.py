@@ -1,11 +1,11 @@
-"""The benchmarks' own files, as their authors publish them, folders of pictures, and tar shards of photographs.
+"""The benchmarks' own files, as their authors publish them, folders of images, and tar shards of photographs.
 
     COCO captions, COCO instances     one JSON each: {"images": [...], "annotations": [...]}
     POPE                              a JSON object a line: {"question_id", "image", "text", "label"}
     GQA                               one JSON: {question id: {"imageId", "question", "answer", ...}}
     AOK-VQA                           one JSON: [{"question_id", "image_id", "question", "choices", ...}]
 
-What they say is not trusted: a picture is looked for inside its folder alone, and a field of another type is an error.
+Their content is not trusted: an image must be inside its folder, and a field of another type is an error.
 """
 
 import json
@@ -27,13 +27,13 @@ PICTURE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".
 
 
 class Folder:
-    """Pictures by their names in a folder, opened when they are asked for."""
+    """Images by their names in a folder, opened on access."""
 
     def __init__(self, path):
         self.path = Path(path)
 
     def check(self, names):
-        """Raises ValueError unless every picture is there, with how many are not and the first of them."""
+        """Raises ValueError unless every image exists, with the number of missing ones and the first of them."""
         names = list(dict.fromkeys(names))
         missing = [name for name in names if not self._place(name).is_file()]
         if missing:
@@ -43,16 +43,16 @@ class Folder:
             )
 
     def open(self, name):
-        """The picture as RGB; ValueError as `load_image`."""
+        """The image as RGB; ValueError as for `load_image`."""
         return load_image(self._place(name))
 
     def names(self):
-        """Names of all pictures in the folder and those below it, sorted."""
+        """Names of all images in the folder and its subfolders, sorted."""
         found = (path for path in self.path.rglob("*") if path.suffix.lower() in PICTURE_SUFFIXES)
         return sorted(str(path.relative_to(self.path)) for path in found)
 
     def _place(self, name):
-        # By the name alone: in the Hub's cache files are links that lead out of their folder.
+        # Only the name is checked: in the Hub's cache, files are links that point out of their folder.
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise ValueError(f"{name!r}: a picture's name leads out of {self.path}; expected one inside it")
         return self.path / name
@@ -62,9 +62,9 @@ class Shards:
     """Images of tar shards (KEY.jpg with KEY.json or KEY.txt, see processing/data/sources.py) by their keys.
 
     Args:
-        paths: tar files. holdout_share: only the keys that `data.holdout_share` keeps out of training; 0 is all of them.
+        paths: tar files. holdout_share: only the keys that `data.holdout_share` keeps out of training; 0: all of them.
 
-    `rows` is {key: what is known of the image}, as processing/data/photo_texts.py takes it.
+    `rows` is {key: known facts about the image}, in the form of processing/data/photo_texts.py.
 
     Raises:
         ValueError: a sample is broken, or a key comes twice.
@@ -86,10 +86,10 @@ class Shards:
                 self.rows[sample.key], self.places[sample.key] = {"captions": _captions(fields), **facts(fields)}, place
 
     def check(self, names):
-        """Every image was seen when the shards were read."""
+        """Nothing to do: every image was seen when the shards were read."""
 
     def open(self, name):
-        """The image as RGB; ValueError of one that cannot be decoded."""
+        """The image as RGB; ValueError if it cannot be decoded."""
         sample = self.source.parse(next(self.source.read(*self.places[name])))
         try:
             return load_image(sample.fields["image"])
@@ -109,7 +109,7 @@ def tar_files(paths):
 
 
 def local(name):
-    """The path of a file or folder, or of a data set on the Hub, "OWNER/NAME", which is fetched."""
+    """The path of a file or folder, or of a data set on the Hub, "OWNER/NAME", which is downloaded."""
     if Path(name).exists():
         return Path(name)
     if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
@@ -118,16 +118,16 @@ def local(name):
 
     try:
         return Path(snapshot_download(name, repo_type="dataset"))
-    except Exception as error:  # of the client, of its transport, of the file system
+    except Exception as error:  # from the client, its transport or the file system
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f"{name}: no such file or folder, and the Hub does not give it ({reason})") from error
 
 
 def find(paths, *wanted):
-    """{kind: [(path, content), ...]} of the files of the wanted kinds among files and folders (their own files).
+    """{kind: [(path, content), ...]} for the files of the wanted kinds among files and folders (not their subfolders).
 
     Raises:
-        ValueError: there is none of the first kind, or a file that was named is of no wanted kind.
+        ValueError: there is none of the first kind, or a named file is of no wanted kind.
     """
     found, others = {kind: [] for kind in wanted}, []
     for path in paths:
@@ -149,7 +149,7 @@ def find(paths, *wanted):
 
 
 def coco_pictures(content, path):
-    """{image id: file name} of a COCO file; neither must come twice, or two pictures would count as one."""
+    """{image id: file name} of a COCO file; both must be unique, or two images would count as one."""
     pictures, names = {}, set()
     for image in content["images"]:
         identity, name = field(image, "id", int, path), field(image, "file_name", str, path)
@@ -163,7 +163,7 @@ def coco_pictures(content, path):
 
 
 def coco_captions(content, path):
-    """{file name: [captions]} of a COCO captions file; a picture without any is an error, for it could not be scored."""
+    """{file name: [captions]} of a COCO captions file; an image without any is an error, as it could not be scored."""
     pictures = coco_pictures(content, path)
     captions = {name: [] for name in pictures.values()}
     for annotation in content["annotations"]:
@@ -175,7 +175,7 @@ def coco_captions(content, path):
 
 
 def coco_instances(content, path):
-    """{file name: set of category names} of a COCO instances file; a picture without objects has an empty set."""
+    """{file name: set of category names} of a COCO instances file; an image without objects has an empty set."""
     pictures = coco_pictures(content, path)
     categories = {field(c, "id", int, path): field(c, "name", str, path) for c in content["categories"]}
     kinds = {name: set() for name in pictures.values()}
@@ -188,7 +188,7 @@ def coco_instances(content, path):
 
 
 def field(entry, name, kind, where):
-    """entry[name], which must be there and of a type; ValueError names the file."""
+    """entry[name], which must exist and have a type; ValueError names the file."""
     value = entry.get(name) if isinstance(entry, dict) else None
     if not isinstance(value, kind) or isinstance(value, bool):
         kinds = " or ".join(k.__name__ for k in kind) if isinstance(kind, tuple) else kind.__name__
@@ -197,7 +197,7 @@ def field(entry, name, kind, where):
 
 
 def _captions(fields):
-    """What a shard's sample says of its image: the .json's captions, else the .txt; whatever is no text is none."""
+    """A shard sample's facts about its image: the .json's captions, else the .txt; anything but text is ignored."""
     found = fields.get("captions", fields.get("text", []))
     return [text for text in (found if isinstance(found, list) else [found]) if isinstance(text, str)]
 
@@ -210,7 +210,7 @@ def _of(pictures, annotation, path):
 
 
 def _read(path):
-    """A JSON file, or one with a JSON value a line."""
+    """A JSON file, or one with a JSON value per line."""
     try:
         text = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -229,7 +229,7 @@ def _read(path):
 
 
 def without_duplicates(pairs):
-    """A JSON object of its pairs, as `json.load` takes it; ValueError where a key comes twice, for one would be lost."""
+    """A JSON object from its pairs, for `json.load`; ValueError if a key comes twice, as one would be lost."""
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
@@ -238,7 +238,7 @@ def without_duplicates(pairs):
 
 
 def _kind(content):
-    """Which of `KINDS` a file is, by its own shape, or None."""
+    """Which of `KINDS` a file is, from its structure, or None."""
     if (
         isinstance(content, dict)
         and isinstance(content.get("annotations"), list)

@@ -1,7 +1,7 @@
-"""Who reads the answers that no rule can read: an LLM behind any OpenAI-compatible endpoint, or a person with a page.
+"""Judges for answers that no rule can score: an LLM behind any OpenAI-compatible endpoint, or a person with a page.
 
-Each reading is a line in judgements.jsonl: what the judge was told and said, its model, temperature and verdict. A judge
-that talks nonsense or does not answer is asked again; then the answer is unjudged, and counts as not right.
+Each judgement is a line in judgements.jsonl: the judge's prompt and reply, its model, temperature and verdict. A judge
+that replies with nonsense or not at all is asked again; after that the answer is unjudged, and counts as not right.
 """
 
 import json
@@ -27,8 +27,8 @@ class Judge:
     """An LLM as a judge.
 
     Args:
-        url: of an OpenAI-compatible endpoint, up to and with /v1. The key, if it needs one, is in OPENAI_API_KEY.
-        model: its name there.
+        url: an OpenAI-compatible endpoint, up to and including /v1. Its key, if any, is in OPENAI_API_KEY.
+        model: the judge's name there.
     """
 
     def __init__(self, url, model):
@@ -42,7 +42,7 @@ class Judge:
 
     @property
     def record(self):
-        """What is written down of the judge: no password that its address may hold."""
+        """The judge in records: without a password that its URL may contain."""
         address = urlsplit(self.url)
         host = address.netloc.rpartition("@")[2]
         return {
@@ -52,7 +52,7 @@ class Judge:
         }
 
     def read(self, suite, said, path):
-        """{request id: verdict, or None where unjudged} of {request id: answer}; readings from an earlier run are kept.
+        """{request id: verdict, or None if unjudged} for {request id: answer}; judgements of an earlier run are kept.
 
         Raises:
             ValueError: the judge could not be asked at all.
@@ -84,13 +84,13 @@ class Judge:
         return verdicts
 
     def _ask(self, messages, parse):
-        """(verdict or None, reply or None, what was wrong or None), after as many attempts as it takes and is allowed."""
+        """(verdict or None, reply or None, problem or None), after as many attempts as are needed and allowed."""
         reply, problem = None, None
         for attempt in range(ATTEMPTS):
             try:
                 answer = self._client.chat_completion(messages, model=self.model, temperature=TEMPERATURE, max_tokens=256)
                 reply = str(answer.choices[0].message.content)
-            except Exception as error:  # whatever a server may do: refuse, break off, send something else
+            except Exception as error:  # a server may do anything: refuse, disconnect, send something else
                 problem = (str(error).strip().splitlines() or [type(error).__name__])[0]
                 time.sleep(2**attempt / 2)
                 continue
@@ -136,12 +136,12 @@ def judge_of(name, model):
 
 
 def _key(line):
-    """What makes a reading the same: the answer, the judge and what it was told."""
+    """What identifies a judgement: the answer, the judge and its prompt."""
     return json.dumps([line.get("id"), line.get("judge"), line.get("told")], sort_keys=True)
 
 
 def _told(messages):
-    """The messages as they are written down: a picture by its length alone."""
+    """The messages in recorded form: only the length of each image."""
     return [
         {**message, "content": content if isinstance(content := message["content"], str) else [_short(p) for p in content]}
         for message in messages

@@ -1,7 +1,7 @@
 """This package's models in lmms-eval: `python -m lmms_eval --model minigpt4 --model_args pretrained=DIR_OR_ID --tasks pope`.
 
-lmms-eval (0.7.3 or newer) finds `manifest` by its entry point in pyproject.toml, and imports this module only where it runs
-itself. For VLMEvalKit see `minigpt4.evaluation`.
+lmms-eval (0.7.3 or newer) finds `manifest` by its entry point in pyproject.toml, and this module is imported only inside
+lmms-eval. For VLMEvalKit see `minigpt4.evaluation`.
 """
 
 import torch
@@ -21,11 +21,11 @@ def manifest():
 
 
 class MiniGPT4(lmms):
-    """Answers lmms-eval's requests: each a text with any number of pictures, in the chat form.
+    """Answers lmms-eval's requests: each a text with any number of images, in chat form.
 
     Args:
         pretrained: "embedded", a folder, or an id on the Hub.
-        batch_size: answers at once (lmms-eval's --batch_size). device: as torch names it, by default what accelerate finds.
+        batch_size: answers at a time (lmms-eval's --batch_size). device: torch's name, by default what accelerate finds.
     """
 
     def __init__(self, pretrained="embedded", batch_size=16, device=None, **_):
@@ -35,7 +35,7 @@ class MiniGPT4(lmms):
         self.model, self.processor = load(pretrained, device=torch.device(device or state.device))
 
     def generate_until(self, requests):
-        """A text for each request, in their order; cut at the first of the request's `until` strings."""
+        """A text for each request, in order; cut at the first of the request's `until` strings."""
         texts = []
         for start in tqdm(range(0, len(requests), self.batch_size), desc="minigpt4", disable=self._rank != 0):
             batch = [request.args for request in requests[start : start + self.batch_size]]

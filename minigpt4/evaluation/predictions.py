@@ -1,7 +1,7 @@
-"""Answers, kept line by line so that a run goes on, shared by every process that accelerate started.
+"""Answers, saved line by line so that a run can resume, and shared by all processes that accelerate started.
 
-A line of predictions.jsonl has id, suite, data, image, prompt, decoding settings, model, its revision and the answer; one
-whose answer was chosen by likelihood has the candidates and their losses.
+A line of predictions.jsonl has id, suite, data, image, prompt, decoding settings, model, its revision and the answer; if
+the answer was chosen by likelihood, also the candidates and their losses.
 """
 
 import hashlib
@@ -16,14 +16,14 @@ from ..inference.generation import answers, candidate_losses, caption_prompt, ch
 from ..inference.named_models import public_name
 
 PREDICTIONS = "predictions.jsonl"
-KEPT_FEATURES = 4096  # pictures whose features are kept for their next question; 0.1 MB each
+KEPT_FEATURES = 4096  # images whose features are kept for their next question; 0.1 MB each
 
 
 def predict(model, processor, suite, lines, output, state, batch_size):
-    """{request id: answer}: answers what output/predictions.jsonl does not have; every process returns all answers.
+    """{request id: answer}: generates what output/predictions.jsonl lacks; every process returns all answers.
 
     Args:
-        lines: {request id: what its line says besides the answer}.
+        lines: {request id: its line without the answer}.
     """
     path = Path(output) / PREDICTIONS
     if state.is_main_process:
@@ -48,25 +48,25 @@ def predict(model, processor, suite, lines, output, state, batch_size):
 
 
 def request_lines(suite, name, model, processor, weights):
-    """{request id: what predictions.jsonl says of it besides the answer}; `weights`: the model's `fingerprint`."""
+    """{request id: its line in predictions.jsonl without the answer}; `weights`: the model's `fingerprint`."""
     revision = model_revision(name, model, weights)
     return {request.id: _line(request, suite, name, revision, model, processor) for request in suite.requests}
 
 
 def model_revision(name, model, weights):
-    """Which weights answered: the Hub's commit, or for any other model, and where they are quantized, its fingerprint."""
+    """Which weights answered: the Hub's commit or, for any other or a quantized model, its fingerprint."""
     on_the_hub = name != "embedded" and not Path(name).exists() and getattr(model, "hf_quantizer", None) is None
     return str(model.config._commit_hash) if on_the_hub else weights
 
 
 def hash_of(said):
-    """What tells answers from others: "sha256:..." of {request id: answer}."""
+    """A hash that identifies answers: "sha256:..." of {request id: answer}."""
     text = json.dumps(said, sort_keys=True, ensure_ascii=False)
     return f"sha256:{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
 def read_lines(path):
-    """The JSON objects of a file, one a line; [] if there is none. A last line that a stopped run did not finish is dropped.
+    """The JSON objects of a file, one per line; [] if there is none. An unfinished last line of a stopped run is dropped.
 
     Raises:
         ValueError: another line that is not a JSON object with an id.
@@ -87,7 +87,7 @@ def read_lines(path):
 
 
 def _line(request, suite, name, revision, model, processor):
-    """What predictions.jsonl says of a request besides the answer."""
+    """A request's line in predictions.jsonl without the answer."""
     if request.candidates:
         prompt, decoding = request.instruction, {"ranked": "by the answer's mean loss, as the original's multi_select"}
     else:
@@ -106,7 +106,7 @@ def _line(request, suite, name, revision, model, processor):
 
 
 def _kept(path, lines):
-    """{request id: answer} of a predictions file, all of them asked in the same way as now."""
+    """{request id: answer} of a predictions file, if all of them were asked in the same way as now."""
     said = {}
     for line in read_lines(path):
         expected = lines.get(line["id"])
@@ -116,7 +116,7 @@ def _kept(path, lines):
                 "other data; choose another --output, or remove the file"
             )
         for key, value in expected.items():
-            if key != "model" and line.get(key) != value:  # the same weights may lie elsewhere now
+            if key != "model" and line.get(key) != value:  # the same weights may have been moved
                 raise ValueError(
                     f"{path}: {line['id']!r} was asked with {key} {line.get(key)!r:.80}, expected {value!r:.80}; "
                     "choose another --output, or remove the file"
@@ -130,7 +130,7 @@ def _kept(path, lines):
 
 
 def _gather(path, order=None):
-    """Puts the processes' own files into predictions.jsonl, in the order of the requests if it is given."""
+    """Merges the processes' own files into predictions.jsonl, in the order of the requests if it is given."""
     parts = sorted(path.parent.glob(f"{path.stem}.*.jsonl")) if path.parent.is_dir() else []
     if not parts:
         return
@@ -147,7 +147,7 @@ def _gather(path, order=None):
 
 
 def _batches(requests, lines, batch_size):
-    """Requests in batches of one kind and like length: those that take longest come first, and memory is known at once."""
+    """Requests in batches of one kind and similar length; the longest come first, so too little memory shows at once."""
     kinds = {}
     for request in requests:
         kinds.setdefault((bool(request.candidates), request.instruction is None, request.max_new_tokens), []).append(request)
@@ -174,7 +174,7 @@ def _answered(model, processor, batch, lines, seen):
 
 
 class _Features:
-    """The frozen vision part's output by picture name, kept: most pictures are asked about several times."""
+    """A cache of the frozen vision parts' output by image name: most images are asked about several times."""
 
     def __init__(self, model, processor, pictures):
         self.model, self.processor, self.pictures, self.kept = model, processor, pictures, {}

@@ -1,7 +1,7 @@
-"""What one linear layer can see at best: linear maps from the frozen vision features to what is in a scene.
+"""The most that one linear layer can see: linear maps from the frozen vision features to what is in a scene.
 
-Fitted in closed form (ridge regression) on composed training scenes, a map for each thing that is asked. The projection
-must also speak the LLM's language, so that it is the upper bound that its figures are read against.
+They are fitted in closed form (ridge regression) on composed training scenes, one map per question. The projection must
+also speak the LLM's language, so this is the upper bound to compare its figures with.
 """
 
 import torch
@@ -10,18 +10,18 @@ from ..processing.data.scenes import scenes
 from ..training.run import cache_features
 from .suites.base import Figure
 
-TRAINING_SCENES = 25  # for each scene that is measured
+TRAINING_SCENES = 25  # per measured scene
 RIDGE = 1e-2  # times the features' mean variance
 
 
 def linear_probe(model, processor, held_out, seed):
-    """{figure: Figure} on held-out scenes, as far as a linear map of the features tells.
+    """{figure: Figure} on held-out scenes for a linear map of the features.
 
     Args:
         held_out: `suites.Scenes`. seed: of the training scenes.
 
-    "object_recall": as many of the likeliest objects as the scene has, and how many of them are there. Any other figure is
-    named after a question, and is the share of scenes whose likeliest answer is the true one.
+    "object_recall": of the n likeliest objects, n being the scene's number of objects, the share that is there. Any other
+    figure is named after a question, and is the share of scenes whose likeliest answer is true.
     """
     names = list(held_out.rows)
     train = scenes(TRAINING_SCENES * len(names), seed, "train")

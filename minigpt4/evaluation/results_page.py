@@ -1,4 +1,4 @@
-"""Results as one HTML page that needs nothing beside it, and the page on which a person judges answers."""
+"""Results as one self-contained HTML page, and the page on which a person judges answers."""
 
 import base64
 import io
@@ -10,15 +10,15 @@ from jinja2 import Environment, FileSystemLoader
 from ..durable_files import write_bytes
 
 SHOWN = 48  # requests, evenly from all of them
-SIDE = 224  # pixels of a picture's longer side, and its size in the page
+SIDE = 224  # an image's longer side in pixels, and its size on the page
 
 
 def write(path, suite, results, said, other=None, verdicts=None):
     """Writes the report.
 
     Args:
-        suite: the `Suite`. results: what results.json holds.
-        said: {request id: answer}; other: the same of the model beside it, or None.
+        suite: the `Suite`. results: the content of results.json.
+        said: {request id: answer}; other: the same for the model to compare with, or None.
         verdicts: {request id: verdict} of a judge, or None.
     """
     rows = []
@@ -36,10 +36,10 @@ def write(path, suite, results, said, other=None, verdicts=None):
 
 
 def write_page_to_judge(path, suite, said, answers):
-    """Writes the page on which a person judges every answer; what it saves is what `judge.Person` reads.
+    """Writes the page on which a person judges every answer; it saves a file for `judge.Person`.
 
     Args:
-        answers: `predictions.hash_of` of said, so that nobody's verdicts are taken for those of other answers.
+        answers: `predictions.hash_of` of said, so that verdicts are never used for other answers.
     """
     rows = [_row(suite, request, said[request.id]) for request in suite.requests]
     page = _environment().get_template("judge.html")
@@ -47,7 +47,7 @@ def write_page_to_judge(path, suite, said, answers):
 
 
 def data_url(picture, side=SIDE):
-    """A picture as a data: address of a JPEG whose longer side is at most so many pixels."""
+    """An image as the data URL of a JPEG with a limited longer side in pixels."""
     thumbnail = picture.copy()
     thumbnail.thumbnail((side, side))
     buffer = io.BytesIO()
@@ -94,7 +94,7 @@ def _interval(figure):
 
 
 class _Bars:
-    """A bar for each model with its interval as a line, as an inline SVG picture; shares on a scale up to 1."""
+    """A bar for each model with its interval as a line, as an inline SVG; shares have a scale up to 1."""
 
     def __init__(self, figure, other):
         self.figures = [one for one in (figure, other) if one is not None and one["value"] is not None]

@@ -1,9 +1,9 @@
-"""Runs a suite on a model, and writes what came out.
+"""Runs a suite on a model, and writes the results.
 
-OUTPUT/predictions.jsonl    a line an answer (predictions.py)
-OUTPUT/judgements.jsonl     a line a reading, in judged suites (judge.py)
-OUTPUT/results.json         value, n and 95% interval of every figure, and which weights, data and settings they are of
-OUTPUT/report.html          the same with pictures (results_page.py)
+OUTPUT/predictions.jsonl    one line per answer (predictions.py)
+OUTPUT/judgements.jsonl     one line per judgement, in judged suites (judge.py)
+OUTPUT/results.json         value, n and 95% interval of every figure, with their weights, data and settings
+OUTPUT/report.html          the same with images (results_page.py)
 """
 
 import datetime
@@ -28,8 +28,8 @@ JUDGEMENTS, RESULTS = "judgements.jsonl", "results.json"
 class Run(NamedTuple):
     """A model's answers.
 
-    about: which model it is, and how it computes: {"model": name, "revision", "fingerprint", "dtype", "decoding": [...]}.
-    said: {request id: answer}. measured: {way: {figure: `Figure`}} of figures that are not of answers. seconds: it took.
+    about: the model and its settings: {"model": name, "revision", "fingerprint", "dtype", "decoding": [...]}.
+    said: {request id: answer}. measured: {way: {figure: `Figure`}} for figures not based on answers. seconds: its duration.
     """
 
     about: dict
@@ -39,21 +39,21 @@ class Run(NamedTuple):
 
 
 def evaluate(model, suite, output, judge=None, against=None, batch_size=64, device="auto", **precision):
-    """Runs a suite on a model and writes what the module says; returns the results, None on other processes than the main.
+    """Runs a suite on a model and writes its files; returns the results, or None except in the main process.
 
     Args:
-        model: as `minigpt4.load` takes it.
-        suite: a `Suite`. judge: a `Judge` or `Person`, where the suite is judged.
-        against: the output folder of an earlier evaluation of another model, or a model, to put beside this one.
-        batch_size: answers generated at once on each device.
-        device, precision: as `minigpt4.load` takes them; with several processes each has its own device.
+        model: as for `minigpt4.load`.
+        suite: a `Suite`. judge: a `Judge` or `Person`, if the suite is judged.
+        against: the output folder of an earlier evaluation of another model, or a model, to compare this one with.
+        batch_size: answers generated at a time on each device.
+        device, precision: as for `minigpt4.load`; with several processes each has its own device.
 
     Raises:
         ValueError: answers in the output folder are of another suite, model or setting; `against` is of other questions.
     """
     output = Path(output)
     place = find_device(device)
-    state = PartialState(cpu=place.type == "cpu")  # else several processes on a CPU would not meet
+    state = PartialState(cpu=place.type == "cpu")  # otherwise several processes on a CPU could not communicate
     if state.num_processes == 1:
         use_every_core()
     loading = {**precision, "device": place if state.num_processes == 1 else state.device}
@@ -106,7 +106,7 @@ def evaluate(model, suite, output, judge=None, against=None, batch_size=64, devi
 
 
 def run_suite(name, suite, output, state, batch_size, loading):
-    """The `Run` of a model: what earlier runs answered is kept, the rest is answered now. `loading`: of `minigpt4.load`."""
+    """The `Run` of a model: answers of earlier runs are kept, the rest is generated. `loading`: for `minigpt4.load`."""
     model, processor = load(name, **loading)
     weights = fingerprint(model)
     lines = request_lines(suite, name, model, processor, weights)

@@ -1,13 +1,13 @@
-"""A model of this package in VLMEvalKit (https://github.com/open-compass/VLMEvalKit), as a file to be put there:
+"""A model of this package in VLMEvalKit (https://github.com/open-compass/VLMEvalKit), as a file to copy there:
 
     cp minigpt4/evaluation/vlmevalkit.py VLMEvalKit/vlmeval/vlm/minigpt4_hf.py
     vlmeval/vlm/__init__.py     from .minigpt4_hf import MiniGPT4HF
     vlmeval/config.py           in minigpt4_series: 'MiniGPT-4-HF': partial(MiniGPT4HF, model_path='REPO_OR_FOLDER')
     python run.py --data POPE --model MiniGPT-4-HF
 
-It needs transformers, but neither this package nor the authors' repository (VLMEvalKit's own class `MiniGPT4` imports that
-by the name `minigpt4`, too: install one of the two). What it takes from VLMEvalKit is `BaseModel`: `generate` checks a
-message, a list of {'type': 'image' or 'text', 'value': path or text}, and calls `generate_inner`.
+It needs transformers, but neither this package nor the authors' repository (which VLMEvalKit's own class `MiniGPT4` also
+imports as `minigpt4`: install only one of the two). From VLMEvalKit it uses `BaseModel`, whose `generate` checks a message,
+a list of {'type': 'image' or 'text', 'value': path or text}, and calls `generate_inner`.
 """
 
 import torch
@@ -17,11 +17,11 @@ from vlmeval.vlm.base import BaseModel
 
 
 class MiniGPT4HF(BaseModel):
-    """A repository on the Hub, or a folder that `minigpt4 export` wrote; any number of images, between any texts.
+    """A repository on the Hub, or a folder that `minigpt4 export` wrote; takes any number of images between texts.
 
     Args:
         model_path: the repository or folder. Its code is run (`trust_remote_code`).
-        kwargs: of `generate`, in place of greedy answers of at most 512 tokens.
+        kwargs: arguments of `generate`, overriding greedy answers of at most 512 tokens.
     """
 
     INSTALL_REQ = False
@@ -49,7 +49,7 @@ class MiniGPT4HF(BaseModel):
         return self._answer(self.processor.decode(ids, skip_special_tokens=True))
 
     def _answer(self, text):
-        """Up to the end of the turn, which some language models write as text, and behind a role that they repeat."""
+        """The text up to the end of the turn, which some language models write as text, and after a repeated role."""
         for marker in self.processor.turn_markers:
             text = text.split(marker)[0].split("Assistant:")[-1]
         return text.strip()

@@ -1,1 +1,1 @@
-"""What reads or writes a Hub repository: exports and their cards, published checkpoints, models made from parts."""
+"""Reading and writing Hub repositories: exports and their cards, published checkpoints, models built from parts."""

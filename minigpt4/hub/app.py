@@ -1,9 +1,9 @@
 """A page to talk about images: what `minigpt4 web` serves, and a Space, whose variable `MODEL_ID` names the model.
 
-It needs no other file of this package: as app.py of a Space with the Gradio SDK, and with the images in abilities/ beside
-it, transformers fetches the model and its code. The server keeps the conversation, a `ChatSession` for each open page, and
-frees it when the page is left. What a model writes is not trusted: its HTML is text, or in a frame without scripts. On a
-Space with ZeroGPU answers are written by a process that has the GPU for as long as that takes.
+It needs no other file of this package: as app.py of a Space with the Gradio SDK, together with the images in abilities/, it
+lets transformers download the model and its code. The server keeps the conversation, a `ChatSession` for each open page, and
+frees it when the page is closed. What a model writes is not trusted: its HTML is shown as text, or in a frame without
+scripts. On a Space with ZeroGPU, answers are written by a process that has the GPU only for that time.
 """
 
 import html
@@ -17,24 +17,24 @@ import gradio as gr
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-# On a Space with ZeroGPU, whose package has to be there before torch looks for a GPU. Elsewhere it is not needed.
+# For a Space with ZeroGPU, whose package must be imported before torch looks for a GPU. Not needed elsewhere.
 GPU = None
 if os.environ.get("SPACES_ZERO_GPU"):
     from spaces import GPU
 
-MAX_PICTURES, MAX_FILE, MAX_TEXT = 8, "20mb", 20_000  # of a question
-QUESTION = "Describe this image in detail."  # about pictures that come without one
+MAX_PICTURES, MAX_FILE, MAX_TEXT = 8, "20mb", 20_000  # per question
+QUESTION = "Describe this image in detail."  # for images without a question
 MAX_WAITING = 32  # questions; one is answered at a time
-MAX_SESSIONS = 64  # conversations that are remembered, each with its keys and values
+MAX_SESSIONS = 64  # conversations kept in memory, each with its keys and values
 
 _FOLDER = Path(__file__).with_name("abilities")
 # What any model of this kind is trained to do: file, name, question. Photographs by Rachel Michetti and Stefan van der Walt,
-# CC0, as scikit-image has them.
+# CC0, from scikit-image.
 BASICS = [
     ("coffee.jpg", "Say what is there", "What is in this image?"),
     ("cat.jpg", "Describe in a sentence", "Describe this image in one short sentence."),
 ]
-# What the paper shows, one ability a figure; `minigpt4 evaluate --suite abilities` asks them, too. The drawings were made
+# The paper's examples, one ability per figure, also used by `minigpt4 evaluate --suite abilities`. The drawings were made
 # for this project and are under its licence.
 ABILITIES = [tuple(ability.values()) for ability in json.loads((_FOLDER / "questions.json").read_text("utf-8"))]
 EXAMPLES = [*BASICS, *ABILITIES]
@@ -46,7 +46,7 @@ _CODE = r"^ {0,3}```.*?(?:^ {0,3}```|\Z)|`[^`\n]+`"
 _UNSAFE = re.compile(rf"({_CODE})|<|!\[", re.DOTALL | re.MULTILINE)
 _WEBSITE = re.compile(r"^ {0,3}```html\n(.*?)(?:^ {0,3}```|\Z)", re.DOTALL | re.MULTILINE | re.IGNORECASE)
 _BARE_WEBSITE = re.compile(r"(?:<!doctype html|<html).*?(?:</html>|\Z)", re.DOTALL | re.IGNORECASE)
-# Nothing that an answer names is fetched, neither by the page nor by a website in its frame.
+# Nothing that an answer refers to is loaded, neither by the page nor by a website in its frame.
 _HEAD = """<meta http-equiv="Content-Security-Policy"
 content="img-src 'self' data: blob:; media-src 'self' data: blob:; object-src 'none'; base-uri 'self'; form-action 'none'">
 """
@@ -92,11 +92,11 @@ def build(model, processor, name):
         processor: its `MiniGPT4Processor`.
         name: what the page calls the model.
     """
-    # Sessions by the hash that Gradio gives an open page, the one used last at the end.
+    # Sessions by the hash that Gradio gives an open page, the most recently used last.
     say, sessions = speaker(model, processor, GPU), OrderedDict()
 
     def session(request):
-        """The `ChatSession` of a page; the one not used for longest makes room."""
+        """The `ChatSession` of a page; the least recently used one makes room."""
         chat = sessions.setdefault(request.session_hash, None) or model.chat_session(processor)
         sessions[request.session_hash] = chat
         sessions.move_to_end(request.session_hash)
@@ -105,7 +105,7 @@ def build(model, processor, name):
         return chat
 
     def answer(message, history, temperature, top_p, max_new_tokens, num_beams, penalty, request: gr.Request):
-        """Yields the answer to a question as far as it is written, last with a website that it holds."""
+        """Yields the answer to a question as far as it is written, finally with any website in it."""
         chat, text = session(request), (message["text"] or "").strip()
         if rewind(chat, answered(history)) < answered(history):
             gr.Warning("The server has closed this conversation. The model answers without its earlier part.")
@@ -125,7 +125,7 @@ def build(model, processor, name):
             ):
                 written += piece
                 yield shown(written)
-        except (ValueError, RuntimeError) as error:  # also memory that runs out; after a gr.Error the page would be stuck
+        except (ValueError, RuntimeError) as error:  # or out of memory; a gr.Error would leave the page stuck
             yield gr.ChatMessage(_in_words(error, message["files"]), metadata={"title": _UNANSWERED})
             return
         if len(chat.dropped) > dropped:
@@ -182,7 +182,7 @@ def build(model, processor, name):
         cache_examples=False,
         analytics_enabled=False,
         api_visibility="private",
-        delete_cache=(600, 3600),  # seconds: uploads of an hour ago go
+        delete_cache=(600, 3600),  # seconds: uploads are deleted after an hour
     )
     with page:
         with gr.Row():
@@ -200,7 +200,7 @@ def speaker(model, processor, gpu=None):
     """say(chat, text, images, **generation): an iterator over the pieces of a `ChatSession`'s answer.
 
     Args:
-        gpu: `spaces.GPU` on a Space with ZeroGPU. What it decorates runs in another process, which has no part in the
+        gpu: `spaces.GPU` on a Space with ZeroGPU. What it decorates runs in another process without access to the
             conversations here: they are sent there as messages, and come back as messages with the answer.
     """
 
@@ -229,7 +229,7 @@ def speaker(model, processor, gpu=None):
 def offer(page, model, processor):
     """Lets programs ask one question about one image: adds `ask` to the page's API, and to its MCP server if it has one.
 
-    The components are not shown; they check, and fetch, what a program sends.
+    The components are hidden; they check, and download, what a program sends.
     """
     say = speaker(model, processor, GPU)
 
@@ -268,7 +268,7 @@ def serve(page, **where):
         footer_links=[],
         css=_CSS,
         head=_HEAD,
-        # The default theme fetches its fonts from elsewhere.
+        # The default theme loads its fonts from another host.
         theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
         quiet=True,
         prevent_thread_lock=True,
@@ -279,7 +279,7 @@ def serve(page, **where):
 
 
 def check(text, files):
-    """Raises ValueError where a question is none, or larger than is read."""
+    """Raises ValueError for an empty or too large question."""
     if not (text or files):
         raise ValueError("Write a question, or attach an image.")
     if len(text) > MAX_TEXT:
@@ -289,14 +289,14 @@ def check(text, files):
 
 
 def answered(history):
-    """How many questions have an answer in what Gradio shows: an answer may be several messages in a row."""
+    """How many questions have an answer in Gradio's history: an answer may be several consecutive messages."""
     said = [message for message in history if (message.get("metadata") or {}).get("title") != _UNANSWERED]
     roles = [message["role"] for message in said]
     return sum(role == "assistant" != before for before, role in zip(["", *roles], roles, strict=False))
 
 
 def rewind(chat, turns):
-    """Takes away what a `ChatSession` holds beyond its first questions, and returns how many are left."""
+    """Removes a `ChatSession`'s turns after its first questions, and returns how many questions are left."""
     said = [*chat.dropped, *chat.messages]
     questions = [place for place, message in enumerate(said) if message["role"] == "user"]
     end = questions[turns] if turns < len(questions) else len(said)
@@ -306,22 +306,22 @@ def rewind(chat, turns):
 
 
 def fenced(text):
-    """An answer with a website in a code block, as which Markdown shows it."""
+    """An answer with any website in it as a code block, for Markdown."""
     return text if "```" in text else _BARE_WEBSITE.sub(lambda found: f"\n```html\n{found[0]}\n```\n", text)
 
 
 def shown(text):
-    """The Markdown of an answer, in which HTML outside of code is text and pictures from elsewhere are links."""
+    """The Markdown of an answer, in which HTML outside of code is text and external images are links."""
     return _UNSAFE.sub(lambda found: found[1] or {"<": "&lt;", "![": "!\\["}[found[0]], fenced(text))
 
 
 def preview(website):
-    """A frame that shows a website: no scripts, no forms, nothing fetched, and no way to the page around it."""
+    """A frame that shows a website: no scripts, no forms, no loading, and no access to the page around it."""
     return f'<iframe class="website" title="Preview" sandbox srcdoc="{html.escape(_WEBSITE_HEAD + website)}"></iframe>'
 
 
 def _description(name, parameters):
-    """The lines under the title: which model answers, and which of the examples it cannot do."""
+    """The lines under the title: which model answers, and which examples it cannot do."""
     size = f"{parameters / 1e9:.1f} billion" if parameters >= 1e9 else f"{max(1, round(parameters / 1e6))} million"
     lines = [f"<b>{html.escape(name)}</b>, {size} parameters"]
     if parameters < ABLE:
@@ -331,11 +331,11 @@ def _description(name, parameters):
 
 
 def _camera(button, textbox):
-    """The camera that a button shows, and whose photo joins the question that is being written."""
+    """The camera that a button shows; its photo is added to the question being written."""
     camera = gr.Image(
         sources=["webcam"],
         type="filepath",
-        # Of a phone's cameras the one that looks away from its owner.
+        # On a phone, the rear camera.
         webcam_options=gr.WebcamOptions(mirror=False, constraints={"video": {"facingMode": "environment"}}),
         label="Camera",
         height=280,
@@ -352,7 +352,7 @@ def _camera(button, textbox):
 
 
 def _settings(config):
-    """Sliders, at first as the model's generation config has them."""
+    """Sliders, with the model's generation config as defaults."""
     return [
         gr.Slider(
             0,
@@ -369,7 +369,7 @@ def _settings(config):
 
 
 def _in_words(error, files):
-    """The first line of an error, as Markdown, with the names that who uploaded the files gave them."""
+    """The first line of an error, as Markdown, with the original names of uploaded files."""
     line = str(error).splitlines()[0]
     for file in files:
         line = line.replace(file, Path(file).name)
@@ -380,7 +380,7 @@ def load(repo):
     """(model, processor) of a repository or folder, on the GPU if there is one, in a precision that is fast there."""
     processor = AutoProcessor.from_pretrained(repo, trust_remote_code=True)
     model = AutoModelForImageTextToText.from_pretrained(repo, trust_remote_code=True).eval()
-    if GPU is not None:  # ZeroGPU keeps the weights until a process has the GPU
+    if GPU is not None:  # ZeroGPU holds the weights back until a process has the GPU
         return model.to("cuda"), processor
     return model.to(torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"), processor
 
@@ -388,6 +388,6 @@ def load(repo):
 if __name__ == "__main__":
     loaded = load(os.environ["MODEL_ID"])
     whole = build(*loaded, os.environ["MODEL_ID"])
-    if os.environ.get("GRADIO_MCP_SERVER", "").lower() == "true":  # by which Gradio starts its MCP server
+    if os.environ.get("GRADIO_MCP_SERVER", "").lower() == "true":  # Gradio's variable for starting its MCP server
         offer(whole, *loaded)
     serve(whole)

@@ -2,7 +2,7 @@
 
 projection  prerained_minigpt4_7b.pth (sic), pretrained_minigpt4.pth, pretrained_minigpt4_llama2_7b.pth, or a checkpoint
             that the original's own training wrote
-vision      eva_vit_g.pth, or a BLIP-2 that holds the same weights: a Hub id or a folder
+vision      eva_vit_g.pth, or a BLIP-2 with the same weights: a Hub id or a folder
 qformer     blip2_pretrained_flant5xxl.pth, or a BLIP-2; none for the Llama-2 variant
 text        the LLM: a Hub id or a folder
 """
@@ -43,9 +43,9 @@ def load_originals(projection, vision, text, qformer=None, dims=None, **argument
         projection: the authors' file.
         vision, qformer: the authors' files, or a BLIP-2: "ID", "ID@REVISION" or a folder.
         text: the LLM, likewise. `config.base_parts` names it, and the BLIP-2.
-        dims: {"vision_config": {...}, "qformer_config": {...}} for files of other than the published sizes: what the shapes
-            in them do not tell (num_attention_heads), or tell otherwise (num_hidden_layers, image_size).
-        arguments: of `from_pretrained`.
+        dims: {"vision_config": {...}, "qformer_config": {...}} for files of other than the published sizes: fields that do
+            not follow from the shapes (num_attention_heads), or differ from them (num_hidden_layers, image_size).
+        arguments: arguments of `from_pretrained`.
 
     Raises:
         OSError: the LLM or the BLIP-2 cannot be found.
@@ -76,7 +76,7 @@ def load_originals(projection, vision, text, qformer=None, dims=None, **argument
 
 
 def _vision_part(source, **dims):
-    """({field of the config}, {name: tensor}, base_parts) of a vision tower: a file's tensors, or a BLIP-2's place."""
+    """({field of the config}, {name: tensor}, base_parts) of a vision tower: a file's tensors, or a BLIP-2's location."""
     if not _is_file(source):
         config = load_config(source)
         return vision_fields(source, config), {}, {"vision_tower": origin_of(source, config)}
@@ -87,7 +87,7 @@ def _vision_part(source, **dims):
 
 
 def _qformer_part(source, **dims):
-    """The same of a Q-Former and its queries."""
+    """The same for a Q-Former and its queries."""
     if not _is_file(source):
         config = load_config(source)
         return qformer_fields(source, config), {}, {"qformer": origin_of(source, config)}
@@ -98,7 +98,7 @@ def _qformer_part(source, **dims):
 
 
 def _is_file(source):
-    """Whether a checkpoint is meant, though it may not be there, and not the folder or the Hub id of a model."""
+    """Whether this names a checkpoint file, existing or not, and not the folder or Hub id of a model."""
     return Path(source).is_file() or Path(source).suffix in (".pth", ".pt")
 
 

@@ -4,8 +4,8 @@
     blip2_pretrained_flant5xxl.pth    qformer_weights      vision_tower.post_layernorm, query_tokens, qformer
     prerained_minigpt4_7b.pth (sic)   projection_weights   projection
 
-Each takes {name in the file: tensor} and gives {name in MiniGPT4ForConditionalGeneration: tensor}, precision as it was.
-Nothing is passed over in silence: what the original itself never uses is listed here, anything else is an error.
+Each takes {name in the file: tensor} and returns {name in MiniGPT4ForConditionalGeneration: tensor} in the same precision.
+Nothing is skipped silently: tensors that the original itself never uses are listed here, anything else is an error.
 """
 
 import math
@@ -53,7 +53,7 @@ _QFORMER_ATTENTION = {
     "output.LayerNorm": "output.LayerNorm",
 }
 _QFORMER_FEED_FORWARD = ("intermediate_query.dense", "output_query.dense", "output_query.LayerNorm")
-# BLIP-2's projection for its own LLM; in the older file also the text branch and the heads of its first stage.
+# BLIP-2's projection for its own LLM; the older file also has the text branch and the heads of its first stage.
 _QFORMER_UNUSED = (
     r"t5_proj\.(weight|bias)",
     r"Qformer\.bert\.embeddings\.(position_ids|(word|position)_embeddings\.weight)",
@@ -63,10 +63,10 @@ _QFORMER_UNUSED = (
     r"temp",
 )
 
-# The id of the token that Vicuna v0 added to LLaMA's 32,000, for padding.
+# The id of the padding token that Vicuna v0 added to LLaMA's 32,000.
 _VICUNA_PAD = 32000
 
-# Computed, not learned: buffers of frozen parts that the original's runner saved along.
+# Computed, not learned: buffers of frozen parts that the original's runner also saved.
 _PROJECTION_UNUSED = (r"llama_model\..+\.rotary_emb\.inv_freq", r"Qformer\.bert\.embeddings\.position_ids")
 
 # How a file of torch.save starts: zip, or pickle before PyTorch 1.6.
@@ -77,10 +77,10 @@ def eva_vit_weights(state, num_layers, num_patches=None):
     """EVA ViT-g under our names, for a tower of `num_layers` blocks; the file may have one more, which BLIP-2 drops.
 
     Args:
-        num_patches: of the tower, if the file was trained on pictures of another size: position embeddings are resized.
+        num_patches: of the tower, if the file was trained on images of another size: position embeddings are resized.
 
     Raises:
-        ValueError: a tensor that is unknown or missing.
+        ValueError: a tensor is unknown or missing.
     """
     names = {old: f"model.vision_tower.{new}" for old, new in _EVA_STEM.items()}
     layers = [f"model.vision_tower.encoder.layers.{layer}" for layer in range(num_layers)]
@@ -98,10 +98,10 @@ def eva_vit_weights(state, num_layers, num_patches=None):
 
 
 def qformer_weights(state):
-    """BLIP-2's `ln_vision`, queries and Q-Former under our names; the text branch, where there is one, is left out.
+    """BLIP-2's `ln_vision`, queries and Q-Former under our names; the text branch, if there is one, is left out.
 
     Raises:
-        ValueError: a tensor that is unknown or missing.
+        ValueError: a tensor is unknown or missing.
     """
     pairs = {"ln_vision": "vision_tower.post_layernorm", "Qformer.bert.embeddings.LayerNorm": "qformer.layernorm"}
     found = [re.match(r"Qformer\.bert\.encoder\.layer\.(\d+)\.", name) for name in state]
@@ -121,21 +121,21 @@ def projection_weights(state):
     """The projection of a MiniGPT-4 checkpoint under our names.
 
     Raises:
-        ValueError: a tensor that is unknown or missing.
+        ValueError: a tensor is unknown or missing.
     """
     names = {f"llama_proj.{kind}": f"model.projection.{kind}" for kind in ("weight", "bias")}
     return _take(state, names, _PROJECTION_UNUSED, "projection checkpoint")
 
 
 def vision_config_of(state, num_attention_heads=None, **fields):
-    """`Blip2VisionConfig` of an EVA ViT checkpoint: ViT-g's is known, of any other size the shapes tell all but the heads.
+    """`Blip2VisionConfig` of an EVA ViT checkpoint: ViT-g's is known; for other sizes the shapes give all but the heads.
 
     Args:
-        num_attention_heads: has to be given for another width than ViT-g's 1408.
-        fields: further fields that are not what the shapes say: num_hidden_layers, image_size.
+        num_attention_heads: required for widths other than ViT-g's 1408.
+        fields: further fields that differ from what the shapes say: num_hidden_layers, image_size.
 
     Raises:
-        ValueError: not an EVA ViT, or the heads are missing.
+        ValueError: not an EVA ViT, or num_attention_heads is missing.
     """
     missing = [name for name in ("pos_embed", "patch_embed.proj.weight", "blocks.0.mlp.fc1.weight") if name not in state]
     if missing:
@@ -157,7 +157,7 @@ def vision_config_of(state, num_attention_heads=None, **fields):
 
 
 def qformer_config_of(state, num_attention_heads=None, **fields):
-    """`Blip2QFormerConfig` of a Q-Former checkpoint, as `vision_config_of` does it; BLIP-2's width is 768."""
+    """`Blip2QFormerConfig` of a Q-Former checkpoint, like `vision_config_of`; BLIP-2's width is 768."""
     if "query_tokens" not in state:
         raise ValueError("Q-Former checkpoint: the tensor 'query_tokens' is missing; was another file meant?")
     published, width = Blip2QFormerConfig(), state["query_tokens"].shape[-1]
@@ -178,17 +178,17 @@ def qformer_config_of(state, num_attention_heads=None, **fields):
 
 
 def mend_llama_config(config):
-    """An LLM's config with the ids that old LLaMA conversions (Vicuna v0 among them) have wrong put right, in place.
+    """Corrects, in place, the ids in an LLM's config that old LLaMA conversions (such as Vicuna v0) have wrong.
 
-    They say bos 0, eos 1, pad -1; LLaMA's are 1 and 2. The 32,001st token that Vicuna v0 added is its padding: it stays in
-    the table, for it is part of the softmax that the authors ran.
+    They have bos 0, eos 1, pad -1; LLaMA's are 1 and 2. The 32,001st token that Vicuna v0 added is its padding: it stays in
+    the table, because it is part of the softmax that the authors ran.
     """
     if config.model_type != "llama":
         return config
     if (config.bos_token_id, config.eos_token_id) == (0, 1):
         config.bos_token_id, config.eos_token_id = 1, 2
         logger.warning("The LLM's config says bos 0 and eos 1, as old conversions of LLaMA do; mended to 1 and 2.")
-    if config.pad_token_id in (None, -1, 0):  # 0 is <unk>, which marks pictures
+    if config.pad_token_id in (None, -1, 0):  # 0 is <unk>, which represents images
         config.pad_token_id = config.eos_token_id
         if config.vocab_size == _VICUNA_PAD + 1:
             config.pad_token_id = _VICUNA_PAD
@@ -197,7 +197,7 @@ def mend_llama_config(config):
 
 
 def mend_llama_tokenizer(tokenizer):
-    """The tokenizer of such a repository with the names of its special tokens put right, in place."""
+    """Corrects, in place, the names of special tokens in the tokenizer of such a repository."""
     vocabulary = tokenizer.get_vocab()
     for name, token in (("bos_token", "<s>"), ("eos_token", "</s>"), ("unk_token", "<unk>")):
         if getattr(tokenizer, name) == "" and token in vocabulary:
@@ -206,7 +206,7 @@ def mend_llama_tokenizer(tokenizer):
 
 
 def read_checkpoint(path):
-    """{name: tensor} of a .pth file: what stands under "model", where the file has that. Pickled code is never run.
+    """{name: tensor} of a .pth file: the content of "model", if the file has that. Pickled code is never run.
 
     Raises:
         ValueError: one line that names the file and what is wrong with it.
@@ -239,7 +239,7 @@ def _resize_positions(positions, num_patches):
 
 
 def _take(state, names, unused, what):
-    """The tensors of a file by `names` {theirs: ours}; what is left over must match one of the patterns `unused`."""
+    """The tensors of a file by `names` {theirs: ours}; all others must match one of the patterns `unused`."""
     missing = [name for name in names if name not in state]
     if missing:
         raise ValueError(f"{what}: the tensor {missing[0]!r} is missing ({len(missing)} of {len(names)} are)")

@@ -4,14 +4,14 @@
     model.safetensors                                every weight, or with `light` the trained ones
     processor_config.json, tokenizer files, chat_template.jinja
     *.py                                             the code of model and processor
-    lora/                                            with `light`: LoRA adapters; else they are merged into the weights
+    lora/                                            with `light`: LoRA adapters; otherwise they are merged into the weights
     handler.py, app.py, requirements.txt             for an Endpoint and a Space; what the code above imports
-    abilities/*                                      images that the Space offers as examples
+    abilities/*                                      example images of the Space
     README.md, LICENSE, CITATION.cff                 the model card, from `model_card.md`
-    examples/*.jpg                                   pictures that the card shows, with the model's own answers
+    examples/*.jpg                                   images that the card shows, with the model's own answers
     training.json                                    recipes and summaries of the runs that trained it
 
-transformers runs code from a repository only where its files lie side by side, so the relative imports are rewritten.
+transformers runs code from a repository only if its files are in one folder, so the relative imports are rewritten.
 """
 
 import ast
@@ -28,7 +28,7 @@ from pathlib import Path
 import torch
 import yaml
 from huggingface_hub import HfApi, eval_result_entries_to_yaml
-from huggingface_hub.errors import HTTPError  # that of httpx or httpx2, whichever this version speaks with
+from huggingface_hub.errors import HTTPError  # httpx's or httpx2's, whichever this version uses
 from packaging.requirements import Requirement
 from safetensors import SafetensorError
 
@@ -42,7 +42,7 @@ from ..processing.image_processing_minigpt4 import MiniGPT4ImageProcessor
 from ..processing.processing_minigpt4 import ASKING, MiniGPT4Processor
 from .model_card import EXAMPLE_QUESTION, REPOSITORY, Answered, as_dict, model_card, origins_to_publish
 
-# `AutoModel` is the class with a head, so that what it loads can generate.
+# `AutoModel` is the class with a head, so the model that it loads can generate.
 _MODELS = ("AutoModel", "AutoModelForImageTextToText", "AutoModelForMultimodalLM")
 FULL_CLASSES = {"AutoConfig": MiniGPT4Config, **dict.fromkeys(_MODELS, FullMiniGPT4)}
 LIGHT_CLASSES = {"AutoConfig": MiniGPT4Config, **dict.fromkeys(_MODELS, MiniGPT4ForConditionalGeneration)}
@@ -59,20 +59,20 @@ _EXPORTED_SUFFIXES = {".py", ".json", ".safetensors", ".jinja", ".model", ".txt"
 _EXAMPLES = "examples"
 _BENCHMARKS = ".eval_results"  # where the Hub looks for them
 _ABILITIES = Path(__file__).with_name("abilities")
-# In an export, and what is in them.
+# Folders in an export, and what they contain.
 _FOLDERS = {
     _EXAMPLES: {".jpg"},
     _BENCHMARKS: {".yaml"},
     _ABILITIES.name: {".png", ".jpg", ".json"},
     LORA: {".json", ".safetensors"},
 }
-_EXAMPLE_SIDE, _EXAMPLE_TOKENS = 512, 60  # pixels of a stored picture's longer side; longest answer about it
+_EXAMPLE_SIDE, _EXAMPLE_TOKENS = 512, 60  # longer side of a stored image in pixels; longest answer about it
 
-# What an earlier export may have left on the Hub: weights in more or fewer files would be loaded in place of the new ones.
+# What an earlier export may have left on the Hub: weights in more or fewer files would be loaded instead of the new ones.
 _STALE = ["model*.safetensors", "model.safetensors.index.json", "training.json", *(f"{name}/*" for name in _FOLDERS)]
 
 _DISTRIBUTION = "minigpt4-hf"
-_OTHER_NAMES = {"PIL": "pillow"}  # {imported: distribution}, where the two differ
+_OTHER_NAMES = {"PIL": "pillow"}  # {imported: distribution}, if the two differ
 # What transformers itself imports: for the `device_map` of the card, and for a GGUF file, the embedded default's LLM.
 _DEVICE_MAP, _GGUF = {"accelerate"}, {"gguf"}
 
@@ -89,25 +89,25 @@ def export(
     trained=None,
     benchmarks=(),
 ):
-    """Writes `directory` at once: it holds either the whole export or what it held before. Returns its path.
+    """Writes `directory` atomically: it contains either the whole export or its previous content. Returns its path.
 
     Args:
-        model: a `MiniGPT4ForConditionalGeneration`, left as it is.
+        model: a `MiniGPT4ForConditionalGeneration`, which is not changed.
         processor: its `MiniGPT4Processor`.
         directory: a new or empty folder, or an earlier export, which is replaced.
-        light: leave out what `config.base_parts` gives: for a trained model, store the trained tensors alone.
-        card_data: `ModelCardData` or a dict of its fields, for what the model itself does not tell: datasets, language,
-            `eval_results`. It has the last word, but for `tags`, which are added.
+        light: leave out what `config.base_parts` provides: for a trained model, store only the trained tensors.
+        card_data: `ModelCardData` or a dict of its fields, for what is not known from the model: datasets, language,
+            `eval_results`. It overrides other values, except for `tags`, which are added.
         repo_id: the name that the model card's example loads; by default that of the folder.
-        examples: an `Example` for each picture that the card shows. They are stored, and the model is asked about them.
+        examples: an `Example` for each image that the card shows. They are stored, and the model is asked about them.
         training: the runs that trained it, for the card: [{"stage", "recipe": dict, "summary": dict}, ...], as
-            `minigpt4.hub.run_records.training_runs` finds them.
-        trained: what a light export stores, where `own_tensors` was called beforehand: by every process, for a model
-            that is spread over them.
-        benchmarks: results on benchmarks that the Hub has registered, as huggingface_hub's `EvalResultEntry`.
+            `minigpt4.hub.run_records.training_runs` returns them.
+        trained: the tensors for a light export, if `own_tensors` was called beforehand: by every process, for a model that
+            is spread over them.
+        benchmarks: results on benchmarks registered on the Hub, as huggingface_hub's `EvalResultEntry`.
 
     Raises:
-        ValueError: the folder holds something else, or the model does not know where its frozen parts come from.
+        ValueError: the folder contains something else, or the model's frozen parts have no known source.
         OSError: the folder cannot be written.
     """
     directory = check_target(directory)
@@ -129,14 +129,14 @@ def check_target(directory):
     """The absolute path of a folder to export to.
 
     Raises:
-        ValueError: it is a file, or holds anything but an earlier export.
-        OSError: nothing can be written there.
+        ValueError: it is a file, or contains anything but an earlier export.
+        OSError: it cannot be written.
     """
     directory = Path(directory).resolve()
     nearest = next(path for path in [directory, *directory.parents] if path.exists())
     if not nearest.is_dir():
         raise ValueError(f"{directory}: {nearest.name} is a file; expected a new folder to export to")
-    place = directory.parent if nearest == directory else nearest  # what takes the folder's place is written beside it
+    place = directory.parent if nearest == directory else nearest  # the folder's replacement is written next to it
     if not os.access(place, os.W_OK):
         raise OSError(f"{directory}: cannot be written (no permission to write to {place})")
     if nearest != directory:
@@ -152,10 +152,10 @@ def check_target(directory):
 
 
 def create_repository(repo_id, private=False, token=None):
-    """Makes sure that a Hub repository can be pushed to, and is private if it should be; returns its id.
+    """Checks that a Hub repository can be pushed to, and is private if requested; returns its id.
 
     Raises:
-        ValueError: not a repository id; or it should be private, exists and is public.
+        ValueError: not a repository id; or it should be private, but exists and is public.
         OSError: the Hub cannot be reached, or refuses.
     """
     api = HfApi(token=token)
@@ -167,7 +167,7 @@ def create_repository(repo_id, private=False, token=None):
 
 
 def push(directory, repo_id, stale=_STALE, **commit):
-    """Uploads an exported folder in one commit, removing what an earlier one left there; returns the `CommitInfo`.
+    """Uploads an exported folder in one commit, removing files of an earlier one; returns the `CommitInfo`.
 
     `commit`: further arguments of `HfApi.upload_folder` (commit_message, revision, create_pr, token, ...).
     """
@@ -179,11 +179,11 @@ def push(directory, repo_id, stale=_STALE, **commit):
 def push_model(
     model, repo_id, light=False, card_data=None, training=(), private=None, tags=None, max_shard_size="50GB", **commit
 ):
-    """What `model.push_to_hub` does: uploads, in one commit, all that an export holds but the processor's files.
+    """Implements `model.push_to_hub`: uploads an export in one commit, without the processor's files.
 
     Args:
         light, card_data, training: see `export`. Examples need the processor; `minigpt4 export` has both.
-        private, tags, max_shard_size, commit: as `PreTrainedModel.push_to_hub` has them.
+        private, tags, max_shard_size, commit: as in `PreTrainedModel.push_to_hub`.
     """
     if light:
         check_light(model)
@@ -197,7 +197,7 @@ def push_model(
 
 
 def push_processor(processor, repo_id, private=None, **commit):
-    """What `processor.push_to_hub` does: uploads processor, tokenizer, chat template and their code in one commit."""
+    """Implements `processor.push_to_hub`: uploads processor, tokenizer, chat template and their code in one commit."""
     repo_id = create_repository(repo_id, private, commit.get("token"))
     with tempfile.TemporaryDirectory() as folder:
         _write_processor(processor, Path(folder))
@@ -225,7 +225,7 @@ def _write_model(model, folder, light, trained=None, **saving):
     model.save_pretrained(folder, state_dict=trained if light else merged_state_dict(model), **saving)
     _edit_json(folder / "config.json", fields)
     for weights in folder.rglob("*.safetensors"):
-        shutil.copymode(folder / "config.json", weights)  # safetensors lets nobody but the owner read
+        shutil.copymode(folder / "config.json", weights)  # safetensors makes it readable only for the owner
     _write_code(folder, classes)
 
 
@@ -239,7 +239,7 @@ def _write_processor(processor, folder):
 
 
 def _write_about(model, folder, repo_id, light, card_data, examples, training):
-    """The rest: card, licence, citation, requirements, a Space's app.py, and the training runs that the card shows."""
+    """Writes the rest: card, licence, citation, requirements, a Space's app.py, and the training runs for the card."""
     for source in _COPIED:
         shutil.copyfile(source, folder / source.name)
     shutil.copytree(_ABILITIES, folder / _ABILITIES.name, copy_function=shutil.copyfile)
@@ -252,7 +252,7 @@ def _write_about(model, folder, repo_id, light, card_data, examples, training):
 
 
 def _write_benchmarks(entries, folder):
-    """One file for each data set, as the Hub reads them (huggingface.co/docs/hub/eval-results)."""
+    """One file per data set, in the Hub's format (huggingface.co/docs/hub/eval-results)."""
     for dataset in {entry.dataset_id for entry in entries}:
         path = folder / _BENCHMARKS / f"{dataset.replace('/', '--')}.yaml"
         path.parent.mkdir(exist_ok=True)
@@ -261,7 +261,7 @@ def _write_benchmarks(entries, folder):
 
 
 def _write_examples(model, processor, examples, folder):
-    """Stores the pictures; returns an `Answered` for each, with what the model says about the picture as stored."""
+    """Stores the images; returns an `Answered` for each, with the model's answer about the image as stored."""
     if not examples:
         return []
     (folder / _EXAMPLES).mkdir()
@@ -277,7 +277,7 @@ def _write_examples(model, processor, examples, folder):
 
 @torch.no_grad()
 def _answer(model, processor, picture):
-    """The likeliest answer to the examples' question, on one line; the model is left in the mode that it was in."""
+    """The greedy answer to the examples' question, on one line; the model's mode is not changed."""
     content = [{"type": "image", "path": str(picture)}, {"type": "text", "text": EXAMPLE_QUESTION}]
     inputs = processor.apply_chat_template(
         [{"role": "user", "content": content}],
@@ -298,8 +298,8 @@ def _answer(model, processor, picture):
 def _requirements(model, light):
     """Lines of requirements.txt: what the exported code imports, with the lower bounds that this package declares.
 
-    What is imported and not declared comes with what is (tokenizers with transformers). Only a light repository needs what
-    reads the embedded default's language model, and peft for adapters.
+    Undeclared imports come with declared ones (tokenizers with transformers). Only a light repository needs the packages
+    that read the embedded default's language model, and peft for adapters.
     """
     imported = {_OTHER_NAMES.get(name, name).replace("_", "-") for name in _imported_packages(light)} - {"peft"}
     wanted = imported | _DEVICE_MAP
@@ -308,12 +308,12 @@ def _requirements(model, light):
     if light and has_lora(model):
         wanted.add("peft")
     declared = [Requirement(line) for line in importlib.metadata.requires(_DISTRIBUTION)]
-    declared = [entry for entry in declared if not entry.extras]  # transformers[serving] is not what the code imports
+    declared = [entry for entry in declared if not entry.extras]  # the code does not import transformers[serving]
     return sorted(f"{entry.name}{entry.specifier}" for entry in declared if entry.name.replace("_", "-") in wanted)
 
 
 def _imported_packages(light):
-    """Top-level names of all that the exported code imports from elsewhere."""
+    """Top-level names of all external imports of the exported code."""
     names = set()
     classes = LIGHT_CLASSES if light else FULL_CLASSES
     for source in _sources({**classes, **PROCESSOR_CLASSES, **IMAGE_PROCESSOR_CLASSES}):
@@ -326,13 +326,13 @@ def _imported_packages(light):
 
 
 def _write_code(folder, classes):
-    """The sources of classes, given by the names of their Auto classes, and of all that they need."""
+    """The sources of classes, given by the names of their Auto classes, and of everything they need."""
     for source in _sources(classes):
         (folder / source.name).write_text(_RELATIVE_IMPORT.sub(r"\1.\4", source.read_text("utf-8")), "utf-8")
 
 
 def _sources(classes):
-    """The files of classes and, following their relative imports, of all that they need."""
+    """The files of classes and, following relative imports, of everything they need."""
     waiting, found = [Path(inspect.getfile(cls)) for cls in classes.values()], set()
     while waiting:
         source = waiting.pop()
@@ -355,7 +355,7 @@ def _edit_json(path, fields):
 
 
 def _is_exported(path):
-    """Whether an export may hold such a file or folder."""
+    """Whether an export may contain a file or folder of this name."""
     if path.is_dir():
         return path.name in _FOLDERS and all(inside.suffix in _FOLDERS[path.name] for inside in path.iterdir())
     return path.suffix in _EXPORTED_SUFFIXES or path.name == "LICENSE"
@@ -371,7 +371,7 @@ def _is_export(directory):
 
 @contextlib.contextmanager
 def _hub_errors(repo_id):
-    """Says in one line why the Hub did not do what was asked."""
+    """Turns the Hub's errors into one line."""
     try:
         yield
     except HTTPError as error:

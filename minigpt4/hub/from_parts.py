@@ -1,8 +1,8 @@
-"""A MiniGPT-4 from base models: vision tower, Q-Former and LLM out of their own repositories, joined by a projection.
+"""Builds a MiniGPT-4 from base models: vision tower, Q-Former and LLM from their own repositories, plus a projection.
 
     MiniGPT4ForConditionalGeneration.from_parts(vision="Salesforce/blip2-flan-t5-xxl", text="Vision-CAIR/vicuna-7b")
 
-The configuration follows from those of the parts; `config.base_parts` names them, so that the model can be saved light.
+The configuration follows from those of the parts; `config.base_parts` names them, so the model can be saved light.
 """
 
 import math
@@ -29,7 +29,7 @@ logger = logging.get_logger(__name__)
 
 FROM_VISION_REPO = "from vision repo"
 
-# Of `check_logits`; enough tokens for attention to matter.
+# For `check_logits`; enough tokens for attention to matter.
 CHECKED_TOKENS = 4
 TOLERANCE = 1e-5
 
@@ -76,7 +76,7 @@ def check_logits(model):
         model: a `MiniGPT4ForConditionalGeneration` in eval mode.
 
     Raises:
-        ValueError: they differ, or are not numbers; with the name of the class and by how much.
+        ValueError: they differ, or are not numbers; with the name of the class and the difference.
     """
     llm = without_weights(model.config.text_config).eval()
     for name in base_models(llm):
@@ -95,16 +95,16 @@ def check_logits(model):
 
 
 def config_of_parts(vision, text, qformer=FROM_VISION_REPO, hub=None, **fields):
-    """The `MiniGPT4Config` of parts that lie in repositories.
+    """The `MiniGPT4Config` of parts in repositories.
 
     Args:
         vision, text, qformer: see `from_parts`.
-        hub: how they are fetched: token, cache_dir, local_files_only.
+        hub: how they are downloaded: token, cache_dir, local_files_only.
         fields: further fields of the config.
 
     Raises:
-        OSError: a repository that is not there.
-        ValueError: a repository without the part.
+        OSError: a repository does not exist.
+        ValueError: a repository does not have the part.
     """
     eyes, whole = load_config(vision, hub), load_config(text, hub)
     text_config = text_config_of(text, whole)
@@ -120,10 +120,10 @@ def config_of_parts(vision, text, qformer=FROM_VISION_REPO, hub=None, **fields):
 
 
 def vision_fields(source, config):
-    """What the config of a repository says of its vision tower, as fields of `MiniGPT4Config`.
+    """The vision tower in a repository's config, as fields of `MiniGPT4Config`.
 
     Raises:
-        ValueError: it has no vision tower, or one that does not take images of one size alone.
+        ValueError: it has no vision tower, or one that needs more than images of one size.
     """
     tower = getattr(config, "vision_config", None) or config
     if not sees_images(tower):
@@ -136,10 +136,10 @@ def vision_fields(source, config):
 
 
 def text_config_of(source, config):
-    """The config of the LLM in a repository: of a vision-language model, that of its text model.
+    """The config of the LLM in a repository; for a vision-language model, that of its text model.
 
     Raises:
-        ValueError: it is no causal LLM.
+        ValueError: it is not a causal LLM.
     """
     text = config.get_text_config(decoder=True)
     if not is_causal_llm(text):
@@ -148,7 +148,7 @@ def text_config_of(source, config):
             f"{source}: a {config.model_type}; {where}which transformers has no causal LLM for (AutoModelForCausalLM); "
             "expected one"
         )
-    if text is not config:  # what transformers goes by
+    if text is not config:  # transformers relies on it
         text.tie_word_embeddings = config.tie_word_embeddings
         text.dtype = text.dtype or config.dtype
         text.eos_token_id = getattr(config, "eos_token_id", None) or text.eos_token_id
@@ -170,18 +170,18 @@ def read_projection(path):
 
 
 def load_tokenizer(text, hub=None):
-    """The tokenizer of an LLM's repository, with the special tokens of an old LLaMA repository mended."""
+    """The tokenizer of an LLM's repository, with the special tokens of old LLaMA repositories corrected."""
     repo, revision = split_revision(text)
     return mend_llama_tokenizer(AutoTokenizer.from_pretrained(repo, revision=revision, **(hub or {})))
 
 
 def end_ids(text, text_config, hub=None):
-    """The ids that end what the LLM in a repository writes: all that its config and its generation config name."""
+    """The ids that end an LLM's output: all that its repository's config and generation config name."""
     repo, revision = split_revision(text)
     configs, hub = [text_config], {"revision": revision, **(hub or {})}
     if file := cached_file(repo, GENERATION_CONFIG_NAME, **hub, _raise_exceptions_for_missing_entries=False):
         generation = GenerationConfig.from_pretrained(Path(file).parent)
-        if not generation._from_model_config:  # else it says what the config says, mended above
+        if not generation._from_model_config:  # otherwise it repeats the config, which is corrected above
             configs.append(generation)
     named = [getattr(config, "eos_token_id", None) for config in configs]
     named = [ids if isinstance(ids, list | tuple) else [ids] for ids in named if ids is not None]
@@ -189,19 +189,19 @@ def end_ids(text, text_config, hub=None):
 
 
 def image_token_id(tokenizer, image_token, source, ends=(), template="", rows=math.inf):
-    """The id that stands for visual tokens: of `image_token`, or else one that the LLM never writes.
+    """The id for visual tokens: that of `image_token`, or else one that the LLM never writes.
 
-    That is its <unk>, if its tokenizer falls back on bytes and so never gives it; a reserved special token; or a row of the
-    embedding table that no token has, which then gets one (see `MiniGPT4Processor.for_model`). None of them ends anything,
-    or is in the LLM's template.
+    That is its <unk>, if its tokenizer falls back to bytes and so never yields it; a reserved special token; or an unused
+    row of the embedding table, which then gets a token (see `MiniGPT4Processor.for_model`). It must not be an end id or
+    occur in the LLM's template.
 
     Args:
-        ends: ids that end what the LLM writes, see `end_ids`.
+        ends: ids that end the LLM's output, see `end_ids`.
         template: its chat template.
-        rows: of its embedding table. Without them no row is taken that has no token.
+        rows: number of rows of its embedding table. Without it, no unused row is taken.
 
     Raises:
-        ValueError: the tokenizer has none, or not the one that is named, or that has no row.
+        ValueError: the tokenizer has none, or not the named one, or that has no row.
     """
     vocabulary = tokenizer.get_vocab()
     if image_token is not None:
@@ -225,7 +225,7 @@ def image_token_id(tokenizer, image_token, source, ends=(), template="", rows=ma
 
 
 def _never_given(tokenizer):
-    """[<unk>] of a tokenizer that spells what it does not know in bytes, as SentencePiece's do; or []."""
+    """[<unk>] of a tokenizer that spells unknown text in bytes, as SentencePiece's do; or []."""
     spells = getattr(tokenizer.backend_tokenizer.model, "byte_fallback", False)
     return [tokenizer.unk_token] if spells and tokenizer.unk_token is not None else []
 
@@ -234,7 +234,7 @@ def generation_defaults(config, processor, ends):
     """The original demo's settings: top-p 0.9 at temperature 1, 300 tokens; an answer ends where the LLM's turn ends.
 
     Args:
-        ends: see `end_ids`; what the template puts behind an answer is added to them.
+        ends: see `end_ids`; what the template puts after an answer is added to them.
     """
     text = config.text_config
     ends = list(dict.fromkeys([*ends, *processor.turn_end_ids]))
@@ -252,7 +252,7 @@ def generation_defaults(config, processor, ends):
 
 
 def load_config(source, hub=None):
-    """The config of a repository; raises OSError, naming it, where there is none that transformers knows."""
+    """The config of a repository; raises OSError, naming it, if there is none that transformers knows."""
     repo, revision = split_revision(source)
     try:
         return AutoConfig.from_pretrained(repo, revision=revision, **(hub or {}))
@@ -261,7 +261,7 @@ def load_config(source, hub=None):
 
 
 def origin_of(source, config):
-    """{"repo", "revision"} for `config.base_parts`; on the Hub the commit that `config` was read from."""
+    """{"repo", "revision"} for `config.base_parts`; on the Hub, the commit that `config` was read from."""
     repo, revision = split_revision(source)
     commit = None if Path(repo).is_dir() else getattr(config, "_commit_hash", None)
     return {"repo": repo, "revision": commit or revision}

@@ -1,11 +1,11 @@
-"""A model as two GGUF files that llama.cpp runs without Python: model.gguf (LLM), mmproj.gguf (vision tower, projection).
+"""Exports a model as two GGUF files for llama.cpp, without Python: model.gguf (LLM), mmproj.gguf (tower, projection).
 
     llama-server -m DIR/model.gguf --mmproj DIR/mmproj.gguf
 
-What llama.cpp can run of ours: a SigLIP tower, one linear layer, and an LLM of the families in `_TEXT`. Behind SigLIP its
-graphs have no lone linear layer with a bias, but one of two layers with GELU (Janus-Pro's), and gelu(z) - gelu(-z) = z
-whichever GELU it is: the first layer is [I, -I], the second [W, -W] with the projection's own bias, and nothing is
-approximated. Names of tensors and of fields are those of the `gguf` package and of llama.cpp's tools/mtmd/clip.cpp.
+llama.cpp can run models with a SigLIP tower, one linear layer, and an LLM of the families in `_TEXT`. After SigLIP, its
+graphs have no single linear layer with a bias, but one of two layers with GELU (Janus-Pro's), and gelu(z) - gelu(-z) = z
+for any variant of GELU: the first layer is [I, -I], the second [W, -W] with the projection's own bias, and nothing is
+approximated. Names of tensors and fields are those of the `gguf` package and of llama.cpp's tools/mtmd/clip.cpp.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ _TYPES = {
     torch.float16: GGMLQuantizationType.F16,
     torch.bfloat16: GGMLQuantizationType.BF16,
 }
-# model_type of transformers: llama.cpp's architecture, and whether its rotary positions turn neighbours (not halves).
+# model_type of transformers: llama.cpp's architecture, and whether its rotary embeddings pair neighbours (not halves).
 _TEXT = {
     "llama": (gguf.MODEL_ARCH.LLAMA, True),
     "qwen2": (gguf.MODEL_ARCH.QWEN2, False),
@@ -55,11 +55,11 @@ _SIGLIP_LAYER = {
 
 
 def check(config, processor=None):
-    """Raises ValueError, one line, with the first part of a model that llama.cpp cannot run.
+    """Raises ValueError, one line, for the first part of a model that llama.cpp cannot run.
 
     Args:
         config: a `MiniGPT4Config`.
-        processor: its `MiniGPT4Processor`; None: what depends on it is not looked at.
+        processor: its `MiniGPT4Processor`; None: what depends on it is not checked.
     """
     vision, text = config.vision_config, config.text_config
     cannot = "llama.cpp cannot run this model: "
@@ -88,18 +88,18 @@ def check(config, processor=None):
 
 
 def export(model, processor, directory):
-    """Writes the two files, each whole or not at all; returns their paths.
+    """Writes the two files, each atomically; returns their paths.
 
     Matrices keep the model's precision; `llama-quantize` makes them smaller.
 
     Args:
         model: a `MiniGPT4ForConditionalGeneration`.
         processor: its `MiniGPT4Processor`.
-        directory: where to; files of these names there are replaced.
+        directory: the output folder; files with these names are replaced.
 
     Raises:
-        ValueError: as `check`.
-        OSError: nothing can be written there.
+        ValueError: as for `check`.
+        OSError: it cannot be written.
     """
     check(model.config, processor)
     directory = Path(directory)
@@ -114,7 +114,7 @@ def export(model, processor, directory):
 
 
 def _write(path, architecture, add):
-    """A GGUF file, which may be larger than the memory."""
+    """Writes a GGUF file, which may be larger than memory."""
     with file_in_place(path) as scratch, contextlib.closing(gguf.GGUFWriter(scratch, architecture)) as writer:
         add(writer)
         writer.write_header_to_file()
@@ -123,7 +123,7 @@ def _write(path, architecture, add):
 
 
 def _add_tensor(writer, name, tensor):
-    """Matrices as they are stored, the rest in fp32, as llama.cpp wants it."""
+    """Matrices as they are stored, the rest in fp32, as llama.cpp expects."""
     kind = _TYPES.get(tensor.dtype, GGMLQuantizationType.F32) if tensor.dim() > 1 else GGMLQuantizationType.F32
     data = gguf.quantize(tensor.float().cpu().contiguous().numpy(), kind)
     writer.add_tensor(name, data, raw_dtype=kind)
@@ -161,7 +161,7 @@ def _add_text(writer, config, processor, state):
 
 
 def _neighbours(tensor, heads):
-    """[heads * d, ...]: rows in the order in which neighbours turn together, where transformers turns halves."""
+    """[heads * d, ...]: rows reordered for rotary embeddings on neighbours, where transformers pairs halves."""
     halves = tensor.reshape(heads, 2, tensor.shape[0] // heads // 2, *tensor.shape[1:])
     return halves.transpose(1, 2).reshape(tensor.shape)
 
@@ -188,7 +188,7 @@ def _add_vision(writer, config, processor, state):
             if name.startswith("model.vision_tower.")
             else None
         ):
-            # The embeddings are looked up and convolved with, which llama.cpp does in fp32.
+            # Embedding lookups and the convolution, which llama.cpp does in fp32.
             _add_tensor(writer, theirs, tensor.float() if "embeddings." in name else tensor)
     weight, bias = state["model.projection.weight"], state["model.projection.bias"]
     both = torch.eye(weight.shape[1], dtype=weight.dtype, device=weight.device)
@@ -212,17 +212,17 @@ def _siglip_name(name):
 
 
 def _tokenizer(processor):
-    """The tokenizer as `tokenizers` writes it."""
+    """The tokenizer as JSON of `tokenizers`."""
     return json.loads(processor.tokenizer.backend_tokenizer.to_str())
 
 
 def _is_spm(tokenizer):
-    """It is SentencePiece's BPE, with bytes for what it does not know."""
+    """Whether it is SentencePiece's BPE, with bytes for unknown text."""
     return tokenizer["model"]["byte_fallback"]
 
 
 def _split(tokenizer):
-    """llama.cpp's name of how a byte-level tokenizer splits text; None for one that is not known here."""
+    """llama.cpp's name for a byte-level tokenizer's way of splitting text; None if it is not known here."""
     steps = tokenizer["pre_tokenizer"]
     steps = steps["pretokenizers"] if steps["type"] == "Sequence" else [steps]
     while any(step["type"] == "Sequence" for step in steps):
@@ -251,7 +251,7 @@ def _add_tokenizer(writer, processor, vocab_size):
     writer.add_token_types(kinds)
     merges = [tuple(merge) for merge in described["model"]["merges"]]
     if _is_spm(described):
-        # SentencePiece joins the pair with the highest score; `tokenizers` keeps the order of the joins, and no scores.
+        # SentencePiece merges the pair with the highest score; `tokenizers` keeps the order of merges but no scores.
         rank = {}
         for place, (left, right) in enumerate(merges):
             rank.setdefault(left + right, place)
@@ -266,7 +266,7 @@ def _add_tokenizer(writer, processor, vocab_size):
     }.items():
         if (index := getattr(tokenizer, f"{name}_token_id")) is not None:
             add(index)
-    # The templates write BOS themselves where the LLM has one.
+    # The templates write BOS themselves if the LLM has one.
     first = tokenizer("a").input_ids[:1]
     template = processor.chat_template
     writer.add_add_bos_token(first == [tokenizer.bos_token_id] and "bos_token" not in template)
@@ -286,10 +286,10 @@ def _token_type(index, ids, added, unknown):
 
 
 def _llama_cpp_template(template, image_token):
-    """The chat template for llama.cpp, which knows no `generation` block and puts a mark into a text for each image.
+    """The chat template for llama.cpp, which does not support `generation` blocks and puts a mark into the text per image.
 
-    A message with images comes as one text, "<__media_...__>What is this?": the tags around the image, and the space behind
-    it, are put there.
+    A message with images arrives as one text, "<__media_...__>What is this?": the template adds the tags around the image
+    and the space after it.
     """
     for word in ("generation", "endgeneration"):
         other = "if true" if word == "generation" else "endif"

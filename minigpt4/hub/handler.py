@@ -1,12 +1,12 @@
-"""Answers requests of a Hugging Face Inference Endpoint. Its container loads this file from the model's folder.
+"""Answers requests to a Hugging Face Inference Endpoint, whose container loads this file from the model's folder.
 
     {"inputs": {"text": "What is in the picture?", "image": "<base64 or data: URL>"}, "parameters": {"max_new_tokens": 60}}
     {"inputs": [{"role": "user", "content": [{"type": "image", "image": "..."}, {"type": "text", "text": "..."}]}]}
       -> [{"generated_text": "..."}]
 
-Written to run alone: transformers loads the model and its code from the same folder. What is wrong with a request is raised
-as ValueError with one line, which the container (huggingface-inference-toolkit) answers as status 400 {"error": line}. That
-container sends an answer as a whole; `EndpointHandler.stream` is for one of your own that sends it as it is written.
+It is self-contained: transformers loads the model and its code from the same folder. A bad request raises ValueError with
+one line, which the container (huggingface-inference-toolkit) answers as status 400 {"error": line}. That container sends an
+answer as a whole; `EndpointHandler.stream` is for a container of your own that streams it.
 """
 
 import base64
@@ -16,12 +16,12 @@ import threading
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor, TextIteratorStreamer
 
-# Asked about a picture that comes without a text; the first of the paper's four stage-2 instructions.
+# The question for an image without a text: the first of the paper's four stage-2 instructions.
 QUESTION = "Describe this image in detail."
 
-MAX_PICTURES = 16  # in a request; each may be large once it is unpacked
+MAX_PICTURES = 16  # per request; each may be large once decoded
 
-# What a request may set, and between which bounds. Other arguments of `generate` are the operator's: some run code.
+# What a request may set, with bounds. Other arguments of `generate` are for the operator only: some run code.
 PARAMETERS = {
     "max_new_tokens": (int, 1, 2048),
     "min_new_tokens": (int, 0, 2048),
@@ -46,9 +46,9 @@ class EndpointHandler:
         """Answers one request.
 
         Args:
-            data: {"inputs", "parameters"}. `inputs` is {"text", "image"} (or "images", a list), a picture alone, a text
-                alone, or messages as `apply_chat_template` has them, also with OpenAI's "image_url". A picture is
-                base64, a data: URL, bytes or a PIL picture; addresses are not fetched, and no file is opened.
+            data: {"inputs", "parameters"}. `inputs` is {"text", "image"} (or "images", a list), only an image, only a
+                text, or messages as for `apply_chat_template`, also with OpenAI's "image_url". An image is base64, a
+                data: URL, bytes or a PIL image; URLs are not downloaded, and no file is opened.
                 `parameters`: see PARAMETERS.
 
         Returns:
@@ -66,13 +66,13 @@ class EndpointHandler:
         """Answers one request piece by piece.
 
         Args:
-            data: as of `__call__`, with one beam.
+            data: as for `__call__`, with one beam.
 
         Returns:
-            An iterator over {"token": {"text": piece}}, and last {"generated_text": answer}. Closing it ends the answer.
+            An iterator over {"token": {"text": piece}}, and finally {"generated_text": answer}. Closing it ends the answer.
 
         Raises:
-            ValueError: at once, as `__call__` does.
+            ValueError: immediately, as for `__call__`.
         """
         inputs, parameters = self._inputs(data)
         if parameters.get("num_beams", 1) > 1:
@@ -124,7 +124,7 @@ class EndpointHandler:
         return inputs, parameters
 
     def _messages(self, inputs):
-        """The conversation of a request, its pictures read."""
+        """The conversation of a request, with decoded images."""
         messages = [_message(message) for message in _as_messages(inputs)]
         if any(message["role"] == "system" for message in messages[1:]):
             raise ValueError("a message with role 'system' that is not the first")
@@ -145,7 +145,7 @@ class EndpointHandler:
 
 
 def _as_messages(inputs):
-    """Messages, of whatever form a request has."""
+    """The messages of a request, from any of its forms."""
     if isinstance(inputs, list):
         if not inputs:
             raise ValueError("inputs are an empty list; expected messages")
@@ -163,7 +163,7 @@ def _as_messages(inputs):
 
 
 def _message(message):
-    """A message of a request as the chat template has it, its pictures still encoded."""
+    """A message of a request in the chat template's form, its images still encoded."""
     role, content = (message.get("role"), message.get("content")) if isinstance(message, dict) else (None, None)
     if role not in ("system", "user", "assistant"):
         raise ValueError(f"a message with role {str(role)[:80]!r}; expected system, user or assistant")
@@ -189,7 +189,7 @@ def _part(part):
 
 
 def _decoded(source):
-    """Bytes of an encoded picture, or a PIL picture as it is."""
+    """Bytes of an encoded image, or a PIL image as it is."""
     if not isinstance(source, str):
         if source is None or isinstance(source, int | float | list | dict):
             raise ValueError(f"a picture that is {type(source).__name__}; expected base64, a data: URL or bytes")

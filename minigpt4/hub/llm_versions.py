@@ -1,17 +1,17 @@
-"""Which LLM a repository holds, as far as Vicuna's versions go, and which one each published projection was trained with.
+"""Which of Vicuna's versions a repository contains, and which one each published projection was trained with.
 
     v0                vocabulary of 32,001 (a padding token was added), "###Human: ... ###Assistant: "     what the paper has
     v1.1, v1.3        LLaMA-1 with 32,000,                              "USER: ... ASSISTANT: ...</s>"
     v1.5              Llama-2 with 32,000, no chat template of its own, the same conversation
     Llama-2-chat      Llama-2 with 32,000, "[INST] ... [/INST]"
 
-All of a size have the same shapes, so a projection fits each of them, and on another than its own the answers are garbage
+All of one size have the same shapes, so a projection fits any of them, but with any LLM except its own, answers are garbage
 (Vision-CAIR/MiniGPT-4#417). Sources: FastChat's docs/vicuna_weights_version.md, the authors' README.
 """
 
 from ..processing.chat_templates import template_text
 
-# Of a projection [out, in] as the authors published it: the LLM's version, and where it is.
+# For the authors' projections by shape [out, in]: the LLM's version and its repository.
 _TRAINED_WITH = {
     (4096, 768): ("Vicuna v0", "Vision-CAIR/vicuna-7b"),
     (5120, 768): ("Vicuna v0", "Vision-CAIR/vicuna"),
@@ -22,10 +22,10 @@ _LLAMA_1_EPS = 1e-6  # of its norms; Llama-2 has 1e-5
 
 
 def llm_version(config, tokenizer):
-    """ "Vicuna v0", "Llama-2-chat", or which others it may be; None for an LLM that is no LLaMA-1 or 2 of 7B or 13B.
+    """ "Vicuna v0", "Llama-2-chat", or the candidates; None for an LLM that is not a 7B or 13B LLaMA-1 or 2.
 
     Args:
-        config: the LLM's config. tokenizer: its own, which may bring a chat template.
+        config: the LLM's config. tokenizer: its own, which may have a chat template.
     """
     if config.model_type != "llama" or config.hidden_size not in (4096, 5120):
         return None
@@ -41,11 +41,11 @@ def llm_version(config, tokenizer):
 
 
 def check_published(shape, config, tokenizer, source, llm):
-    """Raises ValueError where a published projection meets an LLM of the same shapes that it was not trained with.
+    """Raises ValueError if a published projection is combined with an LLM of the same shapes but another version.
 
     Args:
-        shape: of the projection's weight. source: its file.
-        config, tokenizer: the LLM's. llm: its folder or Hub id.
+        shape: shape of the projection's weight. source: its file.
+        config, tokenizer: of the LLM. llm: its folder or Hub id.
     """
     expected, repo = _TRAINED_WITH.get(tuple(shape), (None, None))
     found = llm_version(config, tokenizer)
@@ -58,7 +58,7 @@ def check_published(shape, config, tokenizer, source, llm):
 
 
 def template_hint(config, tokenizer):
-    """One line where an LLM brings no chat template and is none that the paper's suits; else None."""
+    """A one-line warning if an LLM has no chat template and the paper's does not suit it; else None."""
     found = llm_version(config, tokenizer)
     if tokenizer.chat_template or found in (None, "Vicuna v0"):
         return None

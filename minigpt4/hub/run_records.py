@@ -1,10 +1,10 @@
-"""What lies beside a model about its making: the recipes and summaries of its training runs, and evaluation files.
+"""Records next to a model about how it was made: recipes and summaries of its training runs, and evaluation files.
 
-OUTPUT/recipe.yaml, OUTPUT/summary.json     one stage, as `training.train` writes them beside OUTPUT/model
-OUTPUT/summary.json with "recipes"          both stages, as the quickstart writes it beside OUTPUT/model
+OUTPUT/recipe.yaml, OUTPUT/summary.json     one stage, as `training.train` writes them next to OUTPUT/model
+OUTPUT/summary.json with "recipes"          both stages, as the quickstart writes it next to OUTPUT/model
 OUTPUT/evaluation.json                      scores, as benchmarks/photographs.py writes them with --output, or a
                                             results.json of `minigpt4 evaluate`
-MODEL/training.json                         the runs, as an export keeps them
+MODEL/training.json                         the runs, in an export
 """
 
 import json
@@ -15,16 +15,16 @@ from pathlib import Path
 import yaml
 from huggingface_hub import EvalResult, EvalResultEntry
 
-# The embedded default's, which ship under other names.
+# The embedded default's, which have other names.
 _EMBEDDED = Path(__file__).parents[1] / "modeling_minigpt4" / "embedded"
 _FIGURES = ("steps", "seconds", "first_loss", "last_loss")
 
 
 def training_runs(name):
-    """[{"stage", "recipe", "summary"}, ...] of the runs that trained a model, as far as files beside it tell.
+    """[{"stage", "recipe", "summary"}, ...] of the runs that trained a model, as far as files next to it say.
 
     Args:
-        name: a model as `minigpt4.load` takes it.
+        name: a model as for `minigpt4.load`.
 
     Raises:
         ValueError: one of the files cannot be read.
@@ -44,23 +44,23 @@ def training_runs(name):
 
 
 def evaluation_file(name):
-    """The evaluation file that lies beside a model, or None."""
+    """The evaluation file next to a model, or None."""
     beside = _EMBEDDED / "photographs.json" if name == "embedded" else Path(name).absolute().parent / "evaluation.json"
     return beside if beside.is_file() and Path(name).name in ("embedded", "model") else None
 
 
 def evaluation_results(path, fingerprint=None):
-    """[`EvalResult`, ...]: every number that an evaluation file has about a way to ask.
+    """[`EvalResult`, ...]: every number in an evaluation file, for each way of asking.
 
     Args:
         path: JSON with "data" (what was measured on), "n" (on how many) and, for each way to ask, a dict of numbers; in the
             results of `minigpt4 evaluate` they are under "scores", each with its own n and interval.
-        fingerprint: `named_models.fingerprint` of the model that the numbers are wanted of. Results of two models
-            (`--against`) give those of that one. A file that says nothing of the weights, and is no results.json,
-            is taken at its word.
+        fingerprint: `named_models.fingerprint` of the model whose numbers are wanted. From results of two models
+            (`--against`), those of that one are returned. A file that does not identify the weights, and is not a
+            results.json, is trusted.
 
     Raises:
-        ValueError: no such file, another kind of file, or numbers of other weights.
+        ValueError: no such file, another kind of file, or numbers for other weights.
     """
     content = _read(Path(path), json.loads, dict)
     if fingerprint is not None:
@@ -87,16 +87,16 @@ def evaluation_results(path, fingerprint=None):
 
 
 def benchmark_entries(results, named):
-    """(entries, rest): the results that belong to benchmarks of the Hub as `EvalResultEntry`, and those that do not.
+    """(entries, rest): the results on the Hub's benchmarks as `EvalResultEntry`, and all others.
 
-    Which benchmarks there are only the Hub knows (data sets with an eval.yaml), so a person names them.
+    Only the Hub knows which benchmarks exist (data sets with an eval.yaml), so the user names them.
 
     Args:
         results: `EvalResult`s, or None.
         named: [(id of a data set or ID@REVISION, its task, the result's `metric_name`), ...].
 
     Raises:
-        ValueError: no result of that name, or two of them; a name that is no data set's.
+        ValueError: no result of that name, or two of them; a name that is not a data set's.
     """
     entries, rest = [], list(results or [])
     for dataset, task, metric in named:
@@ -147,7 +147,7 @@ def _sureness(figure):
 
 
 def _runs_up_to(folder):
-    """The run that wrote a folder, after the one of the stage before whose projection it went on from."""
+    """The run that wrote a folder, preceded by that of the earlier stage whose projection it started from."""
     recipe = _read(folder / "recipe.yaml", yaml.safe_load, dict)
     before = Path(str((recipe.get("model") or {}).get("projection"))).parent
     earlier = recipe.get("stage") == 2 and (before / "recipe.yaml").is_file()
@@ -160,7 +160,7 @@ def _run(recipe, summary):
 
 
 def _checked(run, path):
-    """A run with what may be published of it, and a summary that is whole or empty."""
+    """A run with only its publishable parts, and a summary that is complete or empty."""
     recipe, summary = (run.get(name) if isinstance(run, dict) else None for name in ("recipe", "summary"))
     if not isinstance(recipe, dict) or recipe.get("stage") not in (1, 2):
         raise ValueError(f"{path}: not the recipe of a stage 1 or 2")
@@ -172,7 +172,7 @@ def _checked(run, path):
 
 
 def _without_places(recipe):
-    """A recipe to publish: not where its output went, and of an absolute path the last name alone."""
+    """A recipe to publish: without its output folder, and with only the last component of absolute paths."""
     if isinstance(recipe, dict):
         return {name: _without_places(value) for name, value in recipe.items() if name != "output"}
     return Path(recipe).name if isinstance(recipe, str) and Path(recipe).is_absolute() else recipe

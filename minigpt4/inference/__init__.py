@@ -1,1 +1,1 @@
-"""A model by its name, on the right device, answering about many images."""
+"""Loading a model by name on the right device, and answering questions about many images."""

@@ -1,9 +1,9 @@
-"""A description of every image in a folder, line by line, in a file that a stopped run continues.
+"""Descriptions of every image in a folder, one per line, in a file that a stopped run continues.
 
     {"file_name": "a/b.jpg", "text": "...", "model": "embedded", "prompt": "..."}
     {"file_name": "a/c.jpg", "error": "damaged or truncated (...)", "model": ..., "prompt": ...}
 
-`file_name` and `text` are what `datasets` calls them: named metadata.jsonl, beside the pictures, it makes an `imagefolder`.
+`file_name` and `text` are the names that `datasets` uses: as metadata.jsonl next to the images, it makes an `imagefolder`.
 """
 
 import json
@@ -24,7 +24,7 @@ _BEGINNING = b'{"file_name": "'  # of every line
 
 
 def find_pictures(folder):
-    """Names of all pictures in a folder and those below it, relative to it and sorted; raises ValueError for none."""
+    """Names of all images in a folder and its subfolders, relative and sorted; raises ValueError if there are none."""
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder; expected one that holds pictures")
@@ -36,14 +36,14 @@ def find_pictures(folder):
 
 
 def finished_lines(output, labels):
-    """{file name: line} of what an earlier run wrote. A last line that it did not finish is taken away.
+    """{file name: line} of what an earlier run wrote. An unfinished last line is removed.
 
     Args:
-        output: the file; it need not be there.
+        output: the file; it need not exist.
         labels: {"model", "prompt"} of this run.
 
     Raises:
-        ValueError: the file holds something else, or captions by another model or for another prompt.
+        ValueError: the file contains something else, or captions by another model or for another prompt.
     """
     output = Path(output)
     if not output.exists():
@@ -72,11 +72,11 @@ def finished_lines(output, labels):
 
 
 def caption_folder(model, processor, folder, names, output, labels, batch_size, max_new_tokens, done=0):
-    """Appends a line for each picture to a file, a batch at a time; returns how many could not be read.
+    """Appends a line for each image to a file, one batch at a time; returns how many could not be read.
 
     Args:
-        names: of the pictures that are not in the file yet, relative to `folder`.
-        labels: {"model", "prompt"}: what every line says besides; the prompt is what is asked.
+        names: of the images that are not in the file yet, relative to `folder`.
+        labels: {"model", "prompt"}: also written in every line; the prompt is the question.
         done: how many are in the file already, for the progress bar.
     """
     prompt, broken = chat_prompt(processor, labels["prompt"]), 0

@@ -1,4 +1,4 @@
-"""Device, precision and quantization by name, as `--device`, `--dtype` and `--load-in` give them: checked before use."""
+"""Device, precision and quantization by name, for `--device`, `--dtype` and `--load-in`: checked before use."""
 
 import importlib.util
 import logging
@@ -16,7 +16,7 @@ def find_device(name="auto"):
     """The `torch.device` of a name: "auto" is the accelerator if there is one.
 
     Args:
-        name: one of DEVICES, of several GPUs also "cuda:1"; a `torch.device` is taken as it is.
+        name: one of DEVICES, or "cuda:1" with several GPUs; a `torch.device` is returned as it is.
 
     Raises:
         ValueError: no such device, or none on this machine.
@@ -54,12 +54,12 @@ def find_dtype(name, device):
 
 
 def computes(device, dtype):
-    """Whether a device multiplies matrices and convolves in a dtype, be it slowly."""
+    """Whether a device can multiply matrices and convolve in a dtype, even if slowly."""
     try:
         square = torch.ones(8, 8, dtype=dtype, device=device)
         images = torch.ones(1, 1, 8, 8, dtype=dtype, device=device)
         return bool((square @ square == 8).all() and (torch.nn.functional.conv2d(images, images) == 64).all())
-    except (RuntimeError, TypeError):  # MPS knows some dtypes not even by name
+    except (RuntimeError, TypeError):  # MPS rejects some dtypes altogether
         return False
 
 
@@ -72,7 +72,7 @@ def loading(device: str | torch.device | None = "auto", dtype="auto", load_in=No
         load_in: one of LOAD_IN: the frozen linear layers in that many bits, by bitsandbytes.
 
     Raises:
-        ValueError: one line that says what there is instead.
+        ValueError: one line that says what is available.
     """
     place = default_device() if device is None else find_device(device)
     arguments = {"dtype": find_dtype(str(dtype).removeprefix("torch."), place)}
@@ -98,7 +98,7 @@ def _quantization(load_in, device):
             f"load-in {load_in}: bitsandbytes {bitsandbytes.__version__} does not run on {device.type}, only on "
             f"{', '.join(known)}; take the cpu, or all bits"
         )
-    # It says in every layer of every token that it rounds to fp16, which is how its 8-bit layers work.
+    # For every layer and token it warns that it casts to fp16, which is how its 8-bit layers work.
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     if load_in == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True)

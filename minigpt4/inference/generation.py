@@ -1,4 +1,4 @@
-"""Answers to many pictures at once: greedy, batched, padded on the left."""
+"""Answers about many images at once: greedy, batched, padded on the left."""
 
 import torch
 from tqdm.auto import tqdm
@@ -9,25 +9,25 @@ from ..processing.processing_minigpt4 import ASKING
 
 
 def chat_prompt(processor, question):
-    """The prompt of a first question about one picture, as the chat template writes it."""
+    """The prompt of a first question about one image, from the chat template."""
     content = [{"type": "image"}, {"type": "text", "text": question}]
     messages = [{"role": "user", "content": content}]
     return processor.apply_chat_template(messages, **ASKING)
 
 
 def caption_prompt(processor):
-    """The stage-1 prompt: BOS and the picture, nothing else."""
+    """The stage-1 prompt: only BOS and the image."""
     return (processor.tokenizer.bos_token or "") + processor.image_token
 
 
 @torch.inference_mode()
 def batch_answers(model, processor, prompts, features, **settings):
-    """The answer to each of a batch of prompts, as text: padded on the left, each row stops by itself.
+    """The answer to each of a batch of prompts, as text: padded on the left, each row stops independently.
 
     Args:
-        prompts: rendered prompts, each with one picture's image token.
-        features: [prompts, Q, C], the frozen vision part's output for each (`MiniGPT4Model.get_vision_features`).
-        settings: of `generate`; an answer ends where the model's turn ends, unless `eos_token_id` says otherwise.
+        prompts: rendered prompts, each with one image token.
+        features: [prompts, Q, C], the frozen vision parts' output for each (`MiniGPT4Model.get_vision_features`).
+        settings: arguments of `generate`; an answer ends with the model's turn, unless `eos_token_id` is given.
     """
     tokenizer = processor.tokenizer
     texts = [processor.expand(prompt) for prompt in prompts]
@@ -44,7 +44,7 @@ def answers(model, processor, prompts, features, max_new_tokens=60, stop=None, b
     """A greedy answer for each prompt, in batches; see `batch_answers`.
 
     Args:
-        stop: text of one token that ends an answer besides the model's own end of turn ("\\n" after a caption).
+        stop: text of one token that also ends an answer, in addition to the model's own end of turn ("\\n" after a caption).
         desc: label of a progress bar; none is shown without it.
     """
     ends = [*end_ids(model, processor), *(processor.encode(stop)[-1:] if stop else [])]
@@ -58,15 +58,15 @@ def answers(model, processor, prompts, features, max_new_tokens=60, stop=None, b
 
 @torch.inference_mode()
 def candidate_losses(model, processor, instructions, candidates, features, batch_size=64):
-    """How unlikely the model finds each of some answers: a list of losses for each instruction, the least is likeliest.
+    """Losses of candidate answers: a list for each instruction; the lowest is the likeliest.
 
-    As the original's `multi_select`: the training form of the turn with the candidate as its answer; the cross-entropy of
-    the answer's tokens, its end included, summed and divided by the number of tokens that are predicted in the row.
+    Like the original's `multi_select`: the training form of the turn with the candidate as its answer; the cross-entropy of
+    the answer's tokens, including its end, summed and divided by the number of tokens predicted in the row.
 
     Args:
         instructions: texts. candidates: for each a list of answers.
         features: [instructions, Q, C], as for `answers`.
-        batch_size: rows, one a candidate, at once.
+        batch_size: rows at a time, one per candidate.
     """
     rows = [
         {"vision_features": seen, "instruction": instruction, "text": answer}

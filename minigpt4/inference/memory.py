@@ -1,4 +1,4 @@
-"""What a model takes in memory, from its config alone: no weight is read or downloaded."""
+"""The memory a model takes, computed only from its config: no weight is read or downloaded."""
 
 import weakref
 
@@ -8,8 +8,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..modeling_minigpt4.lora import add_lora, is_adapter
 
-# Bytes of a weight, and of a weight of a linear layer. bitsandbytes packs these with a scale in fp32: for int8 one a row,
-# which is little, for int4 one for 64 weights.
+# Bytes per weight, and per weight of a linear layer. bitsandbytes packs the latter with fp32 scales: one per row for int8,
+# which is negligible, and one per 64 weights for int4.
 PRECISIONS = {"fp32": (4, 4), "fp16": (2, 2), "bf16": (2, 2), "int8": (2, 1), "int4": (2, 0.5 + 4 / 64)}
 PARTS = {
     "vision tower": "model.vision_tower.",
@@ -17,11 +17,11 @@ PARTS = {
     "projection": "model.projection.",
     "language model": ("model.language_model.", "lm_head."),
 }
-PROMPT_TOKENS = 40  # about, of a stage-2 question in a chat template
+PROMPT_TOKENS = 40  # approximate length of a stage-2 question in a chat template
 
 
 def empty_model(config):
-    """The model of a config with no memory behind its weights."""
+    """The model of a config, with weights on the meta device."""
     from .. import MiniGPT4ForConditionalGeneration
 
     with torch.device("meta"):
@@ -35,7 +35,7 @@ def parameters_by_part(model):
 
 
 def weight_bytes(model, precision):
-    """Bytes of all weights, in bf16 what is not packed; the projection stays in fp32 and the head is not packed."""
+    """Bytes of all weights: unpacked ones in bf16, except the projection in fp32; the head is never packed."""
     plain, packed = PRECISIONS[precision]
     linear = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     total = 0
@@ -46,7 +46,7 @@ def weight_bytes(model, precision):
 
 
 def cache_bytes(config, tokens, precision):
-    """Bytes of the keys and values of that many tokens."""
+    """Bytes of the keys and values of a number of tokens."""
     text = config.text_config
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
@@ -54,10 +54,10 @@ def cache_bytes(config, tokens, precision):
 
 
 def training_bytes(config, recipe):
-    """{what: bytes} that a recipe's training takes on a device, computed as `weight_bytes` and `picture_bytes` are.
+    """{what: bytes} that a recipe's training takes on a device, computed like `weight_bytes` and `picture_bytes`.
 
-    "weights" as they are loaded, "trained" the gradients and Adam's two moments of what moves, "a step" the most that
-    activations take: of the LLM forward and backward, or of the vision tower. PyTorch and CUDA themselves come on top.
+    "weights": as loaded; "trained": gradients and Adam's two moments of what is trained; "a step": peak activations of the
+    LLM forward and backward, or of the vision tower. PyTorch and CUDA themselves come on top.
 
     Args:
         config: the model's `MiniGPT4Config`. recipe: a `Recipe`.
@@ -87,7 +87,7 @@ def _tokens_at_once(recipe):
 
 
 def _step_bytes(model, recipe):
-    """Peak bytes of the LLM's activations, forward and backward: of a group of rows, or of all where the LLM is trained."""
+    """Peak bytes of the LLM's activations, forward and backward: for a group of rows, or all rows if the LLM is trained."""
     train = recipe.train
     length = model.config.num_image_tokens + train.max_answer_tokens + (PROMPT_TOKENS if recipe.stage == 2 else 1)
     rows = train.batch_size
@@ -107,14 +107,14 @@ def _step_bytes(model, recipe):
 
 
 def picture_bytes(model, precision):
-    """Peak bytes of the activations while one picture becomes visual tokens, as operation after operation frees them."""
+    """Peak bytes of activations while one image becomes visual tokens, freed operation by operation."""
     with _LiveBytes(model.parameters()) as live, torch.no_grad():
         model.get_image_features(torch.empty(1, 3, *model.config.image_size, dtype=model.dtype, device="meta"))
     return live.peak * PRECISIONS[precision][0] // model.dtype.itemsize
 
 
 class _LiveBytes(TorchDispatchMode):
-    """Counts the bytes of what operations make, from when it is made until nothing refers to it, but not of `known`."""
+    """Counts the bytes of operations' results from creation until nothing refers to them, except those in `known`."""
 
     def __init__(self, known):
         super().__init__()
@@ -123,7 +123,7 @@ class _LiveBytes(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         if function is torch.ops.aten._local_scalar_dense.default:
-            return True  # there are no values; transformers asks whether no row is packed
+            return True  # meta tensors have no values; transformers asks whether no row is packed
         result = function(*args, **(kwargs or {}))
         for tensor in result if isinstance(result, tuple | list) else [result]:
             if isinstance(tensor, torch.Tensor):

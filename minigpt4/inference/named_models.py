@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-SAMPLED = 4096  # values of a tensor, about, that `fingerprint` reads
-# Without any of them transformers would quietly build a tokenizer that knows no words.
+SAMPLED = 4096  # approximate number of values of a tensor that `fingerprint` reads
+# Without any of them transformers would silently build a tokenizer without a vocabulary.
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
@@ -15,16 +15,16 @@ def load(name, dtype="auto", device=None, load_in=None):
     """(model, processor), ready to answer, in eval mode.
 
     Args:
-        name: "embedded" for the default that ships; the folder of a full or a light model, as `export`, training
-            and quickstart write it; or an id on the Hub. No code from there runs, only this package's own.
-        dtype: "bfloat16", "float16", "float32", or "auto": as it is stored or, where the device is slow in that, in what it
-            is fast in (modeling_minigpt4/precision.py).
+        name: "embedded" for the included default; the folder of a full or a light model, as `export`, training and
+            quickstart write it; or an id on the Hub. No code from there runs, only this package's own.
+        dtype: "bfloat16", "float16", "float32", or "auto": the stored precision or, if the device is slow in it, a fast one
+            (modeling_minigpt4/precision.py).
         device: "cpu", "cuda", "mps", or "auto": the GPU if there is one. None: in memory, for a Trainer to move it.
-        load_in: "8bit" or "4bit": frozen linear layers by bitsandbytes.
+        load_in: "8bit" or "4bit": quantize the frozen linear layers with bitsandbytes.
 
     Raises:
         ValueError: one line that names the model and says what is wrong: no such folder, not a model, another kind of
-            model, weights that are missing, damaged or of other dimensions; no such device, or it cannot do what is asked.
+            model, weights that are missing, damaged or of other dimensions; no such device, or one that cannot do this.
         OSError: the Hub, or a part of the embedded default, cannot be reached.
     """
     from safetensors import SafetensorError
@@ -50,7 +50,7 @@ def load(name, dtype="auto", device=None, load_in=None):
 
 
 def load_config(name):
-    """The `MiniGPT4Config` of a folder or an id on the Hub; nothing else is read, or downloaded.
+    """The `MiniGPT4Config` of a folder or an id on the Hub; nothing else is read or downloaded.
 
     Raises: as `load` does.
     """
@@ -62,10 +62,10 @@ def load_config(name):
 
 
 def fingerprint(model):
-    """What tells a model's weights from others, wherever they are and however they are split into files: "sha256:...".
+    """A hash that identifies a model's weights, independent of their place and their split into files: "sha256:...".
 
-    Of the name, the type, the shape and the values of every tensor, as it is stored; of a large one some 4,096 values,
-    evenly spread, for training and merged adapters change them all. It takes 0.1 s for the embedded default.
+    It covers the name, type, shape and stored values of every tensor; for a large one, about 4,096 evenly spread values,
+    since training and merged adapters change them all. It takes 0.1 s for the embedded default.
     """
     import torch
 
@@ -79,9 +79,9 @@ def fingerprint(model):
 
 
 def public_name(name):
-    """What is written down of a model: "embedded", its id on the Hub, or the last two parts of its folder's path.
+    """A model's name in records: "embedded", its id on the Hub, or the last two parts of its folder's path.
 
-    The rest of a path tells about one machine, and nothing about the model.
+    The rest of a path says something about one machine and nothing about the model.
     """
     folder = Path(name)
     return "/".join(folder.resolve().parts[-2:]) if name != "embedded" and folder.is_dir() else str(name)
@@ -89,7 +89,7 @@ def public_name(name):
 
 @contextlib.contextmanager
 def _naming(name):
-    """Says in one line, with the model's name, what is wrong with its config."""
+    """Turns errors in a model's config into one line with the model's name."""
     from huggingface_hub.errors import StrictDataclassError
 
     try:
@@ -118,7 +118,7 @@ def _check_config(name):
         config, _ = PreTrainedConfig.get_config_dict(name)
     except OSError as error:
         where = "its config.json cannot be read" if folder.is_dir() else "no such folder, and the Hub does not give it"
-        hidden = isinstance(error.__cause__, RepositoryNotFoundError)  # the Hub does not tell private from absent
+        hidden = isinstance(error.__cause__, RepositoryNotFoundError)  # the Hub does not distinguish private from absent
         hint = "; check the name, and if it is private, log in with `hf auth login`" if hidden else ""
         raise OSError(f"{name}: {where} ({_first_line(error)}){hint}") from error
     if config.get("model_type") != "minigpt4":
@@ -132,7 +132,7 @@ def _load_weights(name, arguments):
     from .. import MiniGPT4ForConditionalGeneration
 
     verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # one line instead of transformers' table of what does not fit
+    logging.set_verbosity_error()  # one line instead of transformers' table of mismatches
     try:
         with _naming(name):
             loaded: Any = MiniGPT4ForConditionalGeneration.from_pretrained(

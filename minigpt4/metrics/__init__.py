@@ -1,5 +1,5 @@
-"""How well a model sees and speaks: one module a metric, of plain functions and an `evaluate` metric over them.
+"""Metrics: one module each, with plain functions and an `evaluate` metric around them.
 
-`evaluate.load("minigpt4/metrics/chair.py")` loads one from this folder and fetches nothing. It runs such a file from a
-copy elsewhere, so that these modules import by absolute names. `statistics.py` puts an interval around every figure.
+`evaluate.load("minigpt4/metrics/chair.py")` loads one from this folder without downloading anything. It runs a copy of the
+file, so these modules use absolute imports. `statistics.py` computes an interval for every figure.
 """

@@ -1,8 +1,8 @@
 """Short captions against several references each: CIDEr (pycocoevalcap), BLEU-4 (sacrebleu) and ROUGE-L (rouge-score).
 
-Texts are compared as COCO's Java tokenizer leaves them, but for what it does to brackets and to full stops of abbreviations:
-lower case, "don't" and "man's" as two words, "t-shirt" and "3.5" as one, no punctuation. Of Flickr8k's 5,000 dev captions 4
-come out otherwise, and CIDEr of the first caption against the other four is 0.8037 with either.
+Texts are normalised like COCO's Java tokenizer does, except for brackets and the full stops of abbreviations: lower case,
+"don't" and "man's" as two words, "t-shirt" and "3.5" as one, no punctuation. Of Flickr8k's 5,000 dev captions, 4 come out
+differently, and CIDEr of the first caption against the other four is 0.8037 with either.
 """
 
 import re
@@ -19,19 +19,19 @@ def caption_scores(captions, references):
 
     Args:
         captions: list of texts.
-        references: list of lists of texts, as long; CIDEr weighs words by how rare they are in all references.
+        references: equally long list of lists of texts; CIDEr weights words by how rare they are in all references.
 
     Raises:
         ValueError: lists of different length, or one of the packages is not installed.
     """
     rows = caption_rows(captions, references)
     scores = {name: float(value(np.sum(rows[name], 0))) for name, value in VALUES.items()}
-    # A caption needs no full stop: its end is given here, so that only repetition (and emptiness) count.
+    # A caption needs no full stop: one is added here, so that only repetition (and emptiness) count.
     return {**scores, "repetition": failure_rate([f"{text.strip()}." for text in captions])}
 
 
 def caption_rows(captions, references):
-    """{metric: [a row of sums for each caption]}, which `VALUES` makes figures of; arguments as `caption_scores`."""
+    """{metric: [a row of sums for each caption]}, which `VALUES` turns into figures; arguments as for `caption_scores`."""
     if len(captions) != len(references) or not captions:
         raise ValueError(f"found {len(captions)} captions and {len(references)} lists of references; expected as many")
     try:
@@ -59,7 +59,7 @@ def _mean(sums):
 
 
 def _bleu_of(sums):
-    """Corpus BLEU-4, 0 to 1, of summed n-gram matches, n-grams and lengths: [..., 10] -> [...]."""
+    """Corpus BLEU-4, 0 to 1, from summed n-gram matches, n-grams and lengths: [..., 10] -> [...]."""
     flat = np.reshape(sums, (-1, 10)).astype(int).tolist()
     scores = [_bleu().compute_bleu(row[:4], row[4:8], *row[8:], smooth_method="none").score / 100 for row in flat]
     return np.reshape(scores, np.shape(sums)[:-1])
@@ -72,7 +72,7 @@ def _bleu():
     return BLEU(tokenize="none", smooth_method="none", effective_order=True)
 
 
-# {metric: function of summed rows, as `statistics.measured` takes it}
+# {metric: function of summed rows, for `statistics.measured`}
 VALUES = {"cider": _mean, "bleu4": _bleu_of, "rouge_l": _mean}
 
 

@@ -1,12 +1,12 @@
 """CHAIR (Rohrbach et al. 2018): objects of COCO's 80 kinds that a caption names and that are not in the image.
 
-    chair_i   of the objects that are named, the share that is not there (the paper's figure)
-    chair_s   of the captions, the share with such an object
-    recall    of the kinds that are there, the share that is named
-    words     of a caption, the mean: longer captions invent more, so that the two belong together
+    chair_i   share of the named objects that are not there (the paper's figure)
+    chair_s   share of the captions with such an object
+    recall    share of the kinds that are there that are named
+    words     mean per caption: longer captions invent more, so the two belong together
 
-The words for each kind are in processing/data/kinds.py: this project's own list, so that figures are close to those of the
-CHAIR code, not the same.
+The words for each kind are in processing/data/kinds.py: this project's own list, so figures are close to those of the CHAIR
+code but not the same.
 """
 
 import datasets
@@ -17,10 +17,10 @@ from minigpt4.processing.data.kinds import named_kinds
 
 
 def chair_rows(captions, truths):
-    """{figure: [a row of sums for each caption]}, which `ratio` makes figures of.
+    """{figure: [a row of sums for each caption]}, which `ratio` turns into figures.
 
     Args:
-        captions: list of texts; truths: for each, the kinds that are in its picture.
+        captions: list of texts; truths: for each, the kinds in its image.
     """
     rows = {"chair_i": [], "chair_s": [], "recall": [], "words": []}
     for caption, truth in zip(captions, truths, strict=True):

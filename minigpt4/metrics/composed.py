@@ -10,12 +10,12 @@ from minigpt4.metrics.failures import failure_rate
 from minigpt4.processing.data.scenes import BACKGROUNDS, NUMBERS, OBJECTS, plural
 
 HELD_OUT = 160  # scenes that are measured
-SHIFT = 7  # the shuffled control: each scene is judged by what was said of the scene that many places on
+SHIFT = 7  # the shuffled control: each scene is scored with the answer about the scene this many places later
 NOTO_FONT = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
 
 
 def caption_hits(row, caption):
-    """{figure: (hits, tries)} of a stage-1 caption; "count" only of a scene that counts."""
+    """{figure: (hits, tries)} of a stage-1 caption; "count" only for a scene with a count."""
     hits = {
         "object_recall": named_objects(row, caption),
         "caption_exact": (row["text"] == caption, 1),
@@ -34,21 +34,21 @@ def named_objects(row, text):
 def is_right(question, answer):
     """Whether the first thing of the asked kind that the answer names (object, number, colour) is the true one.
 
-    The first, so that naming everything does not help. `question`: an entry of a scene's `conversation`.
+    Only the first counts, so naming everything does not help. `question`: an entry of a scene's `conversation`.
     """
     kinds = {"background": BACKGROUNDS, "count": NUMBERS.values()}
     return first_named(answer, kinds.get(question["question"], OBJECTS)) == question["answer"][0]
 
 
 def caption_scores(rows, captions):
-    """Stage 1: {"object_recall", "caption_exact", "background", "count"}, each a share; the last over scenes that count."""
+    """Stage 1: {"object_recall", "caption_exact", "background", "count"}, as shares; the last over scenes with a count."""
     hits = [caption_hits(row, caption) for row, caption in zip(rows, captions, strict=True)]
     names = ("object_recall", "caption_exact", "background", "count")
     return {name: _share(scene[name] for scene in hits if name in scene) for name in names}
 
 
 def object_recall(rows, texts):
-    """Share of the scenes' objects that the text about their scene names."""
+    """Share of the scenes' objects that are named in the text about their scene."""
     return _share(named_objects(row, text) for row, text in zip(rows, texts, strict=True))
 
 
@@ -71,7 +71,7 @@ def answer_scores(rows, descriptions, questions, answers):
 
 
 def first_named(text, names):
-    """The one of `names` that the text names first, or None."""
+    """The first of `names` in the text, or None."""
     found = [(match.start(), -len(name), name) for name in names if (match := _find(text, name))]
     return min(found)[2] if found else None
 

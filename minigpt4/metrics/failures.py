@@ -1,13 +1,13 @@
 """Failures of generated text: what the paper's second stage cures (section 4), each with a definition and a threshold.
 
-    empty        no word
+    empty        no words
     repetition   a sentence, or a line, of three words or more comes twice, or more than 30% of the 4-grams came before
-    fragment     no end: not a full stop, an exclamation or question mark (a closing quote or bracket may follow); in verse,
-                 whose lines may end without one: a comma, a hyphen, or a word that cannot end a line ("the", "of")
-    unrelated    not about the picture that was asked about: the model speaks of itself, refuses or apologises; a turn of
-                 another speaker, code, an address or a form with blanks; the instruction again; no verse for a poem
+    fragment     no end: no full stop, exclamation or question mark (a closing quote or bracket may follow); in verse, whose
+                 lines may end without one: a comma, a hyphen, or a word that cannot end a line ("the", "of")
+    unrelated    not about the image: the model speaks of itself, refuses or apologises; a turn of another speaker, code,
+                 a URL or a form with blanks; the instruction again; no verse for a poem
 
-The first that holds counts. tests/fixtures/evaluation/failures.json has texts labelled by hand that fix them.
+The first that applies counts. tests/fixtures/evaluation/failures.json has hand-labelled texts that pin them down.
 """
 
 import re
@@ -15,8 +15,8 @@ import re
 import datasets
 import evaluate
 
-MAX_REPEATED_SHARE = 0.3  # of an answer's 4-grams that occurred before in it
-VERSE_LINES = 3  # a poem has at least that many
+MAX_REPEATED_SHARE = 0.3  # of an answer's 4-grams that occurred earlier in it
+VERSE_LINES = 3  # the minimum for a poem
 KINDS = ("empty", "repetition", "fragment", "unrelated")
 
 _END = re.compile(r"[.!?\u2026][\"'\u201d\u2019)\]*_]*$")
@@ -36,11 +36,11 @@ _OFF_TOPIC = re.compile(
 
 
 def failure(text, instruction=None):
-    """The first of `KINDS` that holds of an answer, or None.
+    """The first of `KINDS` that applies to an answer, or None.
 
     Args:
         text: the answer.
-        instruction: what was asked; without it nothing is unrelated.
+        instruction: the request; without it nothing is unrelated.
     """
     text = text.strip()
     if not re.search(r"\w", text):
@@ -53,7 +53,7 @@ def failure(text, instruction=None):
         return "fragment"
     if instruction is None:
         return None
-    own_words = re.sub(r"[\"\u201c][^\"\u201d\n]*[\"\u201d]", "", text)  # a sign in the image may say it; that is no refusal
+    own_words = re.sub(r"[\"\u201c][^\"\u201d\n]*[\"\u201d]", "", text)  # a quoted sign is not a refusal
     off_topic = _OFF_TOPIC.search(own_words) or _words(instruction) == _words(text)
     return "unrelated" if off_topic or (poem and not verse) else None
 
@@ -64,7 +64,7 @@ def failure_rate(texts):
 
 
 def _repeats(text):
-    # A full stop inside a number or an abbreviation ends no sentence.
+    # A full stop inside a number or an abbreviation does not end a sentence.
     sentences = [s.strip(" \"'\u201d\u2019)*-") for s in re.split(r"[.!?]+[\"'\u201d\u2019)\]]*(?:\s+|$)|\n+", text.lower())]
     sentences = [s for s in sentences if len(s.split()) >= 3]
     return len(set(sentences)) < len(sentences) or _repeated_share(text.lower().split()) > MAX_REPEATED_SHARE
@@ -80,7 +80,7 @@ def _words(text):
 
 
 class Failures(evaluate.Metric):
-    """Share of answers that fail, in all and of each kind; `instructions` (optional) as many texts, or "" for none."""
+    """Share of answers that fail, overall and of each kind; `instructions` (optional): equally many texts, "" for none."""
 
     def _info(self):
         return evaluate.MetricInfo(

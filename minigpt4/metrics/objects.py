@@ -1,8 +1,8 @@
-"""Does an answer name what is in the image? For images of which a list of things or a label is known.
+"""Does an answer name what is in the image? For images with a list of things or a label.
 
-    named       of the answers, the share that name at least one thing that is there, people not counted: where people are
-                in most images, "a man" is right without looking
-    invented    of the named things of COCO's 80 kinds, the share that is not there (CHAIRi); of images with a list
+    named       share of the answers that name at least one thing that is there, except people: if most images have people,
+                "a man" is right without looking
+    invented    share of the named things of COCO's 80 kinds that are not there (CHAIRi); for images with a list
 
 Rows are those of processing/data/photo_texts.py; what is there are the kinds of the list and those that people named in
 captions (as CHAIR's authors count), or whatever names the label. The words are in processing/data/kinds.py.
@@ -28,14 +28,14 @@ def can_be_named(row):
 
 
 def names_one(answer, row):
-    """Whether an answer names at least one thing that is there, people not counted."""
+    """Whether an answer names at least one thing that is there, except people."""
     if row.get("label") and names_label(answer, row["label"]):
         return True
     return bool(set(named_kinds(answer)) & (there(row) - {"person"}))
 
 
 def invented(answer, row):
-    """[named things that are not there, named things] of COCO's kinds; [0, 0] without a list, for nothing is known."""
+    """[named things that are not there, named things] of COCO's kinds; [0, 0] without a list, as nothing is known."""
     named = named_kinds(answer) if row.get("objects") else []
     return [sum(kind not in there(row) for kind in named), len(named)]
 

@@ -1,8 +1,8 @@
-"""POPE (Li et al. 2023): "Is there a dog in the image?", answered yes or no; "yes" is the class that F1 is about.
+"""POPE (Li et al. 2023): "Is there a dog in the image?", answered yes or no; "yes" is the positive class for F1.
 
-An answer is read as in the authors' evaluate.py, so that figures are those that others publish: up to the first full stop,
-without commas, one of the words "No", "no" and "not" makes a no, and everything else a yes: "There isn't one.", too. An
-answer without a word, which that code would call a yes, is neither here, and wrong.
+An answer is read as in the authors' evaluate.py, so figures are comparable with published ones: up to the first full stop,
+without commas, one of the words "No", "no" and "not" makes it a no, and anything else a yes, even "There isn't one.". An
+answer without a word, which that code would count as a yes, is neither here, and wrong.
 """
 
 import re
@@ -15,7 +15,7 @@ from minigpt4.metrics.statistics import ratio
 
 
 def said(answer):
-    """Of an answer: "yes", "no", or None of one without a word."""
+    """The reading of an answer: "yes", "no", or None if it has no words."""
     first = answer.strip().partition(".")[0].replace(",", "")
     if not re.search(r"\w", answer):
         return None
@@ -23,12 +23,12 @@ def said(answer):
 
 
 def f1(sums):
-    """[..., 2] sums of true positives, and of what is yes or was answered so -> F1: 2 tp / (said yes + is yes)."""
+    """[..., 2] sums of true positives, and of true plus answered yes -> F1: 2 tp / (said yes + is yes)."""
     return 2 * ratio(sums)
 
 
 def pope_rows(answers, labels):
-    """{figure: [a row of sums for each answer]}; `VALUES` makes figures of them. labels: "yes" or "no"."""
+    """{figure: [a row of sums for each answer]}, which `VALUES` turns into figures. labels: "yes" or "no"."""
     pairs = [(said(answer), label) for answer, label in zip(answers, labels, strict=True)]
     both = [[s == label == "yes", (s == "yes") + (label == "yes")] for s, label in pairs]
     return {
@@ -40,7 +40,7 @@ def pope_rows(answers, labels):
     }
 
 
-# {figure: function of summed rows, as `statistics.measured` takes it}
+# {figure: function of summed rows, for `statistics.measured`}
 VALUES = {"accuracy": ratio, "f1": f1, "precision": ratio, "recall": ratio, "yes_ratio": ratio}
 
 

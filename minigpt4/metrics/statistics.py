@@ -1,10 +1,10 @@
-"""A figure with how many examples it is of and how sure it is: a 95% interval.
+"""A figure with its number of examples and its uncertainty: a 95% interval.
 
-Of a share of pictures that each have one hit or miss it is Wilson's, which is right for few pictures, and for none or all
-of them, too; of everything else a bootstrap.
+For a share of images with one hit or miss each, it is Wilson's, which is also right for few images, and for none or all of
+them; for everything else it is a bootstrap.
 
-Every metric gives a row of sums for an example (hits and tries, say) and says what figure the summed rows make. Examples
-about one picture depend on each other, so that whole pictures are drawn, and not examples (a cluster bootstrap).
+Every metric gives a row of sums per example (hits and tries, for instance) and a function from summed rows to the figure.
+Examples about one image depend on each other, so whole images are resampled, not examples (a cluster bootstrap).
 """
 
 import numpy as np
@@ -13,7 +13,7 @@ RESAMPLES = 1000
 
 
 def ratio(sums):
-    """[..., 2] sums of hits and tries -> [...] hits / tries; nan where there was no try."""
+    """[..., 2] sums of hits and tries -> [...] hits / tries; nan if there were no tries."""
     with np.errstate(invalid="ignore", divide="ignore"):
         return sums[..., 0] / sums[..., 1]
 
@@ -25,12 +25,12 @@ def measured(rows, pictures, value=ratio, seed=0):
         rows: [n, k] numbers, a row for each example.
         pictures: n keys; examples with the same one are drawn together.
         value: function of summed rows, [..., k] -> [...]; by default hits / tries.
-        seed: of the draws: the same rows have the same interval.
+        seed: for the resampling: the same rows have the same interval.
 
-    "value" is None where nothing was tried (no object was named, say), and "interval" with it.
+    "value" and "interval" are None if nothing was tried (if no object was named, for example).
 
     Raises:
-        ValueError: no example, or not a key for each.
+        ValueError: no examples, or not one key for each.
     """
     rows = np.asarray(rows, dtype=float)
     if len(rows) == 0 or len(rows) != len(pictures):
@@ -51,19 +51,19 @@ def median(sums):
 
 
 def one_hot(numbers):
-    """[n] whole numbers from 0 on -> [n, highest + 1] rows, each with a 1 at its number."""
+    """[n] non-negative integers -> [n, highest + 1] rows, each with a 1 at its number."""
     return np.eye(max(numbers) + 1)[numbers]
 
 
 def difference(rows, other_rows, pictures, value=ratio, seed=0):
-    """`measured` of the first figure minus the second, for two models asked the same: both rows of an example are drawn."""
+    """`measured` of the first figure minus the second, for two models asked the same: both rows are drawn together."""
     width = np.asarray(rows).shape[1]
     both = np.hstack([np.asarray(rows, dtype=float), np.asarray(other_rows, dtype=float)])
     return measured(both, pictures, lambda sums: value(sums[..., :width]) - value(sums[..., width:]), seed)
 
 
 def _wilson(hits, n):
-    from scipy.stats import binomtest  # here: whoever only loads a metric needs no scipy
+    from scipy.stats import binomtest  # not at the top: loading a metric should not need scipy
 
     low, high = binomtest(hits, n).proportion_ci(method="wilson")
     return [float(low), float(high)]

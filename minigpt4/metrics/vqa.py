@@ -1,8 +1,8 @@
-"""Answers to questions about pictures: VQA's normalisation and soft accuracy, and the answer inside a sentence.
+"""Answers to questions about images: VQA's normalisation and soft accuracy, and the answer inside a sentence.
 
-Normalisation does what VQA's own evaluation does (Antol et al. 2015, vqaEval.py): lower case, punctuation and articles gone,
-number words as digits, the apostrophe of contractions put back. GQA's and AOK-VQA's own scripts compare texts as they are;
-here both sides are normalised, so that "A T-shirt." is right where "t-shirt" is.
+Normalisation follows VQA's own evaluation (Antol et al. 2015, vqaEval.py): lower case, no punctuation or articles, number
+words as digits, apostrophes of contractions restored. GQA's and AOK-VQA's own scripts compare texts as they are; here both
+sides are normalised, so "A T-shirt." matches "t-shirt".
 """
 
 import re
@@ -14,7 +14,7 @@ _NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eigh
 _DIGITS = {"none": "0", **{word: str(number) for number, word in enumerate(_NUMBERS)}}
 _ARTICLES = ("a", "an", "the")
 _MARKS = ';/[]"{}()=+\\_-><@`,?!'  # not the apostrophe, the colon, the full stop, or "%", "$", "&"
-# Endings, and the words that VQA's list has with each.
+# Endings, and the words that take them in VQA's list.
 _ENDINGS = {
     "n't": "ai are ca could did does do had has have is might must need ought sha should was were wo would",
     "n't've": "could had might should would",
@@ -35,7 +35,7 @@ _CONTRACTIONS = {
     for place, letter in enumerate(word)
     if letter == "'"
 }
-# What comes before the answer in a sentence: "The answer is", "It is", "The background is", "There are".
+# What precedes the answer in a sentence: "The answer is", "It is", "The background is", "There are".
 _LEAD_IN = re.compile(
     r"^(?:(?:so|well|okay),? )?(?:(?:the|a|an|this|that|these|it|they|he|she|there|his|her|its|their|in)\b[\w', ]*?"
     r"\b(?:is|are|was|were|has|have|looks like|appears to be|seems to be)\b|it's|that's|there's|answer:|a:) "
@@ -46,8 +46,8 @@ _LEAD_IN = re.compile(
 def normalise(text):
     """An answer as VQA compares it: "The two dogs!" -> "2 dogs".
 
-    A mark beside a space goes, any other becomes one ("black/white" is two words); all of them go where a number has a
-    comma. A full stop stays only before a digit: "2.5", but "a.m." -> "am".
+    Punctuation next to a space is removed, any other becomes a space ("black/white" is two words); if a number has a comma,
+    all of it is removed. A full stop stays only before a digit: "2.5", but "a.m." -> "am".
     """
     text = text.replace("\n", " ").replace("\t", " ").strip()
     in_number = re.search(r"\d,\d", text)
@@ -58,7 +58,7 @@ def normalise(text):
 
 
 def short_answer(text):
-    """The answer in what a model said, normalised: its first sentence without the words that lead up to the answer.
+    """The normalised answer in what a model said: its first sentence without the words that lead up to the answer.
 
     "Yes, there is a dog." -> "yes"; "The background is blue." -> "blue"; "A red car." -> "red car".
     """
@@ -85,16 +85,16 @@ def chosen(text, choices):
 
 
 def soft_accuracy(answer, truths):
-    """Full marks if three of the people said the same, as AOK-VQA counts its ten: min(1, agreeing / 3).
+    """Full marks if three people gave the same answer, as AOK-VQA counts its ten: min(1, agreeing / 3).
 
-    Of fewer than three people all must agree: one reference is exact match.
+    With fewer than three people, all must agree: a single reference is exact match.
     """
     said = short_answer(answer)
     return min(1.0, sum(normalise(truth) == said for truth in truths) / min(3, len(truths)))
 
 
 class Vqa(evaluate.Metric):
-    """Mean soft accuracy; with a single reference for an answer that is exact match (GQA)."""
+    """Mean soft accuracy; with a single reference per answer, that is exact match (GQA)."""
 
     def _info(self):
         return evaluate.MetricInfo(

@@ -1,17 +1,17 @@
-"""What a server that reads pictures has to tell the C library about memory."""
+"""Memory settings of the C library for a server that reads images."""
 
 import contextlib
 import ctypes
 
 _M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
-_LARGE = 1_000_000  # bytes: requests with pictures, and pictures
+_LARGE = 1_000_000  # bytes: requests with images, and images
 
 
 def return_large_buffers():
-    """Lets glibc map each large buffer by itself, so that it goes back to the system when it is freed; elsewhere nothing.
+    """Makes glibc map each large buffer separately and return it to the system when it is freed; elsewhere, a no-op.
 
-    Left alone, glibc takes the largest buffer that was freed so far, up to 32 MB, for the size from which it does so
-    (mallopt(3)). What is smaller then comes from its heaps, and they grow by the gaps that such buffers leave behind.
+    By default, glibc does this only for buffers larger than the largest one freed so far, up to 32 MB (mallopt(3)). Smaller
+    ones come from its heaps, which grow because of the gaps that such buffers leave behind.
     """
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").mallopt(_M_MMAP_THRESHOLD, _LARGE)

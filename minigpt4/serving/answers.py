@@ -1,14 +1,14 @@
-"""The text of an answer while it comes in pieces."""
+"""The text of an answer that arrives in pieces."""
 
 
 class StopText:
-    """Takes pieces of text and gives those to show: up to the first of `stops`, and none of what may be one's beginning."""
+    """Takes pieces of text and returns those to show: up to the first of `stops`, holding back a possible start of one."""
 
     def __init__(self, stops=()):
         self.stops, self.held, self.found = stops, "", False
 
     def feed(self, piece):
-        """The text to show once `piece` is there; `found` says whether the answer ended with it."""
+        """The text to show after `piece`; `found` says whether the answer ended with it."""
         text = self.held + piece
         cut = min((text.index(stop) for stop in self.stops if stop in text), default=None)
         if cut is not None:

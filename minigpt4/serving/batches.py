@@ -1,8 +1,8 @@
-"""Requests that wait are answered together: one `generate` for a batch, padded on the left, in which each row is its own.
+"""Answers waiting requests together: one `generate` for a batch, padded on the left, with independent rows.
 
 Why not transformers' continuous batching (read in 5.23): its requests are token ids, without pixel values or embeddings, so
 `transformers serve` leaves it out for models that read images (transformers#43386), and all requests share the sampling
-settings of the first. `generate` takes images in batches, and what differs between rows has a public place in it: a logits
+settings of the first. `generate` takes images in batches, and has public hooks for what differs between rows: a logits
 processor draws each row's token, a stopping criterion ends each row.
 """
 
@@ -24,20 +24,20 @@ from .guard import MAX_PICTURES
 _log = logging.getLogger(__name__)
 
 MAX_ROWS = 64
-_SHARE = 0.5  # of the free memory, for the keys and values of a batch: the rest is for activations
-# What `generate` does on samples only (GenerationConfig); a greedy row has none of it.
+_SHARE = 0.5  # of the free memory is for the keys and values of a batch, the rest for activations
+# Settings that `generate` applies only when sampling (GenerationConfig); a greedy row has none of them.
 _SAMPLING = ("temperature", "top_h", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a row may have of its own.
+    """The settings of a row.
 
     Attributes:
         max_new_tokens: the longest answer.
-        do_sample: draw tokens; otherwise the likeliest is taken.
-        temperature, top_p: of the draw, in place of the model's.
-        seed: of the draw. None: by chance.
+        do_sample: sample tokens; otherwise take the likeliest.
+        temperature, top_p: for sampling, instead of the model's.
+        seed: for sampling. None: random.
     """
 
     max_new_tokens: int
@@ -48,12 +48,12 @@ class Settings:
 
 
 class Answer(AnswerStreamer):
-    """An answer while it is written, read with `async for`: (piece of its text, tokens written until then).
+    """An answer being written, read with `async for`: (piece of its text, number of tokens written so far).
 
-    It shows the text that a chat session shows. `cancel` ends it with the token at hand.
+    It shows the same text as a chat session. `cancel` ends it after the current token.
 
     Raises:
-        RuntimeError: where it is read, if `generate` failed.
+        RuntimeError: when it is read, if `generate` failed.
     """
 
     def __init__(self, processor, inputs, settings):
@@ -64,30 +64,30 @@ class Answer(AnswerStreamer):
 
     @property
     def prompt_length(self):
-        """Tokens of the prompt."""
+        """Number of tokens of the prompt."""
         return self.inputs["input_ids"].shape[1]
 
     @property
     def images(self):
-        """How many the prompt shows."""
+        """Number of images in the prompt."""
         return len(self.inputs["pixel_values"]) if "pixel_values" in self.inputs else 0
 
     @property
     def cut_off(self):
-        """It has as many tokens as it was allowed."""
+        """Whether it has reached its token limit."""
         return len(self.ids) >= self.settings.max_new_tokens
 
     def cancel(self):
-        """Ends the answer, from any thread, with the token at hand."""
+        """Ends the answer after the current token, from any thread."""
         self._cancelled.set()
 
     @property
     def cancelled(self):
-        """It is not wanted any more."""
+        """Whether it has been cancelled."""
         return self._cancelled.is_set()
 
     def finish(self, error=None):
-        """Shows the rest, or the error in its place."""
+        """Shows the rest, or an error instead."""
         if not self.ended:
             self.ended = True
             if error is None:
@@ -95,7 +95,7 @@ class Answer(AnswerStreamer):
             self._send(error)
 
     def _send(self, *item):
-        with contextlib.suppress(RuntimeError):  # the loop is closed: the server ends, nobody reads
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the server is stopping, nobody reads
             self._loop.call_soon_threadsafe(self._pieces.put_nowait, item)
 
     async def __aiter__(self):
@@ -106,25 +106,25 @@ class Answer(AnswerStreamer):
 
 
 class Batches:
-    """Answers with a model, in a thread of its own: whatever waits when a batch begins, as far as it fits into memory.
+    """Answers requests with a model, in a thread of its own; a batch takes what is waiting, as far as memory allows.
 
-    A request that comes alone is not kept waiting for others.
+    A single request does not wait for others.
 
     Args:
         model: a `MiniGPT4ForConditionalGeneration`.
         processor: its `MiniGPT4Processor`.
-        rows: the most that are answered at once.
+        rows: the most requests per batch.
     """
 
     def __init__(self, model, processor, rows=MAX_ROWS):
         self.model, self.processor, self.rows = model, processor, rows
         self._waiting, self._written, self._change, self._closed = [], [], threading.Condition(), False
-        # A daemon: a second Ctrl-C ends the program, whatever is being computed.
+        # A daemon: a second Ctrl-C ends the program, even in the middle of a computation.
         self._thread = threading.Thread(target=self._work, name="batches", daemon=True)
         self._thread.start()
 
     def ask(self, inputs, settings):
-        """An `Answer` that will be written.
+        """Queues a request and returns its `Answer`.
 
         Args:
             inputs: of one prompt, as the processor makes them: input_ids [1, L], pixel_values [images, 3, side, side] if it
@@ -138,7 +138,7 @@ class Batches:
         return answer
 
     def close(self):
-        """Ends what is being written, and the thread."""
+        """Ends the answers being written, and the thread."""
         with self._change:
             self._closed = True
             for answer in (*self._waiting, *self._written):
@@ -156,15 +156,15 @@ class Batches:
             try:
                 if batch:
                     self._write(batch)
-            except Exception as error:  # all of the batch hear of it, and the next one is tried
+            except Exception as error:  # the whole batch gets the error, and the next one is tried
                 _log.exception("a batch of %d failed", len(batch))
                 for answer in batch:
                     answer.finish(str(error) or type(error).__name__)
 
     def _next(self):
-        """The next batch: the request that waits longest, as it would be alone, and in order of arrival what goes with it.
+        """The next batch: the request that has waited longest, and in order of arrival those that fit with it.
 
-        A prompt of very different length does not: at most half of the batch may be padding, which costs as much as text.
+        Prompts of very different length do not: at most half of the batch may be padding, which costs as much as text.
         """
         batch, left, prompts, answers, images, room = [], [], [], 0, 0, self._room()
         for answer in self._waiting:
@@ -197,7 +197,7 @@ class Batches:
         return _SHARE * free / (cache_bytes(self.model.config, 1, "fp32") * self.model.dtype.itemsize / 4)
 
     def _write(self, batch):
-        """Answers a batch to its end, or until none of it is wanted any more."""
+        """Answers a batch until all of it is done or cancelled."""
         inputs = _together(self.processor, [answer.inputs for answer in batch]).to(self.model.device)
         longest = max(answer.settings.max_new_tokens for answer in batch)
         config = GenerationConfig.from_dict(self.model.generation_config.to_dict())
@@ -213,7 +213,7 @@ class Batches:
 
 
 def _together(processor, inputs):
-    """The inputs of some prompts as those of a batch."""
+    """The inputs of several prompts as one batch."""
     batch = processor.tokenizer.pad(
         {"input_ids": [one["input_ids"][0].tolist() for one in inputs]}, padding_side="left", return_tensors="pt"
     )
@@ -224,9 +224,9 @@ def _together(processor, inputs):
 
 
 class _Draw(LogitsProcessor):
-    """Draws the token of each row that samples, and leaves only this one for `generate` to choose.
+    """Draws the token of each sampling row, and leaves only that one for `generate` to choose.
 
-    With its own random numbers a row draws what `generate` would draw for it alone after `torch.manual_seed`.
+    With its own random numbers, a row draws what `generate` would draw for it separately after `torch.manual_seed`.
     """
 
     def __init__(self, model, batch):
@@ -238,7 +238,7 @@ class _Draw(LogitsProcessor):
                 own |= {"temperature": settings.temperature, "top_p": settings.top_p}
                 config = GenerationConfig(do_sample=True, **own)
                 config.update(**config._get_default_generation_params(), defaults_only=True)  # as `generate`: top_k
-                # Of a config with nothing else these are the library's warpers, in its order.
+                # With a config that has nothing else, these are the library's warpers, in its order.
                 warpers = model._get_logits_processor(config)
                 random = torch.Generator(model.device)
                 random.seed() if settings.seed is None else random.manual_seed(settings.seed)
@@ -254,7 +254,7 @@ class _Draw(LogitsProcessor):
 
 
 class _Rows(StoppingCriteria):
-    """Shows each row's token, and ends the row: at its end of turn, at its own longest, or when it is not wanted."""
+    """Shows each row's token, and ends the row: at its end of turn, at its own limit, or when it is cancelled."""
 
     def __init__(self, batch, config):
         self.batch = batch

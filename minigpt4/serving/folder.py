@@ -1,4 +1,4 @@
-"""A model in the form that an engine loads."""
+"""A model in a form that engines can load."""
 
 import hashlib
 import json
@@ -8,12 +8,12 @@ from pathlib import Path
 def servable(name, full=False):
     """A model's folder, or its id on the Hub, as an engine can load it.
 
-    The embedded default is exported into the cache, and so is a light model for an engine that knows full ones only. It
-    is written once: as long as neither the model nor this package's version changes, the same folder is given.
+    The embedded default is exported into the cache, and so is a light model for an engine that supports only full ones.
+    This happens once: as long as neither the model nor this package's version changes, the same folder is returned.
 
     Args:
         name: "embedded", a folder, or an id on the Hub.
-        full: every weight has to be in it.
+        full: whether it must contain every weight.
 
     Raises:
         ValueError, OSError: as `minigpt4.load` does.

@@ -1,8 +1,8 @@
-"""What stands between the network and an engine: an ASGI middleware that lets only well-formed chat requests through.
+"""An ASGI middleware between the network and an engine, which lets only well-formed chat requests through.
 
-It refuses, in OpenAI's error shape and with a status 4xx: other routes, bodies that are too large or no JSON, messages
-that no chat template can take, pictures that cannot be read or may not be fetched. What it lets through has pictures as
-data URLs, messages as lists of parts, and, for an engine that does not use our processor, texts that cannot be read as
+With OpenAI's error format and a status 4xx, it refuses other routes, bodies that are too large or not JSON, messages that
+chat templates do not support, and images that cannot be read or may not be downloaded. Accepted requests have images as
+data URLs, messages as lists of parts and, for an engine that does not use our processor, texts that cannot be read as
 markers.
 """
 
@@ -23,7 +23,7 @@ _READABLE = ("/v1/models", "/health", "/metrics", "/version")
 
 
 class RequestError(Exception):
-    """A request that is refused: status, message, OpenAI's code, and the parameter that is at fault."""
+    """A refused request: status, message, OpenAI's code, and the offending parameter."""
 
     def __init__(self, status, message, code=None, param=None):
         super().__init__(message)
@@ -31,14 +31,14 @@ class RequestError(Exception):
 
 
 def error_body(status, message, code=None, param=None):
-    """OpenAI's error shape."""
+    """OpenAI's error format."""
     kind = "server_error" if status >= 500 else "invalid_request_error"
     message = message.encode(errors="backslashreplace").decode()  # it may quote half a character
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
 def error_response(error):
-    """A `RequestError` as an answer."""
+    """A `RequestError` as a response."""
     return JSONResponse(error_body(error.status, str(error), error.code, error.param), error.status)
 
 
@@ -73,7 +73,7 @@ class _Chat(BaseModel):
 
 
 def read(model, body):
-    """A body as an instance of a pydantic class; raises RequestError with what is wrong first."""
+    """A body as an instance of a pydantic class; raises RequestError with the first problem."""
     try:
         return model.model_validate(body)
     except ValidationError as error:
@@ -83,15 +83,15 @@ def read(model, body):
 
 
 def checked_messages(body, hosts=(), plain_text=str):
-    """The messages of a request as the engines take them; see the top of this file.
+    """The messages of a request in the form for the engines; see the top of this file.
 
     Args:
-        body: the request, as JSON has it.
-        hosts: where pictures may be fetched from (`as_data_url`).
-        plain_text: what becomes of each text.
+        body: the request's parsed JSON.
+        hosts: hosts that images may be downloaded from (`as_data_url`).
+        plain_text: function applied to each text.
 
     Raises:
-        RequestError: 400, with the number of the message that is wrong.
+        RequestError: 400, with the number of the offending message.
     """
     messages, pixels, pictures = [], 0, 0
     for number, message in enumerate(read(_Chat, body).messages, 1):
@@ -127,7 +127,7 @@ class Guard:
 
     Args:
         app: the engine's ASGI app.
-        hosts, plain_text: of `checked_messages`.
+        hosts, plain_text: see `checked_messages`.
     """
 
     def __init__(self, app, hosts=(), plain_text=str):
@@ -146,18 +146,18 @@ class Guard:
         await self.app(scope, receive, send)
 
     def completed(self, body):
-        """The checked body with what else the engine has to be told."""
+        """The checked body, with what else the engine needs."""
         return body
 
     async def _checked(self, scope, receive):
-        """`receive` that gives the checked body in place of the one that was sent."""
+        """A `receive` that returns the checked body instead of the one that was sent."""
         method, path = scope["method"], scope["path"]
         if (method, path) != ("POST", CHAT):
             if method == "GET" and path.startswith(_READABLE):
                 return receive
             raise RequestError(404, f"no such route: {method} {path[:80]}; there is POST {CHAT}", "not_found")
         if Headers(scope=scope).get("content-type", "").partition(";")[0].strip() != "application/json":
-            # Which also keeps out what a web page may send here without asking its browser first.
+            # This also blocks what a web page could send here without a preflight request.
             raise RequestError(400, "the body is not JSON; expected Content-Type: application/json")
         body = await _json_body(receive)
         messages = await run_in_threadpool(checked_messages, body, self.hosts, self.plain_text)
@@ -173,7 +173,7 @@ class Guard:
 
 
 async def _json_body(receive) -> dict[str, Any]:
-    """The JSON object that is sent; raises RequestError if it is none, or too large."""
+    """The JSON object that was sent; raises RequestError if it is not one, or too large."""
     data, more = bytearray(), True
     while more:
         part = await receive()

@@ -1,4 +1,4 @@
-"""Pictures in a request: data URLs, and addresses of hosts that are allowed; nothing else is read or fetched."""
+"""Images in a request: data URLs, and URLs of allowed hosts; nothing else is read or downloaded."""
 
 import base64
 import ipaddress
@@ -10,22 +10,22 @@ import httpx
 
 from ..processing.image_processing_minigpt4 import MAX_PIXELS, load_image
 
-MAX_BYTES = 20_000_000  # of a picture that is fetched
+MAX_BYTES = 20_000_000  # of a downloaded image
 _SECONDS, _REDIRECTS = 10, 3
-# Where pictures are decoded: each may take hundreds of MB meanwhile, so few at once.
+# The threads that decode images: each image may take hundreds of MB, so only a few at a time.
 _DECODERS = ThreadPoolExecutor(2, "pictures")
 
 
 def as_data_url(address, hosts=()):
-    """(data URL, pixels) of a picture, once it has been decoded without fault.
+    """(data URL, pixels) of an image that was decoded successfully.
 
     Args:
-        address: "data:image/...;base64,...", or an http(s) address.
-        hosts: names or IP addresses that pictures may be fetched from. A name has to lead to public addresses; a private
-            address is reached only if it is itself in the list.
+        address: "data:image/...;base64,...", or an http(s) URL.
+        hosts: names or IP addresses that images may be downloaded from. A name must resolve to public addresses; a
+            private address is allowed only if it is itself in the list.
 
     Raises:
-        ValueError: one line: another kind of address, a host that is not allowed, an answer that is no picture, a picture
+        ValueError: one line: another kind of URL, a host that is not allowed, a response that is not an image, an image
             that cannot be read.
     """
     if address.startswith(("http://", "https://")):
@@ -44,13 +44,13 @@ def _pixels(source):
 
 
 def check_total(pixels):
-    """Raises ValueError if the pictures of a request are too large together, or one is."""
+    """Raises ValueError if the images of a request are too large, together or individually."""
     if pixels > MAX_PIXELS:
         raise ValueError(f"the pictures have {pixels} pixels together; the limit is {MAX_PIXELS}, scale them down first")
 
 
 def fetch(address, hosts):
-    """The bytes at an address. Each redirect is checked as the address itself is.
+    """The bytes at a URL. Each redirect is checked like the URL itself.
 
     Raises: ValueError, as `as_data_url` does.
     """
@@ -58,7 +58,7 @@ def fetch(address, hosts):
         url = httpx.URL(address)
         with httpx.Client(timeout=_SECONDS, trust_env=False) as client:
             for _ in range(_REDIRECTS + 1):
-                # The connection goes to the address that was checked: asking for it again could give another one.
+                # The connection uses the IP address that was checked: resolving the name again could give another one.
                 pinned = url.copy_with(host=_public_address(url, hosts))
                 headers = {"Host": url.netloc.decode(), "Accept": "image/*", "Accept-Encoding": "identity"}
                 asked = client.stream("GET", pinned, headers=headers, extensions={"sni_hostname": url.host})
@@ -72,7 +72,7 @@ def fetch(address, hosts):
 
 
 def _public_address(url, hosts):
-    """The IP address of a host that is allowed."""
+    """The IP address of an allowed host."""
     if url.scheme not in ("http", "https") or url.host not in hosts:
         raise ValueError(
             f"pictures are not fetched from {url.host[:80]!r}; send a data URL, or start the server with --allow-host"
@@ -91,7 +91,7 @@ def _read(answer, url):
     data, last = b"", time.monotonic() + _SECONDS
     for part in answer.iter_raw():
         data += part
-        if time.monotonic() > last:  # each part for itself may come in time
+        if time.monotonic() > last:  # each chunk may be in time by itself
             raise ValueError(f"{url.host} took more than {_SECONDS} seconds to send the picture")
         if len(data) > MAX_BYTES:
             raise ValueError(f"{url.host} sends more than {MAX_BYTES} bytes; the picture is too large")

@@ -1,7 +1,7 @@
 """`transformers serve` for a MiniGPT-4: its launcher and its model manager, behind `Guard` and our routes.
 
-Of the engine's own app nothing is used: where a model reads images its chat answers one request after the other (see
-`batches`), and its other routes would load any model of the Hub for anybody, or take pictures past the guard.
+The engine's own app is not used: for a model that reads images, its chat answers requests one by one (see `batches`), and
+its other routes would load any model of the Hub for anybody, or let images bypass the guard.
 """
 
 import asyncio
@@ -27,8 +27,8 @@ from .guard import CHAT, Guard, RequestError, error_body, error_response, read
 
 _log = logging.getLogger(__name__)
 
-MAX_ACTIVE = 256  # requests that are being answered or wait for it
-MAX_TOKENS = 1024  # of an answer whose request names no limit
+MAX_ACTIVE = 256  # requests being answered or waiting
+MAX_TOKENS = 1024  # for requests without a limit
 # Flags of the engine that concern its own generation and chat, which are not used.
 _UNUSED = ("--continuous-batching", "--cb-", "--compile", "--default-seed", "--chat-template-kwargs", "--reasoning")
 _Stop = Annotated[str, Field(min_length=1, max_length=100)]
@@ -39,7 +39,7 @@ class _StreamOptions(BaseModel):
 
 
 class Settings(BaseModel):
-    """What a request may ask for besides its messages. What cannot be done is refused, and not left out quietly."""
+    """What a request may contain besides its messages. Unsupported options are refused, not silently ignored."""
 
     model: str | None = None
     stream: bool = False
@@ -75,14 +75,14 @@ def serve(folder, name, host, port, hosts, flags):
     """Runs `transformers serve` until it is stopped.
 
     Args:
-        folder: of the model, or its id on the Hub.
-        name: what the clients call it.
-        hosts: that pictures may be fetched from.
-        flags: further arguments of `transformers serve`, as on its command line.
+        folder: the model's folder, or its id on the Hub.
+        name: the model's name for clients.
+        hosts: hosts that images may be downloaded from.
+        flags: further command-line arguments of `transformers serve`.
 
     Raises:
-        ValueError: a flag that it does not know, or that concerns what is not used of it; "@" in the folder's name, which it
-            reads as a revision.
+        ValueError: a flag that it does not know, or that concerns an unused part of it; "@" in the folder's name, which it
+            would read as a revision.
     """
     import typer
     from transformers.cli.serve import Serve
@@ -107,13 +107,13 @@ def serve(folder, name, host, port, hosts, flags):
             [str(folder), "--host", host, "--port", str(port), *flags], "transformers serve", standalone_mode=False
         )
     except Exception as error:
-        if hasattr(error, "format_message"):  # click's, which typer may bring along under another name
+        if hasattr(error, "format_message"):  # click's, which typer may bundle under another name
             raise ValueError(error.format_message()) from error
         raise
 
 
 def register():
-    """Lets the engine find our class, which it looks for by name, as a model that sees pictures."""
+    """Registers our class, which the engine looks up by name, as a model that reads images."""
     import transformers
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
@@ -189,11 +189,11 @@ class _Chat:
     def __init__(self, model, processor, name):
         self.model, self.processor, self.name, self.active = model, processor, name, 0
         self.batches = Batches(model, processor)
-        # As many as decode images in the guard, for the same reason: each may take hundreds of MB.
+        # As many as the guard's, for the same reason: each image may take hundreds of MB.
         self.readers = ThreadPoolExecutor(2, "prompts")
 
     def close(self):
-        """Ends what is being answered."""
+        """Ends the answers being written."""
         self.batches.close()
         self.readers.shutdown(wait=False, cancel_futures=True)
 
@@ -230,7 +230,7 @@ class _Chat:
         )
 
     async def _pieces(self, answer, settings, prompt_tokens):
-        """None once it has begun, then texts to show, then (finish_reason, usage). Closing it cancels the answer."""
+        """Yields None once started, then texts to show, then (finish_reason, usage). Closing it cancels the answer."""
         stop = StopText([settings.stop] if isinstance(settings.stop, str) else settings.stop or [])
         self.active += 1
         try:
@@ -253,12 +253,12 @@ class _Chat:
 
 
 def _part(part):
-    """A part of a message as the chat template takes it."""
+    """A part of a message in the chat template's form."""
     return part if part["type"] == "text" else {"type": "image", "url": part["image_url"]["url"]}
 
 
 def _own_settings(model, prompt_tokens, settings):
-    """What a request asks for, over the model's generation config; raises RequestError if it does not fit."""
+    """A request's settings over the model's generation config; raises RequestError if they do not fit."""
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or float("inf")
     asked = settings.max_completion_tokens or settings.max_tokens
     room = context - prompt_tokens
@@ -283,7 +283,7 @@ def _own_settings(model, prompt_tokens, settings):
 
 
 async def _events(pieces, head, include_usage):
-    """Pieces of an answer as OpenAI's server-sent events. An error comes as an event, for the status is sent already."""
+    """Pieces of an answer as OpenAI's server-sent events. An error is an event, too: the status was already sent."""
 
     def event(choices, **more):
         return f"data: {json.dumps({**head, 'object': 'chat.completion.chunk', 'choices': choices, **more})}\n\n"
@@ -309,7 +309,7 @@ async def _events(pieces, head, include_usage):
 
 
 async def _whole(request, pieces, head):
-    """Pieces of an answer as one `chat.completion`; given up if the client is gone."""
+    """Pieces of an answer as one `chat.completion`; abandoned if the client disconnects."""
     text = ""
     async with contextlib.aclosing(pieces):
         async for piece in pieces:

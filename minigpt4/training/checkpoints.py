@@ -1,7 +1,7 @@
-"""Checkpoints of a training: what is trained (MBs), optimizer, schedule, random numbers and the place in the data.
+"""Training checkpoints: the trained weights (MBs), optimizer, schedule, random state and position in the data.
 
-A checkpoint is written aside by all processes together, fsynced, and renamed by the first: a kill at any moment leaves the
-last whole one. Its model is a light repository.
+All processes together write a checkpoint to a scratch folder and sync it, and the first renames it: a kill at any moment
+leaves the last complete one. Its model is a light repository.
 """
 
 import shutil
@@ -17,18 +17,18 @@ from ..durable_files import sync, sync_folder
 from ..modeling_minigpt4.lora import LORA, load_lora
 
 ASIDE = ".checkpoint-unfinished"
-STEP_FILE = "step.json"  # of what a step is made: {"global_batch"}
+STEP_FILE = "step.json"  # what a step consists of: {"global_batch"}
 
 
 @contextmanager
 def replacing_checkpoint(accelerator, output, best=None, limit=1):
-    """A folder that every process writes its files of a checkpoint into; whole, it takes the place of the oldest ones.
+    """A folder that every process writes its checkpoint files into; when complete, it replaces the oldest checkpoints.
 
     Args:
         accelerator: an `accelerate.Accelerator`; its processes enter and leave together.
         output: the run's folder, the same file system for all.
-        best: name of an older checkpoint that stays, "checkpoint-STEP".
-        limit: how many stay besides, the new one and those before it.
+        best: name of an older checkpoint to keep, "checkpoint-STEP".
+        limit: how many others to keep, including the new one.
 
     Yields a path; what is written is its single subfolder "checkpoint-STEP".
     """
@@ -50,30 +50,30 @@ def replacing_checkpoint(accelerator, output, best=None, limit=1):
         aside.rmdir()
         for older in sorted(output.glob("checkpoint-*"), key=step_of)[:-limit]:
             if older.name != best:
-                older.rename(aside)  # half removed, it would look whole
+                older.rename(aside)  # half removed, it would look complete
                 shutil.rmtree(aside)
     accelerator.wait_for_everyone()
 
 
 def step_of(checkpoint):
-    """After which step a checkpoint was written: 12 of ".../checkpoint-12"."""
+    """The step of a checkpoint: 12 for ".../checkpoint-12"."""
     return int(Path(checkpoint).name.rpartition("-")[2])
 
 
 def last_checkpoint(output):
-    """The checkpoint that an unfinished run goes on from, as a string, or None: a finished run leaves none."""
+    """The checkpoint that an unfinished run resumes from, as a string, or None: a finished run leaves none."""
     return get_last_checkpoint(output) if Path(output).is_dir() else None
 
 
 def remove_checkpoints(output):
-    """Removes every checkpoint of a run, whole or not."""
+    """Removes every checkpoint of a run, complete or not."""
     for folder in [*Path(output).glob("checkpoint-*"), Path(output) / ASIDE]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
 @torch.no_grad()
 def load_trained(model, folder):
-    """Puts a light repository's trained tensors and adapters into a model, in place; the frozen ones are not in it.
+    """Loads a light repository's trained tensors and adapters into a model, in place; frozen ones are not in it.
 
     Raises:
         ValueError: a damaged file, or a tensor that the model does not have, or has in another shape.
@@ -88,13 +88,13 @@ def load_trained(model, folder):
         if expected != tuple(tensor.shape):
             raise ValueError(f"{folder}: tensor {name!r} has shape {tuple(tensor.shape)}, the model expects {expected}")
         tensors[name].copy_(_placed_like(tensor, tensors[name]))
-    model.stored = getattr(model, "stored", frozenset()) | trained.keys()  # what is saved from now on has them, too
+    model.stored = getattr(model, "stored", frozenset()) | trained.keys()  # later saves include them
     if (Path(folder) / LORA).is_dir():
         load_lora(model, folder)
 
 
 def _placed_like(tensor, other):
-    """`tensor`, cut over the processes as `other` is if FSDP2 has sharded it."""
+    """`tensor`, sharded over the processes like `other` if FSDP2 has sharded that."""
     if not hasattr(other, "device_mesh"):
         return tensor
     from torch.distributed.tensor import distribute_tensor

@@ -1,4 +1,4 @@
-"""What is in a folder of training data, before a GPU waits for it: faults, captions, images, and how fast they decode."""
+"""Checks a folder of training data before a GPU has to wait for it: faults, captions, images, decoding speed."""
 
 import statistics
 import time
@@ -16,13 +16,13 @@ CPUS_FOR_TRAINING = 1  # of each GPU's processor cores: its own process
 
 @dataclass
 class Found:
-    """What `check` saw.
+    """What `check` found.
 
     Args:
-        shards: how many. dropped: `DroppedSamples`, those that can be used counted, too.
-        words: of each caption. sides: of each image, the shorter one, in pixels.
-        seconds: that decoding, cropping and resizing took, of one core.
-        whole: whether every sample was looked at.
+        shards: how many. dropped: `DroppedSamples`, which also counts the usable ones.
+        words: number of words of each caption. sides: shorter side of each image, in pixels.
+        seconds: time for decoding, cropping and resizing on one core.
+        whole: whether every sample was checked.
     """
 
     shards: int
@@ -34,23 +34,23 @@ class Found:
 
     @property
     def images_per_second(self):
-        """Decoded to the model's size by one core."""
+        """Images per second that one core decodes to the model's size."""
         return len(self.sides) / self.seconds if self.seconds else 0.0
 
     def workers(self, images_per_second):
-        """How many loader workers keep up with so many images a second."""
+        """How many loader workers keep up with a number of images per second."""
         return max(1, -(-images_per_second // max(1, int(self.images_per_second))))
 
 
 def check(section, image_size=224, limit=None):
-    """Reads a data section's samples as a training would, each once: `Found`.
+    """Reads a data section's samples as training would, each once: `Found`.
 
     Args:
-        section: a `SourceSection`. image_size: pixels of the side that the model sees.
-        limit: look at so many samples, the first of each shard in turn; None: at all.
+        section: a `SourceSection`. image_size: side in pixels that the model sees.
+        limit: check this many samples, the first of each shard in turn; None: all.
 
     Raises:
-        ValueError: nothing there that is known; one line.
+        ValueError: no known format; one line.
     """
     source = open_source(section, streaming=True)
     found = Found(len(source.shards), DroppedSamples(at_least=1))
@@ -78,7 +78,7 @@ def report(found, images_per_second):
     """Lines for a person.
 
     Args:
-        images_per_second: that one GPU trains.
+        images_per_second: training speed of one GPU.
     """
     seen = found.dropped.used + found.dropped.dropped
     yield f"{'samples':<32}{seen:,} in {found.shards:,} shards{'' if found.whole else ', the first of them'}"

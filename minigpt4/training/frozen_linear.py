@@ -1,12 +1,12 @@
-"""Frozen linear layers the fastest way: oneDNN on a CPU, and FP8 on a GPU if it is asked for.
+"""The fastest way to compute frozen linear layers: oneDNN on a CPU, and FP8 on a GPU if requested.
 
-PyTorch multiplies fp32 matrices by MKL, which keeps its AVX-512 code to Intel: on an AMD EPYC (Zen 5) it does 100 GFLOP/s a
-core and oneDNN, which is in PyTorch too, 220, forward and backward. The arithmetic is fp32 either way; sums may be added up
-in another order.
+PyTorch multiplies fp32 matrices with MKL, which uses AVX-512 only on Intel: on an AMD EPYC (Zen 5) it reaches 100 GFLOP/s
+per core, and oneDNN, which PyTorch also includes, 220, forward and backward. The arithmetic is fp32 either way; only the
+order of summation may differ.
 
-FP8 rounds weights, inputs and gradients (rows of each scaled to the range of e4m3) and adds up in higher precision: two
-products in the time of one on Ada, Hopper and later. A weight that does not move is rounded once. (torchao's layers for
-training round it at each step, and compute a gradient for it.) Experimental: tested on a CPU, not run on a GPU yet.
+FP8 rounds weights, inputs and gradients (each row scaled to the range of e4m3) and accumulates in higher precision: two
+products in the time of one on Ada, Hopper and later. A frozen weight is rounded once. (torchao's layers for training round
+it at each step, and compute a gradient for it.) Experimental: tested on a CPU, not run on a GPU yet.
 """
 
 from contextlib import nullcontext
@@ -20,8 +20,8 @@ from torch.utils.weak import WeakTensorKeyDictionary
 def frozen_linears(model, float8=False):
     """A context in which the frozen linear layers of a `MiniGPT4ForConditionalGeneration` run the fastest way, or in FP8.
 
-    Not where something is compiled, as the compiler calls oneDNN by itself; and not where activations are computed again:
-    backward does that, and no context reaches there.
+    It has no effect in compiled code, where the compiler calls oneDNN itself, or when activations are recomputed, which
+    happens in the backward pass, outside the context.
     """
     compiled = torch.compiler.is_compiling() or any(module._compiled_call_impl for module in model.modules())
     if compiled or any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
@@ -32,9 +32,9 @@ def frozen_linears(model, float8=False):
 
 
 class FrozenLinears(TorchFunctionMode):
-    """A context that computes linear layers which are frozen, and fit, by the autograd Function `linear`.
+    """A context that computes suitable frozen linear layers with the autograd Function `linear`.
 
-    `fits(inputs, weight)` answers for the tensors' kinds; a layer that is trained, quantized or in autocast is PyTorch's.
+    `fits(inputs, weight)` checks the tensors; PyTorch computes layers that are trained, quantized or in autocast.
     """
 
     def __init__(self, fits, linear):
@@ -52,7 +52,7 @@ class FrozenLinears(TorchFunctionMode):
 
 
 class _OneDNNLinear(torch.autograd.Function):
-    """inputs [..., I], weight [O, I], bias [O] -> [..., O], with a gradient for the inputs alone."""
+    """inputs [..., I], weight [O, I], bias [O] -> [..., O], with a gradient only for the inputs."""
 
     @staticmethod
     def forward(ctx, inputs, weight, bias):

@@ -1,6 +1,6 @@
-"""The fast way to train through a frozen LLM, which `MiniGPT4Trainer.compute_loss` takes; the plain way is the model's own.
+"""The fast way to train through a frozen LLM, used by `MiniGPT4Trainer.compute_loss`; the plain way is the model's own.
 
-    the model's forward    one padded batch, logits at every position: what a plain `Trainer` and TRL take
+    the model's forward    one padded batch, logits at every position: used by a plain `Trainer` and TRL
     FrozenLLM              logits only where an answer token is predicted, a few rows of like length at a time (see
                            grouped_loss), frozen linear layers as fast as the device can (see frozen_linear)
 
@@ -14,26 +14,26 @@ from ..modeling_minigpt4.modeling_minigpt4 import MiniGPT4CausalLMOutputWithPast
 from .frozen_linear import frozen_linears
 from .grouped_loss import answer_places, loss_by_groups, may_group, rows_are_not_packed, unpack
 
-# Tokens that go through the vision tower, and through the LLM, at once: what fills the device's matrix units.
+# Tokens that go through the vision tower and the LLM at a time: enough to fill the device's matrix units.
 TOKENS_AT_ONCE = {"cpu": 1024, "cuda": 4096}
 
 
 class FrozenLLM:
     """A context in which `model(**batch).loss` is computed the fast way; the output has no logits.
 
-    The model's forward is replaced for that long, because a wrapper (DDP, FSDP2) synchronizes gradients only for what runs
-    inside of its own forward, and that calls the model's. (TRL's `_ForwardRedirection` does it for the same reason.)
+    It replaces the model's forward, because a wrapper (DDP, FSDP2) synchronizes gradients only for what runs inside its own
+    forward, which calls the model's. (TRL's `_ForwardRedirection` exists for the same reason.)
 
     Args:
         model: a `MiniGPT4ForConditionalGeneration`, without a wrapper.
-        tokens_at_once: tokens that go through the LLM at once; fewer need less memory. None: `TOKENS_AT_ONCE`.
+        tokens_at_once: tokens that go through the LLM at a time; fewer need less memory. None: `TOKENS_AT_ONCE`.
         float8: compute the frozen linear layers in FP8 (GPUs from Ada and Hopper on).
     """
 
     def __init__(self, model, tokens_at_once=None, float8=False):
         self.model, self.float8 = model, float8
         self.tokens_at_once = tokens_at_once or TOKENS_AT_ONCE.get(model.device.type, TOKENS_AT_ONCE["cuda"])
-        self._fast = self.forward  # one object for all steps: the compiler compiles another one anew
+        self._fast = self.forward  # one object for all steps: the compiler would recompile another one
 
     def __enter__(self):
         self._own = self.model.__dict__.get("forward")  # accelerate may have put one there
@@ -58,7 +58,7 @@ class FrozenLLM:
         plan=None,
         **others,
     ):
-        """The loss over a batch of the collator; what else a batch contains (`others`) leaves it to the model's forward.
+        """The loss over a batch of the collator; a batch with anything else (`others`) goes to the model's own forward.
 
         Args: see `MiniGPT4ForConditionalGeneration.forward`, and for `plan` the collator. With it, and `num_items_in_batch`,
             nothing here waits for the device.
@@ -103,7 +103,7 @@ class FrozenLLM:
         return MiniGPT4CausalLMOutputWithPast(loss=loss, image_hidden_states=visual_tokens)
 
     def _embed(self, input_ids, pixel_values, vision_features):
-        """As the model's own, without counting image tokens: whoever made the plan has done that."""
+        """Like the model's own, without counting image tokens: the collator did that for the plan."""
         inputs_embeds = self.model.get_input_embeddings()(input_ids)
         if pixel_values is None and vision_features is None:
             return inputs_embeds, None
@@ -113,7 +113,7 @@ class FrozenLLM:
         return inputs_embeds.masked_scatter(where, visual_tokens), visual_tokens
 
     def _answer_loss(self, hidden, targets, num_items_in_batch, answers=None):
-        """Cross-entropy where a next token is named: hidden [B, L, D], targets [B, L] -> scalar."""
+        """Cross-entropy at positions with a target: hidden [B, L, D], targets [B, L] -> scalar."""
         places = answer_places(targets, answers)
         logits = self.model.compute_logits(hidden.flatten(0, 1)[places][None])[0]
         return self.model.loss_function(

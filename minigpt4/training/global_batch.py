@@ -1,4 +1,4 @@
-"""How a step's examples are shared: a recipe says how many make up a step, the processes at hand say the rest.
+"""How a step's examples are split: a recipe sets their number, the available processes determine the rest.
 
 train.global_batch = 256, 4 processes, at most 64 at a time -> 64 on each, none accumulated
 train.global_batch = 256, 1 process,   at most 64 at a time -> 64, four batches accumulated
@@ -9,13 +9,13 @@ from dataclasses import replace
 
 
 def share_batch(recipe, processes):
-    """The recipe with `train.batch_size` and `train.accumulation` as that many processes need them.
+    """The recipe with `train.batch_size` and `train.accumulation` set for a number of processes.
 
-    Of all equal batches that make up a process's share, the largest of at most `train.max_batch_size`. A recipe without
-    `train.global_batch` is returned as it is.
+    Each process's share is divided into equal batches, as large as `train.max_batch_size` allows. A recipe without
+    `train.global_batch` is returned unchanged.
 
     Raises:
-        ValueError: the examples of a step cannot be shared out equally; with the numbers of processes that can.
+        ValueError: the examples of a step cannot be split equally; with the numbers of processes that work.
     """
     train = recipe.train
     if not train.global_batch:
@@ -32,10 +32,10 @@ def share_batch(recipe, processes):
 
 
 def take_part(most):
-    """Whether this process is one of those that a run takes, where a launcher may have started more.
+    """Whether this process takes part in a run, if a launcher may have started more than needed.
 
-    Those that take part are told how many they are, in the launcher's own words (WORLD_SIZE); call it before anything
-    reads these. The others may end at once.
+    For those that do, it sets the launcher's own variable (WORLD_SIZE) to their number; call it before anything reads
+    that. The others may exit.
 
     Args:
         most: `train.processes` of a recipe; 0: all.

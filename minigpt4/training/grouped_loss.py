@@ -1,12 +1,12 @@
-"""The loss of a frozen LLM a few rows at a time: that of the whole batch, in the memory of one group, without its padding.
+"""The loss of a frozen LLM, a few rows at a time: equal to the whole batch's, but with one group's memory and less padding.
 
     inputs_embeds [B, L, D]  rows of like length -> groups -> for each: forward, loss, backward -> gradient [B, L, D]
 
 A frozen LLM needs its activations only for the gradient at its inputs. That gradient is known as soon as a row's loss is, so
-each group runs backward before the next one runs forward, and the gradient waits at the inputs until `loss.backward()` takes
-it further: to the projection, and to whatever else is trained before the LLM. (Liger's fused cross-entropy does the same for
-a head.) Causal attention and padding on the right let a row end at the token that predicts its last answer token: what
-comes after it changes no loss. So no group needs a mask, and each is as long as its longest row.
+each group runs backward before the next one runs forward, and the gradient waits at the inputs until `loss.backward()`
+passes it on to the projection, and to anything else that is trained before the LLM. (Liger's fused cross-entropy does the
+same for a head.) With causal attention and padding on the right, a row can end at the token that predicts its last answer
+token: nothing after it changes the loss. So no group needs a mask, and each is as long as its longest row.
 """
 
 import contextlib
@@ -19,22 +19,22 @@ from transformers import masking_utils
 class LossByGroups(torch.autograd.Function):
     """inputs_embeds [B, L, D], targets [B, L] -> the sum of `loss_of(inputs_embeds, targets)` over groups of rows.
 
-    `loss_of` takes [b, l, D], [b, l] and how many of the latter name a token (None: not known), and must give sums over
-    the batch's tokens in one and the same unit (the mean over the tokens of all rows, say); none of the weights in it may
-    require a gradient. With the collator's `plan` nothing here waits for the device.
+    `loss_of` takes [b, l, D], [b, l] and the number of targets in the latter (None: unknown), and must return sums over
+    the batch's tokens in the same unit (the mean over the tokens of all rows, for example); none of its weights may
+    require a gradient. With the collator's `plan`, nothing here waits for the device.
     """
 
     @staticmethod
     def forward(ctx, inputs_embeds, targets, loss_of, tokens_at_once, plan=None):
         gradient, losses = torch.zeros_like(inputs_embeds), []
         for indices, length in group_rows(plan["lengths"] if plan else row_lengths(targets), tokens_at_once):
-            rows = torch.tensor(indices).to(inputs_embeds.device, non_blocking=True)  # a list would be copied and waited for
+            rows = torch.tensor(indices).to(inputs_embeds.device, non_blocking=True)  # a list would be copied synchronously
             answers = sum(plan["answers"][row] for row in indices) if plan else None
             group = inputs_embeds[rows, :length].detach().requires_grad_()
             with torch.set_grad_enabled(ctx.needs_input_grad[0]):
                 loss = loss_of(group, targets[rows, :length], answers)
             if ctx.needs_input_grad[0]:
-                with torch.autocast(loss.device.type, enabled=False):  # which is for forward passes
+                with torch.autocast(loss.device.type, enabled=False):  # autocast is for forward passes
                     loss.backward()
                 gradient[rows, :length] = group.grad
             losses.append(loss.detach())
@@ -49,14 +49,14 @@ class LossByGroups(torch.autograd.Function):
 
 @torch.compiler.disable(recursive=False)
 def loss_by_groups(inputs_embeds, targets, loss_of, tokens_at_once, plan=None):
-    """See `LossByGroups`, and `group_rows` for `tokens_at_once`. A compiler may compile what `loss_of` calls."""
+    """See `LossByGroups`, and `group_rows` for `tokens_at_once`. What `loss_of` calls may be compiled."""
     return LossByGroups.apply(inputs_embeds, targets, loss_of, tokens_at_once, plan)
 
 
 def answer_places(targets, answers=None):
-    """Where targets [b, l] name a token: indices into what is flattened, of which there are `answers`.
+    """Flat indices of the `answers` positions at which targets [b, l] name a token.
 
-    Without that number the device is asked for it, and waited for.
+    Without that number, this waits for the device.
     """
     named = (targets != -100).flatten()
     if answers is None:
@@ -66,7 +66,7 @@ def answer_places(targets, answers=None):
 
 @contextlib.contextmanager
 def rows_are_not_packed():
-    """transformers looks in each forward whether a row holds several sequences, and waits for the device; here none does."""
+    """Skips transformers' check in each forward for packed rows, which waits for the device; here no row is packed."""
     before = masking_utils.find_packed_sequence_indices
     masking_utils.find_packed_sequence_indices = lambda position_ids: None
     try:
@@ -76,17 +76,17 @@ def rows_are_not_packed():
 
 
 def may_group(language_model, lm_head, attention_mask, position_ids, plan=None):
-    """Whether the loss by groups is that of the batch: the LLM frozen and whole on its device, padding on the right.
+    """Whether the loss by groups equals the batch's: the LLM is frozen and unsharded, with padding on the right.
 
     Args:
-        attention_mask: [B, L] or None. Any other is the language model's business.
-        position_ids: [B, L] that restart at 0 with each packed sequence, or None. With a mask beside them, the language
-            model takes both.
-        plan: the collator's, who pads on the right.
+        attention_mask: [B, L] or None. Any other shape is left to the language model.
+        position_ids: [B, L] that restart at 0 with each packed sequence, or None. Together with a mask, both are left to
+            the language model.
+        plan: the collator's, which pads on the right.
     """
     weights = [*language_model.parameters(), *lm_head.parameters()]
     if any(weight.requires_grad or hasattr(weight, "device_mesh") or hasattr(weight, "ds_id") for weight in weights):
-        return False  # trained, or in shards (FSDP2, ZeRO-3) that each group would have to gather anew
+        return False  # trained, or in shards (FSDP2, ZeRO-3) that each group would have to gather again
     embeddings = language_model.get_input_embeddings().weight
     device = embeddings.device.type
     if torch.float16 in (embeddings.dtype, torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device)):
@@ -107,7 +107,7 @@ def _restart_at_zero(position_ids):
 
 
 def unpack(position_ids, inputs_embeds, targets):
-    """Packed sequences to rows of their own, padded on the right: [B, L, D], [B, L] -> [sequences, longest, D], ..."""
+    """Packed sequences as separate rows, padded on the right: [B, L, D], [B, L] -> [sequences, longest, D], ..."""
     starts = (position_ids.expand_as(targets).flatten() == 0).nonzero().flatten()
     lengths = torch.diff(starts, append=starts.new_tensor([targets.numel()])).tolist()
     sequences, answers = inputs_embeds.flatten(0, 1).split(lengths), targets.flatten().split(lengths)
@@ -123,9 +123,9 @@ def row_lengths(targets):
 def group_rows(lengths, tokens_at_once):
     """Rows of like length as [(their indices, the longest's length), ...], longest first.
 
-    Of all ways to cut the sorted rows into groups of at most `tokens_at_once` tokens (or a single row), padding included,
-    the one with the fewest tokens, where each group costs a sixteenth of `tokens_at_once` more: its launches, and matrix
-    products with fewer rows than fill the device.
+    Among all ways to cut the sorted rows into groups of at most `tokens_at_once` tokens (or a single row), including
+    padding, it takes the one with the fewest tokens, adding a sixteenth of `tokens_at_once` per group for its launches and
+    for matrix products that do not fill the device.
     """
     group_cost = tokens_at_once // 16
     order = sorted(range(len(lengths)), key=lambda row: -lengths[row])

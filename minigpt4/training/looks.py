@@ -1,4 +1,4 @@
-"""What a training shows: its losses, and a page of what the model said about the same images before and after."""
+"""The output of a training run for people: its losses, and a page of answers about the same images before and after."""
 
 import base64
 import html
@@ -38,7 +38,7 @@ _LOOKS = (
 
 
 def write_looks(path, rows, first, last):
-    """Writes a page of what a model said about the same pictures at two steps of its training.
+    """Writes a page of what a model said about the same images at two steps of its training.
 
     Args:
         rows: [{"image": PIL picture, "texts": [{"text": what a person wrote}, ...], if known}, ...].
@@ -67,14 +67,14 @@ def loss_curve(path, stages):
 
 
 def write_png(path, figure):
-    """Writes a figure of matplotlib at once."""
+    """Writes a matplotlib figure atomically."""
     png = io.BytesIO()
     figure.savefig(png, dpi=110)
     write_bytes(path, png.getvalue())
 
 
 def row_of(image, *texts):
-    """A row of a table: an image and texts beside it."""
+    """A table row: an image and the texts next to it."""
     cells = "".join(f"<td>{html.escape(text).replace(chr(10), '<br>')}</td>" for text in texts)
     return f'<tr><td><img src="{thumbnail(image)}" alt=""></td>{cells}</tr>'
 
@@ -88,5 +88,5 @@ def thumbnail(image):
 
 
 def data_url(data, kind):
-    """Bytes of an image as an address that needs no file."""
+    """An image's bytes as a data URL."""
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"

@@ -1,8 +1,8 @@
-"""Training of both stages with the HF Trainer: only the projection moves.
+"""Training of both stages with the HF Trainer: only the projection is trained.
 
     recipe -> model, processor, data -> MiniGPT4Trainer -> output folder: a light repository, summary.json
 
-An unfinished run goes on from its last checkpoint (checkpoints.py). Ctrl-C and SIGTERM save first.
+An unfinished run resumes from its last checkpoint (checkpoints.py). Ctrl-C and SIGTERM save one first.
 """
 
 import importlib.util
@@ -51,29 +51,29 @@ logger = logging.get_logger(__name__)
 
 RECIPE_FILE = "recipe.yaml"
 SAMPLES_FILE = "samples.jsonl"
-SHOWN = 4  # pictures looked at while training where the recipe does not say how many; of a stream they are kept out of it
+SHOWN = 4  # default number of sample images during training; for a stream, they are kept out of training
 SPEED = ("images_per_second", "tokens_per_second", "data_wait", "mfu")
 
 
 def train(recipe, model=None, processor=None, dataset=None, resume=True):
-    """Runs a recipe; returns the trained model, its processor and what summary.json says.
+    """Runs a recipe; returns the trained model, its processor and the contents of summary.json.
 
     Args:
         recipe: a `Recipe`.
-        model, processor: what is trained, if it is loaded already; by default as recipe.model says.
-        dataset: a `PictureTexts`, if it is at hand already; by default as recipe.data says.
-        resume: go on from the last checkpoint of an unfinished run in the output folder; else it is removed.
+        model, processor: what to train, if already loaded; by default from recipe.model.
+        dataset: a `PictureTexts`, if already loaded; by default from recipe.data.
+        resume: continue from the last checkpoint of an unfinished run in the output folder; otherwise that is removed.
 
     Raises:
-        ValueError: the output folder holds an unfinished run of another recipe, or cannot be written; the processes cannot
-            share the recipe's global batch; a step to keep that it does not have; a loss that says what is broken.
-        SystemExit: status 130 or 143 after Ctrl-C or SIGTERM, when the checkpoint is written.
+        ValueError: the output folder has an unfinished run of another recipe, or cannot be written; the processes cannot
+            split the recipe's global batch; a step in keep_steps does not exist; the loss shows that something is broken.
+        SystemExit: status 130 or 143 after Ctrl-C or SIGTERM, once the checkpoint is written.
     """
     started = time.monotonic()
     use_every_core()
     arguments = _arguments(recipe)
     arguments._setup_devices  # noqa: B018 - with several processes this is where they meet
-    arguments._n_gpu = min(1, arguments._n_gpu)  # a process has one GPU, or its batches would be others'
+    arguments._n_gpu = min(1, arguments._n_gpu)  # one GPU per process, or the Trainer would multiply its batches
     processes = arguments.distributed_state
     written, recipe = recipe, share_batch(recipe, processes.num_processes)
     arguments.per_device_train_batch_size = recipe.train.batch_size
@@ -98,10 +98,10 @@ def train(recipe, model=None, processor=None, dataset=None, resume=True):
 
 
 def _make_trainer(recipe, arguments, model, processor, dataset):
-    """The Trainer with its callbacks; the vision part's output is computed here if the recipe wants it kept."""
+    """The Trainer with its callbacks; the vision parts' output is computed here if the recipe caches it."""
     if recipe.train.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})  # the other kind wants inputs with gradients
-    plan = not recipe.train.compile  # to the compiler each one would be another program
+        model.gradient_checkpointing_enable({"use_reentrant": False})  # the reentrant kind needs inputs with gradients
+    plan = not recipe.train.compile  # the compiler would recompile for each one
     collator = MiniGPT4DataCollator(processor, max_answer_tokens=recipe.train.max_answer_tokens, plan=plan)
     small = isinstance(dataset, PictureTexts)  # not a stream
     if small and recipe.train.cache_features and recipe.data.random_crop:
@@ -127,7 +127,7 @@ def _make_trainer(recipe, arguments, model, processor, dataset):
         cached=small and recipe.train.cache_features,
     )
     if small:
-        if recipe.train.cache_features and dataset.features is None:  # the Trainer has put the model on its device
+        if recipe.train.cache_features and dataset.features is None:  # the Trainer has moved the model to its device
             dataset.features = cache_features(model, processor, dataset.pictures, recipe.data.views)
         dataset.feature_dropout, dataset.seed = recipe.train.feature_dropout, recipe.train.seed
         if validation is not None and recipe.train.cache_features:
@@ -137,14 +137,14 @@ def _make_trainer(recipe, arguments, model, processor, dataset):
 
 
 def _features_for_validation(model, processor, dataset):
-    """[pictures, 1, Q, C]: of a share of the training's own pictures the first look is there already."""
+    """[images, 1, Q, C]: for a share of the training's own images, the first view is already cached."""
     if dataset.validation.pictures is dataset.pictures:
         return dataset.features[:, :1]
     return cache_features(model, processor, dataset.validation.pictures)
 
 
 def _run(trainer):
-    """Trains, from the last checkpoint on if there is one; returns seconds a step. SystemExit after a signal."""
+    """Trains, from the last checkpoint if there is one; returns seconds per step. SystemExit after a signal."""
     output, steps = trainer.args.output_dir, trainer.args.max_steps
     stop = StopOnSignal()
     trainer.add_callback(stop)
@@ -155,7 +155,7 @@ def _run(trainer):
     started = time.monotonic()
     if begun < steps:
         trainer.train(resume_from_checkpoint=checkpoint)
-    else:  # killed after its last step; the Trainer would take one more
+    else:  # killed after its last step; the Trainer would run another one
         load_trained(trainer.model, checkpoint)
         trainer.state = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
         if trainer.state.best_model_checkpoint is not None:
@@ -168,7 +168,7 @@ def _run(trainer):
 
 
 def _check_step(trainer, checkpoint):
-    """Raises ValueError where a step of this run would not be one of the run that wrote the checkpoint."""
+    """Raises ValueError if this run's steps differ from those of the run that wrote the checkpoint."""
     path = checkpoint / STEP_FILE
     before = json.loads(path.read_text("utf-8"))["global_batch"] if path.is_file() else trainer.global_batch
     if before != trainer.global_batch:
@@ -179,7 +179,7 @@ def _check_step(trainer, checkpoint):
 
 
 def _load_data(recipe, processes, image_size):
-    """`image_size`: the vision tower's, where the recipe says none."""
+    """The data section, with the vision tower's `image_size` if the recipe has none."""
     data = replace(recipe.data, image_size=recipe.data.image_size or image_size)
     if data.streaming and recipe.train.sample_steps:
         data = replace(data, held_out=data.held_out or SHOWN)
@@ -189,9 +189,9 @@ def _load_data(recipe, processes, image_size):
 
 
 def load_model(section):
-    """(model, processor) as a recipe's model section says: base or parts, projection, what is trained, attention.
+    """(model, processor) for a recipe's model section: base or parts, projection, trained parts, attention.
 
-    What is trained computes in fp32, the frozen rest in the dtype that the section says.
+    Trained parts compute in fp32, the frozen rest in the section's dtype.
     """
     projection = Path(section.projection)
     if section.projection not in ("fresh", "base") and not (projection / "model.safetensors").is_file():
@@ -200,13 +200,13 @@ def load_model(section):
             "output folder of an earlier stage"
         )
     model, processor = load_parts(section) if section.text else _load_base(section)
-    if model.config.base_parts is None:  # what is saved is light all the same
+    if model.config.base_parts is None:  # saves are light in any case
         base = Path(section.base)
         model.config.base_parts = {"model": {"repo": str(base.absolute() if base.is_dir() else base), "revision": None}}
     model.config.trained_parts = list(section.trained_parts)
     model.freeze()
     if hasattr(model, "hf_device_map"):
-        del model.hf_device_map  # one device; the Trainer would take the model for one that is cut over several
+        del model.hf_device_map  # one device; the Trainer would think the model is split over several
     if section.lora_rank:
         add_lora(model, section.lora_rank, section.lora_alpha, target_modules=section.lora_targets)
     if section.projection == "fresh":
@@ -219,7 +219,7 @@ def load_model(section):
             parameter.data = parameter.data.float()
     attending = ["", "qformer_config"]
     if section.attn_implementation != "sdpa" or model.model.language_model._supports_sdpa:
-        attending.append("text_config")  # else it stays with its own, eager: Gemma-2's soft cap on attention
+        attending.append("text_config")  # otherwise it keeps its own, eager: Gemma-2's soft cap on attention
     if model.model.vision_tower._supports_sdpa:  # a tower of convolutions has no attention to choose
         attending.append("vision_config")
     model.set_attn_implementation(dict.fromkeys(attending, section.attn_implementation))
@@ -227,10 +227,10 @@ def load_model(section):
 
 
 def load_on():
-    """The device that each tensor goes to as it is read, so that no process has the model in the host's memory first.
+    """The device that tensors are read to directly, so that no process has the model in host memory first.
 
-    None is that memory, for CPUs and for FSDP2: there only the first process of a machine reads (see `assemble`, and
-    `fsdp_cpu_ram_efficient_loading` in fsdp2.yaml), and the others get their shards from it.
+    None means host memory, for CPUs and for FSDP2, where only the first process of a machine reads (see `assemble`, and
+    `fsdp_cpu_ram_efficient_loading` in fsdp2.yaml) and the others get their shards from it.
     """
     device = PartialState().device
     sharded = os.environ.get("ACCELERATE_USE_FSDP", "false") == "true"
@@ -238,7 +238,7 @@ def load_on():
 
 
 def _warn_of_another_llm(projection, config):
-    """Says so where the stage before was trained with another LLM, whose shapes may be the same."""
+    """Warns if the previous stage was trained with another LLM, whose shapes may be the same."""
     before, now = (
         (parts or {}).get("language_model", {}).get("repo")
         for parts in (MiniGPT4Config.from_pretrained(projection).base_parts, config.base_parts)
@@ -251,7 +251,7 @@ def _warn_of_another_llm(projection, config):
 
 
 def load_parts(section, **parts):
-    """(model, processor) of the parts that a model section names; `parts`: further ones, see `from_parts`."""
+    """(model, processor) from the parts that a model section names; `parts`: further ones, see `from_parts`."""
     if section.projection == "base":
         raise ValueError(
             'model.projection is "base", but model.text names parts, which have none; expected "fresh" or a folder'
@@ -272,13 +272,13 @@ def load_parts(section, **parts):
 
 
 def part_fields(section):
-    """What a model section says of the config of its parts, as fields of `MiniGPT4Config`."""
+    """A model section's settings for its parts, as fields of `MiniGPT4Config`."""
     fields = {name: getattr(section, name) for name in ("projection_layers", "patch_fit", "vision_feature_layer")}
     return fields | ({"patch_merge": section.patch_merge} if section.patch_merge else {})
 
 
 def _template(named):
-    """A chat template as a recipe names it: by one of our names, or a file's text; None for the LLM's own."""
+    """A recipe's chat template: one of our names, or a file's text; None for the LLM's own."""
     if not named or named in TEMPLATES:
         return named or None
     try:
@@ -305,14 +305,14 @@ def _load_base(section):
 
 @torch.inference_mode()
 def cache_features(model, processor, pictures, views=1, batch_size=16):
-    """The frozen vision part's output for each picture: [pictures, views, Q, C] on the CPU, in the model's dtype.
+    """The frozen vision parts' output for each image: [images, views, Q, C] on the CPU, in the model's dtype.
 
     Args:
-        views: looks at a picture: as it is, mirrored, then random crops, every other one mirrored.
+        views: number of views: the image as it is, mirrored, then random crops, every other one mirrored.
     """
     first = model.model.get_vision_features(_pixels(model, processor, [pictures[0]["image"]]))
     features = torch.empty(len(pictures), views, *first.shape[1:], dtype=first.dtype)
-    generator = torch.Generator().manual_seed(0)  # a resumed run looks where the first one did
+    generator = torch.Generator().manual_seed(0)  # a resumed run gets the same views
     for start in tqdm(range(0, len(pictures), batch_size), desc="looking at the pictures", unit="batch"):
         images = [pictures[i]["image"] for i in range(start, min(start + batch_size, len(pictures)))]
         for view in range(views):
@@ -346,21 +346,21 @@ def _arguments(recipe):
         save_steps=train.save_steps,
         logging_steps=max(1, min(10, train.steps // 20)),
         logging_first_step=True,
-        logging_nan_inf_filter=False,  # MiniGPT4Trainer stops there
+        logging_nan_inf_filter=False,  # MiniGPT4Trainer raises an error instead
         seed=train.seed,
-        use_cpu=not torch.accelerator.is_available(),  # else several processes would not find each other
+        use_cpu=not torch.accelerator.is_available(),  # otherwise several processes could not communicate
         torch_compile=train.compile,
         remove_unused_columns=False,
         dataloader_num_workers=train.workers,
         dataloader_pin_memory=torch.cuda.is_available(),
-        ignore_data_skip=recipe.data.streaming,  # a stream keeps its own place
+        ignore_data_skip=recipe.data.streaming,  # a stream keeps its own position
         report_to=train.report_to or "none",
         trackio_space_id=train.trackio_space or None,
     )
 
 
 def _check_space(train):
-    """Raises ValueError for a Space that trackio could not write to."""
+    """Raises ValueError for a Space that trackio cannot write to."""
     if not train.trackio_space:
         return
     if "trackio" not in train.report_to:
@@ -372,13 +372,13 @@ def _check_space(train):
 
 
 def _check_kept(train):
-    """Raises ValueError for a step after which nothing could be kept."""
+    """Raises ValueError for a step in keep_steps that the run does not have."""
     if never := sorted({*train.keep_steps} - {*range(1, train.steps + 1)}):
         raise ValueError(f"train.keep_steps holds {never[0]}; expected steps of the run, 1 to {train.steps}")
 
 
 def _choose_callbacks(trainer, dataset):
-    """The progress bar, and looks at fixed pictures if the recipe wants any."""
+    """The progress bar, and samples of fixed images if the recipe asks for any."""
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(LiveLoss)
@@ -395,7 +395,7 @@ def _choose_callbacks(trainer, dataset):
 
 
 def _pictures_to_show(recipe, dataset):
-    """Rows whose pictures are looked at: those held out of training, or else the first few where looks are asked for."""
+    """Rows with the sample images: those held out of training, or else the first few if samples are requested."""
     held_out = getattr(dataset, "held_out", None)
     if held_out:
         return held_out
@@ -405,9 +405,9 @@ def _pictures_to_show(recipe, dataset):
 
 
 def use_every_core():
-    """A single process on a CPU may use all of it; `accelerate launch` alone would leave it one thread."""
+    """Lets a single process use the whole CPU; `accelerate launch` by itself would limit it to one thread."""
     if not torch.cuda.is_available() and int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        # Not on every system can a process be held to some of the cores.
+        # Not every system supports CPU affinity.
         torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
 
 
@@ -434,7 +434,7 @@ def _prepare_output(recipe, resume):
 
 
 def resumable(recipe):
-    """Whether the recipe's output folder holds a checkpoint of an unfinished run of it."""
+    """Whether the recipe's output folder has a checkpoint of an unfinished run of it."""
     return last_checkpoint(recipe.output) is not None
 
 
@@ -451,7 +451,7 @@ def _print_batch(recipe, trainer, dataset):
 
 
 def _finish(trainer, dataset, seconds, seconds_per_step):
-    """Writes the trained model as a light repository, summary.json and pictures of the run; removes the checkpoints."""
+    """Writes the trained model as a light repository, summary.json and plots of the run; removes the checkpoints."""
     history = [entry for entry in trainer.state.log_history if "loss" in entry]
     recipe, world, output = trainer.recipe, trainer.args.world_size, Path(trainer.args.output_dir)
     summary = {
@@ -473,7 +473,7 @@ def _finish(trainer, dataset, seconds, seconds_per_step):
     if looks:
         summary["validation"] = [_look_at_validation(entry) for entry in looks]
         summary["best_step"] = trainer.state.best_global_step
-    if trainer.stream is not None:  # every process has counted its own
+    if trainer.stream is not None:  # each process counted its own
         states = gather_object([trainer.dropped.state_dict()])
         trainer.dropped.load_state_dict(*states)
     dropped = trainer.dropped if trainer.stream is not None else dataset.dropped
@@ -488,13 +488,13 @@ def _finish(trainer, dataset, seconds, seconds_per_step):
 
 
 def _look_at_validation(entry):
-    """{"step", "loss", and what train.metric adds} of an entry of the Trainer's log."""
+    """{"step", "loss", and the train.metric, if any} of an entry in the Trainer's log."""
     names = ("loss", "cider", "bleu4", "rouge_l", "repetition")
     return {"step": entry["step"], **{name: entry[f"eval_{name}"] for name in names if f"eval_{name}" in entry}}
 
 
 def _draw(recipe, dataset, output, summary):
-    """loss.png, and samples.html with the first and the last look at the fixed pictures."""
+    """Writes loss.png, and samples.html with the first and last answers about the sample images."""
     if importlib.util.find_spec("matplotlib") is None:
         print("no loss.png: it needs `pip install matplotlib`")
         return
@@ -508,7 +508,7 @@ def _draw(recipe, dataset, output, summary):
 
 
 def versions():
-    """Versions of what a figure depends on."""
+    """Versions of the software that figures depend on."""
     return {"minigpt4": minigpt4.__version__, "torch": torch.__version__, "transformers": transformers.__version__}
 
 

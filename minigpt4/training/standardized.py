@@ -1,19 +1,19 @@
-"""AdamW on a linear layer as if its inputs were standardized: the frozen vision features' mean and spread no longer matter.
+"""AdamW on a linear layer as if its inputs were standardized: the frozen features' mean and spread no longer matter.
 
     y = W x + b   is trained as   y = W' (x - mean) / std + OFFSET b'
 
 and stays ONE Linear: W = W' / std, b = OFFSET b' - W mean.
 
 A frozen tower's channels have large means and very different spreads. A step of Adam moves every weight by about the same
-amount, so it mostly moves what all images share, by the sum of the channels' means, and hardly what tells them apart. In
-standardized coordinates (LeCun, Bottou, Orr, Mueller 1998, "Efficient BackProp") what all images share is moved only by the
-bias, as fast as OFFSET says. What is saved, and what a model computes, does not know of it.
+amount, so it mostly changes what all images share, by the sum of the channels' means, and hardly what distinguishes them.
+In standardized coordinates (LeCun, Bottou, Orr, Mueller 1998, "Efficient BackProp"), only the bias changes what all images
+share, at a speed set by OFFSET. Saved weights and the model's computation are unaffected.
 """
 
 import torch
 from torch.optim import AdamW
 
-OFFSET = 150.0  # the bias learns that many times as fast as a weight: it puts the LLM in the mood for captions
+OFFSET = 150.0  # how many times faster the bias learns than a weight: it makes the LLM write captions at all
 
 
 class StandardizedAdamW(AdamW):
@@ -23,14 +23,14 @@ class StandardizedAdamW(AdamW):
         params: as `AdamW` takes them.
         layer: `nn.Linear`, whose updates are those of the standardized layer; without weight decay.
         features: [..., in_features], the layer's inputs over the training data.
-        **arguments: of `AdamW`.
+        **arguments: arguments of `AdamW`.
     """
 
     def __init__(self, params, layer, features, **arguments):
         super().__init__(params, **arguments)
         features = features.flatten(0, -2)
         device, count = layer.weight.device, len(features)
-        # By parts: the features of all images in double precision would not fit beside themselves.
+        # In pieces: a copy of all features in double precision might not fit into memory.
         parts = features.split(4096)
         mean = sum(part.double().sum(0) for part in parts) / count
         variance = sum((part.double() - mean).square().sum(0) for part in parts) / count

@@ -1,6 +1,6 @@
-"""How fast a training runs: images and tokens a second, the share of time spent waiting for data, and MFU.
+"""Training speed: images and tokens per second, the share of time spent waiting for data, and MFU.
 
-MFU (model FLOPs utilisation, PaLM, arXiv 2204.02311) counts what the recipe needs and no more: the frozen vision part
+MFU (model FLOPs utilisation, PaLM, arXiv 2204.02311) counts only what the recipe needs: the frozen vision parts
 forward, the LLM forward and backward to its input (no weight gradients, it is frozen), the head on the answers.
 """
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-# Dense bf16 FLOP/s that the makers give, by a part of `torch.cuda.get_device_name()`.
+# Dense bf16 FLOP/s from the manufacturers, by a part of `torch.cuda.get_device_name()`.
 PEAK_FLOPS = {
     "A100": 312e12,
     "H100": 989e12,
@@ -23,7 +23,7 @@ PEAK_FLOPS = {
 
 @dataclass
 class Counts:
-    """What a training consumed: pictures, tokens (padding left out), answer tokens and seconds, of one process."""
+    """What training consumed in one process: images, tokens (without padding), answer tokens and seconds."""
 
     images: int = 0
     tokens: int = 0
@@ -34,7 +34,7 @@ class Counts:
         """Counts a batch of the collator."""
         pictures = batch.get("pixel_values", batch.get("vision_features"))
         self.images += 0 if pictures is None else len(pictures)
-        if plan := batch.get("plan"):  # known to the host, wherever the tensors are
+        if plan := batch.get("plan"):  # known on the host, wherever the tensors are
             self.tokens, self.answers = self.tokens + plan["tokens"], self.answers + sum(plan["answers"])
             return
         self.tokens += int(batch["attention_mask"].sum())
@@ -42,12 +42,12 @@ class Counts:
 
 
 class Throughput:
-    """Figures between two calls of `figures`.
+    """Figures for the time between two calls of `figures`.
 
     Args:
         model: the model that is trained.
-        processes: how many train side by side; the figures are those of all together.
-        cached: whether the vision part's output is computed beforehand and costs nothing in a step.
+        processes: how many train in parallel; the figures are for all of them together.
+        cached: whether the vision parts' output is computed beforehand and costs nothing in a step.
     """
 
     def __init__(self, model, processes=1, cached=False):
@@ -57,7 +57,7 @@ class Throughput:
         self.restart()
 
     def restart(self):
-        """Begins to count afresh."""
+        """Resets the counts."""
         self.counts, self.since = Counts(), time.monotonic()
 
     def figures(self):
@@ -76,7 +76,7 @@ class Throughput:
 
 
 def flops(model, cached=False):
-    """(FLOPs of a picture, of a token in the LLM, of an answer token in the head) in a training step.
+    """(FLOPs per image, per token in the LLM, per answer token in the head) in a training step.
 
     Two FLOPs for each weight that a token meets; attention's own products, below 2% at these lengths, are left out.
     """
@@ -93,7 +93,7 @@ def flops(model, cached=False):
 
 
 def peak_flops():
-    """FLOP/s of this process's GPU in bf16, or None if there is none or it is not known."""
+    """FLOP/s of this process's GPU in bf16, or None if there is none or it is unknown."""
     if not torch.cuda.is_available():
         return None
     name = torch.cuda.get_device_name()

@@ -1,4 +1,4 @@
-"""The HF Trainer with what MiniGPT-4 needs: the original's schedule, light checkpoints, streams that resume exactly."""
+"""The HF Trainer with MiniGPT-4's additions: the original's schedule, light checkpoints, exactly resumable streams."""
 
 import math
 import signal
@@ -29,14 +29,14 @@ from .standardized import StandardizedAdamW
 from .throughput import Throughput
 from .validation import greedy_answers
 
-# How near the first loss may be to that of a model that finds every token as likely as any other.
+# How close the first loss may be to that of a uniform distribution over all tokens.
 UNIFORM = 0.02
 
 
 def learning_rate(step, train, total_steps, steps_per_epoch):
-    """The original's schedule: a linear warm-up, else a cosine that is counted from step 0.
+    """The original's schedule: a linear warm-up, then a cosine that counts from step 0.
 
-    So the rate drops where warm-up ends, and the warm-up counts its steps inside the epoch (LAVIS's
+    So the rate drops when warm-up ends, and warm-up counts its steps within the epoch (LAVIS's
     `LinearWarmupCosineLRScheduler`). `train`: a `TrainSection`; returns the learning rate of a step (0 is the first).
     """
     peak, low = train.learning_rate, train.min_learning_rate
@@ -51,10 +51,10 @@ class MiniGPT4Trainer(Trainer):
 
     Args:
         recipe: the `Recipe` that is run.
-        lengths: tokens of each training example; batches are made of examples of like length (less padding).
-        cached: whether the examples hold the vision part's output in place of pictures.
-        Everything else: see `transformers.Trainer`. A training data set that is a stream (`TrainingStream`) keeps its
-        place in each checkpoint, and has been split over the processes already.
+        lengths: number of tokens of each training example; batches consist of examples of similar length (less padding).
+        cached: whether the examples have the vision parts' output instead of images.
+        Everything else: see `transformers.Trainer`. A training data set that is a stream (`TrainingStream`) has its
+        position saved in each checkpoint, and is already split over the processes.
     """
 
     def __init__(self, *args, recipe, lengths=None, cached=False, **kwargs):
@@ -72,7 +72,7 @@ class MiniGPT4Trainer(Trainer):
 
     @property
     def global_batch(self):
-        """How many examples a step takes, all processes together."""
+        """Number of examples per step, over all processes."""
         return self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
 
     # The optimizer, the schedule and the data
@@ -107,7 +107,7 @@ class MiniGPT4Trainer(Trainer):
     def _get_train_sampler(self, train_dataset=None):
         if self.lengths is None:
             return super()._get_train_sampler(train_dataset)
-        # As many as all processes take in a step: the same examples make up a step however it is spread.
+        # As many as all processes take in a step: a step has the same examples however it is split.
         self._buckets = LengthBuckets(self.global_batch, lengths=self.lengths, seed=self.args.seed)
         return self._buckets
 
@@ -117,7 +117,7 @@ class MiniGPT4Trainer(Trainer):
             self.train_dataset.set_epoch(epoch)
 
     def get_train_dataloader(self):
-        """The library's, or for a stream torchdata's, which knows its place in it."""
+        """The library's, or for a stream torchdata's, which tracks the position in it."""
         if self.stream is None:
             return super().get_train_dataloader()
         workers = self.args.dataloader_num_workers
@@ -129,7 +129,7 @@ class MiniGPT4Trainer(Trainer):
             pin_memory=self.args.dataloader_pin_memory,
             prefetch_factor=4 if workers else None,
             worker_init_fn=_leave_signals_to_the_trainer,
-            generator=torch.Generator().manual_seed(self.args.seed),  # else a resumed run draws one number more
+            generator=torch.Generator().manual_seed(self.args.seed),  # otherwise a resumed run draws one more number
         )
         return self._stream_loader
 
@@ -138,7 +138,7 @@ class MiniGPT4Trainer(Trainer):
         return {**self.data_collator(examples), "used": len(examples), "dropped": dropped}
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
-        """The batches of a step, counted: pictures, tokens, seconds waited, and samples dropped on the way."""
+        """The batches of a step, counting images, tokens, seconds waited and samples dropped."""
         asked = time.monotonic()
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
         self.throughput.counts.waited += time.monotonic() - asked
@@ -152,24 +152,24 @@ class MiniGPT4Trainer(Trainer):
     # The loss
 
     def compute_loss(self, *args, **kwargs):
-        """The library's, the fast way through the frozen LLM."""
+        """The library's loss, computed the fast way through the frozen LLM."""
         with self.accelerator.autocast(), self.frozen_llm:
             return super().compute_loss(*args, **kwargs)
 
     def _prepare_input(self, data):
-        """The library's, but for waiting until a tensor has been copied."""
+        """The library's, without waiting until a tensor has been copied."""
         if isinstance(data, torch.Tensor) and not self.is_deepspeed_enabled:
             return data.to(self.args.device, non_blocking=True)
         return super()._prepare_input(data)
 
     def training_step(self, *args, **kwargs):
-        """The library's; notes whether the loss is a number without waiting for the device."""
+        """The library's; also records, without waiting for the device, whether the loss is a number."""
         loss = super().training_step(*args, **kwargs)
         self._finite &= torch.isfinite(loss)
         return loss
 
     def log(self, logs, *args, **kwargs):
-        """The library's, with the figures of the speed; raises ValueError at a loss that says that something is broken."""
+        """The library's, plus figures of the speed; raises ValueError if the loss shows that something is broken."""
         if "loss" in logs:
             self._check_finite()
             self._check_first(float(logs["loss"]))
@@ -197,7 +197,7 @@ class MiniGPT4Trainer(Trainer):
     # Validation
 
     def evaluation_loop(self, *args, metric_key_prefix="eval", **kwargs):
-        """The library's, but for the loss: that of the mean answer token, however the answers fall into batches."""
+        """The library's, except for the loss: the mean over answer tokens, however the answers are batched."""
         self._validated = torch.zeros(2, device=self.args.device)
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         summed, tokens = self.accelerator.reduce(self._validated).tolist()
@@ -206,7 +206,7 @@ class MiniGPT4Trainer(Trainer):
         return output
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        """(loss, ids of greedy answers, labels) of a batch; the last two only where metrics want them."""
+        """(loss, ids of greedy answers, labels) of a batch; the last two only if metrics need them."""
         inputs = {name: value for name, value in self._prepare_inputs(inputs).items() if name != "plan"}
         with torch.no_grad(), self.compute_loss_context_manager():
             loss = model(**inputs).loss
@@ -221,7 +221,7 @@ class MiniGPT4Trainer(Trainer):
         )
 
     def _determine_best_metric(self, metrics, trial):
-        """The library's; a checkpoint is written wherever the model is the best so far."""
+        """The library's; also writes a checkpoint whenever the model is the best so far."""
         best = super()._determine_best_metric(metrics, trial)
         self.control.should_save |= best
         return best
@@ -235,7 +235,7 @@ class MiniGPT4Trainer(Trainer):
         return getattr(self, "_aside", None) or super()._get_output_dir(trial)
 
     def _save_checkpoint(self, model, trial):
-        """Writes the checkpoint aside, then renames it: a kill leaves the last whole one, and the best."""
+        """Writes the checkpoint to a scratch folder, then renames it: a kill leaves the last complete one, and the best."""
         self._check_finite()
         best = self.state.best_global_step and f"{PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}"
         limit = self.recipe.train.save_total_limit
@@ -251,7 +251,7 @@ class MiniGPT4Trainer(Trainer):
         self._aside = None
 
     def _name_best(self, best):
-        """Where the best checkpoint is when the one that is being written has been renamed."""
+        """The best checkpoint's path after the one being written has been renamed."""
         self.state.best_model_checkpoint = str(Path(self.args.output_dir) / best)
         if self.args.should_save:
             self.state.save_to_json(str(next(self._aside.iterdir()) / TRAINER_STATE_NAME))
@@ -264,7 +264,7 @@ class MiniGPT4Trainer(Trainer):
         trained = own_tensors(model) if self.is_fsdp_enabled else None
         if self.args.should_save:
             export(model, self.processing_class, output_dir or self.args.output_dir, light=True, trained=trained)
-        self.accelerator.wait_for_everyone()  # what others add to the folder comes after
+        self.accelerator.wait_for_everyone()  # others add to the folder only afterwards
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         load_trained(model or self.model, resume_from_checkpoint)
@@ -272,7 +272,7 @@ class MiniGPT4Trainer(Trainer):
     def _save_optimizer_and_scheduler(self, output_dir):
         if not self.is_fsdp_enabled:
             return super()._save_optimizer_and_scheduler(output_dir)
-        # The library would write the frozen weights, too.
+        # The library would also write the frozen weights.
         from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 
         state = get_optimizer_state_dict(self.model, self.optimizer.optimizer, options=_whole_tensors())
@@ -295,7 +295,7 @@ class MiniGPT4Trainer(Trainer):
             self._load_data_state(Path(checkpoint))
 
     def _save_data_state(self, checkpoint):
-        """This process's place in the stream, in a file of its own."""
+        """Saves this process's position in the stream, in a file of its own."""
         state = {
             "workers": self.args.dataloader_num_workers,
             "loader": self._stream_loader.state_dict(),
@@ -305,7 +305,7 @@ class MiniGPT4Trainer(Trainer):
         torch.save(state, checkpoint / f"data_state_{self.args.process_index}_of_{self.args.world_size}.pt")
 
     def _load_data_state(self, checkpoint):
-        """Goes on in the stream: exactly, or where processes or workers are more or fewer with a share of what is left."""
+        """Continues the stream: exactly or, with another number of processes or workers, with a share of what is left."""
         files = sorted(checkpoint.glob("data_state_*_of_*.pt"))
         states = {path.name: torch.load(path, weights_only=True) for path in files}
         if not states:
@@ -318,15 +318,15 @@ class MiniGPT4Trainer(Trainer):
             return
         units = [unit for state in states.values() for unit in unit_states(state["loader"])]
         self.stream.redeal(units, next(iter(states.values()))["deal"])
-        if self.args.process_index == 0:  # who counts on for all
+        if self.args.process_index == 0:  # it continues the count for all
             self.dropped.load_state_dict(*(state["dropped"] for state in states.values()))
 
 
 class LengthBuckets(LengthGroupedSampler):
-    """Batches of like length in shuffled order, which depends on seed and epoch alone: a resumed run has the same.
+    """Batches of similar length in an order that depends only on seed and epoch: a resumed run has the same.
 
-    The library's sampler goes from long to short every fifty batches. Where length tells the kind of an example, as in
-    composed scenes, the model would unlearn one kind while it is shown the other.
+    The library's sampler goes from long to short every fifty batches. If length correlates with the kind of example, as in
+    composed scenes, the model would forget one kind while it is trained on the other.
     """
 
     def __init__(self, *args, seed, **kwargs):
@@ -335,7 +335,7 @@ class LengthBuckets(LengthGroupedSampler):
         self.set_epoch(0)
 
     def set_epoch(self, epoch):
-        """Another epoch has another order."""
+        """Sets the epoch, which determines the order."""
         self.generator = torch.Generator().manual_seed(self.seed + epoch)
 
     def __iter__(self):
@@ -348,7 +348,7 @@ class LengthBuckets(LengthGroupedSampler):
 
 @contextmanager
 def _trainable_though_quantized(model):
-    """The library trains small weights only beside peft's adapters: it does not know of a projection in fp32."""
+    """The library trains quantized models only with peft's adapters: it does not know about the fp32 projection."""
     quantized = getattr(model, "is_quantized", False)
     try:
         if quantized:
@@ -366,6 +366,6 @@ def _whole_tensors():
 
 
 def _leave_signals_to_the_trainer(worker):
-    """Ctrl-C reaches every process of a terminal: the worker goes on feeding until the trainer has saved."""
+    """Ctrl-C reaches every process of a terminal: the worker ignores it, as it is needed until the trainer has saved."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

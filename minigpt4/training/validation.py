@@ -1,4 +1,4 @@
-"""Validation while training: the loss on data that are not trained on, the best checkpoint, answers and their metrics.
+"""Validation during training: the loss on held-out data, the best checkpoint, answers and their metrics.
 
 recipe.data.validation, or a share of the training's pictures -> dataset.validation (processing/data/datasets.py)
 every train.eval_steps: eval_loss, and with train.metric greedy answers -> eval_cider, eval_bleu4, eval_rouge_l
@@ -14,10 +14,10 @@ from ..processing.collator import IGNORE
 
 
 def validate_while_training(arguments, train):
-    """Sets, in place, what `TrainingArguments` say of validation; `train`: a `TrainSection`.
+    """Sets the validation fields of `TrainingArguments`, in place; `train`: a `TrainSection`.
 
-    The library's own check wants `save_steps` to be a multiple of `eval_steps`. Here a checkpoint is written wherever the
-    model is the best so far, so that both are free.
+    The library requires `save_steps` to be a multiple of `eval_steps`. Here a checkpoint is written whenever the model is
+    the best so far, so both are independent.
     """
     arguments.eval_strategy, arguments.do_eval = IntervalStrategy.STEPS, True
     arguments.eval_steps = min(train.eval_steps, train.steps)
@@ -27,17 +27,17 @@ def validate_while_training(arguments, train):
 
 
 class StopEarly(EarlyStoppingCallback):
-    """The library's early stopping, which also goes on counting in a resumed run.
+    """The library's early stopping, which also continues its count in a resumed run.
 
     Args:
-        patience: looks at the validation data without a better one.
+        patience: number of evaluations without improvement.
     """
 
     def __init__(self, patience):
         super().__init__(patience)
 
     def on_train_begin(self, args, state, control, **kwargs):
-        """Counts the looks since the best one."""
+        """Counts the evaluations since the best one."""
         super().on_train_begin(args, state, control, **kwargs)
         looks = [entry["step"] for entry in state.log_history if "eval_loss" in entry]
         self.early_stopping_patience_counter = sum(step > (state.best_global_step or 0) for step in looks)
@@ -45,9 +45,9 @@ class StopEarly(EarlyStoppingCallback):
 
 @torch.no_grad()
 def greedy_answers(model, processor, inputs, max_new_tokens):
-    """Ids [B, A] of what a model answers to the prompts of a collated batch, padded with the padding token.
+    """Ids [B, A] of a model's answers to the prompts of a collated batch, padded with the padding token.
 
-    A prompt is what comes before the first label of a row; its pictures are those of the row.
+    A prompt is what comes before the first label of a row; its images are those of the row.
     """
     labels, ids = inputs["labels"], inputs["input_ids"]
     prompts = [row[: int((of_row != IGNORE).int().argmax())].tolist() for row, of_row in zip(ids, labels, strict=True)]
@@ -60,8 +60,8 @@ def greedy_answers(model, processor, inputs, max_new_tokens):
 
 
 def answer_metrics(processor, stage):
-    """A `compute_metrics` for the Trainer: captions' CIDEr, BLEU-4 and ROUGE-L (metrics/captions.py), for each answer
-    against the one that its example has. Of stage 1 the first line counts: a caption ends there."""
+    """A `compute_metrics` for the Trainer: captions' CIDEr, BLEU-4 and ROUGE-L (metrics/captions.py), of each answer
+    against that of its example. In stage 1 only the first line counts, where a caption ends."""
     from ..metrics.captions import caption_scores
 
     def texts(rows):

@@ -1,12 +1,12 @@
-"""What each suite asks, and what the answers are worth. `SUITES` has them by name.
+"""What each suite asks, and how the answers are scored. `SUITES` has them by name.
 
 base.py       requests, figures, options     captions.py    captions, coverage, chair
 questions.py  pope, vqa                      writing.py     failures, advanced, abilities
 scenes.py     composed, spatial          objects.py     objects
 text.py       text
 
-A suite holds `requests` and `pictures`; `figures(said)` makes rows of sums of the answers, from which the runner takes
-values and intervals. `judged` suites also need verdicts: of an LLM, or of a person.
+A suite has `requests` and `pictures`; `figures(said)` turns the answers into rows of sums, from which the runner computes
+values and intervals. `judged` suites also need verdicts from an LLM or a person.
 """
 
 from .base import Figure, Options, Request, Suite
@@ -36,10 +36,10 @@ SUITES = {
 
 
 def load_suite(name, options):
-    """The suite of a name, ready to be asked.
+    """The suite of a name, ready to run.
 
     Raises:
-        ValueError: one line: no such suite, no such data, another benchmark's file, missing pictures, ids that come twice,
+        ValueError: one line: no such suite, no such data, another benchmark's file, missing images, duplicate ids,
             nothing to ask.
     """
     if name not in SUITES:

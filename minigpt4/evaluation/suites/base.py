@@ -1,4 +1,4 @@
-"""What every suite has: requests, pictures, and figures made of answers."""
+"""What every suite has: requests, images, and figures computed from answers."""
 
 import random
 from typing import NamedTuple
@@ -8,9 +8,9 @@ from .. import data_files
 
 
 class Request(NamedTuple):
-    """One thing to ask.
+    """One request to the model.
 
-    id: unique in the suite. image: the picture's name. instruction: in the chat form; None is the caption form of stage 1.
+    id: unique in the suite. image: the image's name. instruction: in chat form; None is the caption form of stage 1.
     candidates: answers to choose from by likelihood; without any, the model writes its answer.
     """
 
@@ -22,7 +22,7 @@ class Request(NamedTuple):
 
 
 class Figure(NamedTuple):
-    """Rows of sums and the picture of each, as `statistics.measured` takes them."""
+    """Rows of sums and the image of each, for `statistics.measured`."""
 
     rows: list
     pictures: list
@@ -30,9 +30,9 @@ class Figure(NamedTuple):
 
 
 class Options(NamedTuple):
-    """What a person may choose: data and images (paths or Hub ids), limit (pictures), seed, max_new_tokens (or None).
+    """A user's options: data and images (paths or Hub ids), limit (images), seed, max_new_tokens (or None).
 
-    holdout_share: of tar shards only the images that a training with this `data.holdout_share` kept out; 0: all of them.
+    holdout_share: for tar shards, only the images that training with this `data.holdout_share` left out; 0: all of them.
     """
 
     data: tuple = ()
@@ -44,9 +44,9 @@ class Options(NamedTuple):
 
 
 class Suite:
-    """Base: reads the options, keeps the requests whole."""
+    """Base class: reads the options, checks the requests."""
 
-    judged, by_person = False, False  # whether verdicts are read, and whether a person's will do
+    judged, by_person = False, False  # whether verdicts are needed, and whether a person's are accepted
 
     def __init__(self, options):
         self.options, self.requests = options, []
@@ -57,28 +57,28 @@ class Suite:
         self._check()
 
     def build(self):
-        """Sets `pictures`, `data` (what it is called) and `requests`."""
+        """Sets `pictures`, `data` (its name) and `requests`."""
         raise NotImplementedError
 
     def figures(self, said, verdicts=None):
-        """{way: {figure: Figure}} of {request id: answer}, and of {request id: verdict} where a judge reads."""
+        """{way: {figure: Figure}} of {request id: answer}, and of {request id: verdict} if the suite is judged."""
         raise NotImplementedError
 
     def measure(self, model, processor):
-        """Figures that are not of answers."""
+        """Figures that are not based on answers."""
         return {}
 
     def truth(self, request):
-        """What is known of a request's picture, for the report."""
+        """The known facts about a request's image, for the report."""
         return ""
 
     def remark(self, request, answer):
-        """What the suite found of one answer, for the report."""
+        """The suite's findings about one answer, for the report."""
         return ""
 
     @property
     def n(self):
-        """How many pictures are asked about."""
+        """Number of images that are asked about."""
         return len({request.image for request in self.requests})
 
     def by_way(self):
@@ -118,7 +118,7 @@ class Suite:
         return True
 
     def limited(self, pictures):
-        """The pictures to ask about: all, or `limit` of them drawn at random, sorted."""
+        """The images to ask about: all, or `limit` random ones, sorted."""
         pictures, limit = sorted(set(pictures)), self.options.limit
         if limit is None:
             return pictures

@@ -1,4 +1,4 @@
-"""Pictures that people described, in COCO's files: are short captions, descriptions, named objects like theirs?"""
+"""Suites on images that people described, in COCO's format: captions, descriptions and named objects."""
 
 import re
 
@@ -42,7 +42,7 @@ class Captions(Suite):
 
 
 class Coverage(Suite):
-    """How many of a picture's captions a description covers, read by an LLM (the paper: 2.22 of COCO's 5)."""
+    """How many of an image's captions a description covers, judged by an LLM (the paper: 2.22 of COCO's 5)."""
 
     judged = True
     _SYSTEM = (
@@ -58,13 +58,13 @@ class Coverage(Suite):
             self.ask(image, DESCRIBE, 300, f"description/{image}")
 
     def question(self, request, answer):
-        """Messages for the judge; each text on one line, so that a description cannot add a line of its own."""
+        """Messages for the judge; each text is on one line, so a description cannot add a line of its own."""
         lines = [f"Test: {' '.join(answer.split())}"]
         lines += [f"{i}: {' '.join(text.split())}" for i, text in enumerate(self.references[request.image], 1)]
         return [{"role": "system", "content": self._SYSTEM}, {"role": "user", "content": "\n".join(lines)}]
 
     def verdict(self, request, reply):
-        """[bool for each caption] of a judge's reply, or None of one that does not have just a line for each."""
+        """[bool for each caption] from a judge's reply, or None unless it has exactly one line for each."""
         lines = re.findall(r"^\W*(\d+)\W*(yes|no)\b", reply.lower(), re.MULTILINE)
         wanted = [str(i) for i in range(1, len(self.references[request.image]) + 1)]
         return [word == "yes" for _, word in lines] if [number for number, _ in lines] == wanted else None
@@ -98,7 +98,7 @@ class Chair(Suite):
         unknown = set().union(*self.kinds.values()) - set(COCO_KINDS)
         if unknown:
             raise ValueError(f"{path}: category {min(unknown)!r} is none of COCO's 80")
-        for path, content in found["captions"]:  # what people named is there, too, as in the authors' code
+        for path, content in found["captions"]:  # what people named also counts as there, as in the authors' code
             for image, texts in data_files.coco_captions(content, path).items():
                 if image in self.kinds:
                     self.kinds[image] |= {kind for text in texts for kind in named_kinds(text)}
@@ -122,7 +122,7 @@ class Chair(Suite):
 
 
 def _only_one(found):
-    """The (path, content) of the only file of a kind; raises ValueError if there are more."""
+    """The (path, content) of the only file of a kind; raises ValueError if there are several."""
     [(path, content), *more] = found
     if more:
         raise ValueError(f"{path} and {more[0][0]}: two files of one kind; name one of them with --data")

@@ -1,4 +1,4 @@
-"""Photographs of which a list of things or a label is known: does the model name what is there, and not what is not?"""
+"""A suite on photographs with a list of things or a label: does the model name what is there, and only that?"""
 
 import random
 
@@ -13,12 +13,12 @@ LONGEST = 40  # tokens of an answer
 
 class Objects(Suite):
     """Share of answers to "What is in this image?" that name a thing that is there (people not counted), share of named
-    COCO things that are not, each beside the same answers on shuffled images of their source; and, as POPE, questions about
-    things that are there and as many about things that are not.
+    COCO things that are not, each next to the same answers on shuffled images of their source; and, as in POPE, equally many
+    questions about things that are there and things that are not.
 
     --data is COCO's instances (and captions), or tar shards whose KEY.json has `objects` or `label`, and a `source`. Absent
-    things are drawn among those of the data by how often they occur at all ("popular") and, where an image has a list, by
-    how often they occur with those that are there ("adversarial").
+    things are drawn from those of the data by how often they occur at all ("popular") and, if an image has a list, by how
+    often they occur with those that are there ("adversarial").
     """
 
     def build(self):
@@ -46,7 +46,7 @@ class Objects(Suite):
         return rows
 
     def _ask_both(self, name, way, statistics):
-        """A question about a thing that is there, and one about a thing that is not; none where there is no such thing."""
+        """A question about a thing that is there, and one about a thing that is not; none if there is no such thing."""
         row, rng = self.rows[name], random.Random(f"{self.options.seed}/{way}/{name}")
         absent = statistics.absent(row, rng, together=way == "adversarial")
         if absent is None:
@@ -82,7 +82,7 @@ class Objects(Suite):
         return figures | (self._yes_or_no(asked, said) if asked else {})
 
     def _shuffled(self, requests):
-        """{request: the one of another image of its source whose answer it gets}; {} of sources of a single image."""
+        """{request: the one of another image of its source whose answer it gets}; {} for sources with a single image."""
         of_source = {}
         for request in requests:
             of_source.setdefault(self.rows[request.image].get("source"), []).append(request)
@@ -109,7 +109,7 @@ class Objects(Suite):
 
 
 def named_figures(rows, answers, images):
-    """{"named", "invented"}: Figures of answers about images with such rows; only what can be measured of any of them."""
+    """{"named", "invented"}: Figures of answers about images with such rows, as far as they can be measured."""
     figures, every = {}, list(zip(rows, answers, images, strict=True))
     if known := [entry for entry in every if can_be_named(entry[0])]:
         named = [[names_one(answer, row), 1] for row, answer, _ in known]

@@ -1,4 +1,4 @@
-"""Questions with answers that are known: POPE, AOK-VQA, GQA."""
+"""Suites of questions with known answers: POPE, AOK-VQA, GQA."""
 
 from ...metrics import pope
 from ...metrics.vqa import chosen, short_answer, soft_accuracy
@@ -9,7 +9,7 @@ VQA = "Based on the image, respond to this question with a short answer: {}"
 
 
 class Pope(Suite):
-    """POPE: is this object there? One file for each way of drawing absent objects (random, popular, adversarial)."""
+    """POPE: is this object there? There is one file per sampling of absent objects (random, popular, adversarial)."""
 
     def build(self):
         self.labels = {}
@@ -47,7 +47,7 @@ class Pope(Suite):
 
 
 class Vqa(Suite):
-    """AOK-VQA and GQA, by what the model writes and, where the answers are given, by which it finds likeliest.
+    """AOK-VQA and GQA, by what the model writes and, if there are candidates, by which one it finds likeliest.
 
     AOK-VQA: "choices" (the choice named in the answer), "choices by likelihood" and "direct answers" (soft accuracy; as in
     the authors' script, without the questions that they mark difficult_direct_answer). GQA: "GQA" (exact match of the answer
@@ -104,7 +104,7 @@ class Vqa(Suite):
         truth = self.truths[request.id]
         if "choices" in truth:
             return chosen(answer, truth["choices"]) == truth["right"]
-        if request.candidates:  # the answer is one of them as it stands
+        if request.candidates:  # the answer is one of them verbatim
             return answer == truth["answers"][0]
         return soft_accuracy(answer, truth["answers"])
 

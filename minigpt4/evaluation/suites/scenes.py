@@ -1,4 +1,4 @@
-"""Composed scenes, of which everything is known, held out from training."""
+"""Suites on composed scenes, about which everything is known, held out from training."""
 
 import re
 
@@ -8,12 +8,12 @@ from ...metrics.failures import failure
 from ...processing.data.scenes import ARTWORK_LICENSE, draw, noto, openmoji, scenes, with_article
 from .base import Figure, Suite
 
-# How a scene's two objects stand, first to second: {relation: (in words, its opposite in words)}.
+# Relations from a scene's first object to its second: {relation: (in words, its opposite in words)}.
 RELATIONS = {"left": ("to the left of", "to the right of"), "above": ("above", "below")}
 
 
 class Scenes:
-    """Held-out composed scenes as pictures: "0007" in the artwork they are learned in, "noto-0007" in another."""
+    """Images of held-out composed scenes: "0007" in the artwork of training, "noto-0007" in another."""
 
     license = ARTWORK_LICENSE
 
@@ -32,10 +32,10 @@ class Scenes:
 
 
 class Composed(Suite):
-    """Held-out composed scenes: captions, descriptions, questions; with pictures swapped; in artwork never seen.
+    """Held-out composed scenes: captions, descriptions, questions; with swapped images; in unseen artwork.
 
-    Swapped, each scene's question is asked about another scene's picture: what is right then needed no picture. A linear
-    probe of the frozen vision features (probe.py) tells what one linear layer could see at best.
+    Swapped, each scene's question is asked about another scene's image: answers that are still right did not need it. A
+    linear probe of the frozen vision features (probe.py) shows the most that one linear layer could see.
     """
 
     def build(self):
@@ -55,7 +55,7 @@ class Composed(Suite):
 
     @property
     def n(self):
-        """How many scenes; those of the other artwork are the same."""
+        """Number of scenes; the other artwork shows the same ones."""
         return len(self.rows)
 
     def _talk(self, way, name, image):
@@ -119,11 +119,11 @@ class Composed(Suite):
 
 
 class Spatial(Suite):
-    """Where two objects stand to each other, on held-out composed scenes: yes and no as often, and one to be named.
+    """Relations of two objects on held-out composed scenes: yes-no questions, half of each, and naming one of the two.
 
-    "Is the dog to the left of the cat?" is asked with the relation that holds and with its opposite, from either object: who
-    says always yes, or goes by the names, is right half of the time. "What is to the left of the cat?" is also judged with
-    the answer about another scene ("shuffled"): what is right then needed no image.
+    "Is the dog to the left of the cat?" is asked with the true relation and with its opposite, from either object: always
+    saying yes, or going by the names, is right half of the time. "What is to the left of the cat?" is also scored with the
+    answer about another scene ("shuffled"): answers that are still right did not need the image.
     """
 
     def build(self):

@@ -1,4 +1,4 @@
-"""Text in images, which the suite writes itself: on plain ground, on textures and on photographs."""
+"""A suite on text in images, which it renders itself: on a plain background, on textures and on photographs."""
 
 import random
 import re
@@ -10,7 +10,7 @@ from ...processing.data.photographs import FREE, photograph
 from .base import Figure, Suite
 from .scenes import SHIFT
 
-SIZE = 448  # pixels; a tower with fewer makes it smaller
+SIZE = 448  # pixels; towers with fewer scale it down
 QUESTION = "What does the text in the image say?"
 GROUNDS = ("plain", "texture", "photograph")
 # Words of signs, menus and labels, of three to nine letters.
@@ -26,10 +26,10 @@ WORDS = _WORDS.split()
 
 
 class Text(Suite):
-    """One written word in each image, on plain ground, on a texture and on a photograph, a third each: is it read?
+    """One word in each image, a third each on a plain background, a texture and a photograph: is it read?
 
-    `exact` is the share of answers that hold the word, `edit_distance` the letters to change in the answer's nearest word,
-    as a share of the word's (at most 1). Both stand beside the same answers on other images ("shuffled").
+    `exact` is the share of answers with the word in them, `edit_distance` the letters to change in the nearest of its words,
+    as a share of the word's (at most 1). Both are reported next to the same answers on other images ("shuffled").
     """
 
     def build(self):
@@ -68,7 +68,7 @@ class Text(Suite):
 
 
 def edits(word, answer):
-    """Letters to change, add or take away until the answer's nearest word is `word`, as a share of its length, at most 1."""
+    """Letters to change, add or remove until the answer's nearest word is `word`, as a share of its length, at most 1."""
     from nltk.metrics.distance import edit_distance
 
     found = re.findall(r"[^\W_]+", answer.lower())
@@ -76,7 +76,7 @@ def edits(word, answer):
 
 
 class Signs:
-    """Images of words: {name: word} in `words`, a name is "plain/003". The same seed gives the same ones."""
+    """Images of words: {name: word} in `words`, with names like "plain/003". The same seed gives the same images."""
 
     license = "Photographs: scikit-image, CC0 and public domain"
 
@@ -86,7 +86,7 @@ class Signs:
         self.seed = seed
 
     def check(self, names):
-        """Raises ValueError if the photographs are not there."""
+        """Raises ValueError if the photographs are not installed."""
         try:
             photograph("coffee")
         except ModuleNotFoundError as error:

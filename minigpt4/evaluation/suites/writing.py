@@ -1,4 +1,4 @@
-"""Longer texts that are asked for: do they fail, and do they do what was asked?"""
+"""Suites that ask for longer texts: do they fail, and do they fulfil the request?"""
 
 import json
 import re
@@ -15,7 +15,7 @@ from .base import Figure, Suite
 from .objects import named_figures
 from .scenes import Scenes
 
-# Images, and what is asked about each: what the page and a Space offer as examples.
+# Images with a request for each: the examples on the web page and in a Space.
 TWELVE = Path(hub.__file__).with_name("abilities")
 # The paper's two requests whose failures it counts.
 DETAIL = "Describe the image in detail."
@@ -31,7 +31,7 @@ ABILITIES = {
 class Failures(Suite):
     """Failures of descriptions and poems (the paper's table: 35% -> 2%, 32% -> 1%); on composed scenes without --data.
 
-    Of tar shards whose images have a list of things or a label, `named` and `invented` as in the suite objects, too.
+    For tar shards whose images have a list of things or a label, also `named` and `invented` as in the suite objects.
     """
 
     def build(self):
@@ -79,9 +79,9 @@ class Failures(Suite):
 
 
 class Advanced(Suite):
-    """Memes, recipes, advertisements, poems: was the request fulfilled? Read by an LLM or a person (the paper: 65 of 100).
+    """Memes, recipes, advertisements, poems: was the request fulfilled? Judged by an LLM or a person (the paper: 65 of 100).
 
-    --data is a folder with a folder of pictures for each: memes/, recipes/, advertisements/, poems/ (the paper: 25 each).
+    --data is a folder with a folder of images for each: memes/, recipes/, advertisements/, poems/ (the paper: 25 each).
     """
 
     judged, by_person = True, True
@@ -107,7 +107,7 @@ class Advanced(Suite):
                 self.ask(name, instruction, 300, name)
 
     def question(self, request, answer):
-        """Messages for the judge, with the picture."""
+        """Messages for the judge, with the image."""
         from ..results_page import data_url
 
         told = f"Request: {request.instruction}\nAnswer: {answer}"
@@ -118,7 +118,7 @@ class Advanced(Suite):
         ]
 
     def verdict(self, request, reply):
-        """True or False of a judge's reply, or None of one that says neither."""
+        """True or False from a judge's reply, or None if it says neither."""
         word = re.match(r"\W*(yes|no)\b", reply.lower())
         return word[1] == "yes" if word else None
 
@@ -130,9 +130,9 @@ class Advanced(Suite):
 
 
 class Abilities(Advanced):
-    """The twelve abilities of the paper's figures, each asked about an image that ships: a page with every answer.
+    """The twelve abilities of the paper's figures, each asked about an included image: a page with every answer.
 
-    What an answer is worth a person or an LLM says (--judge); without one only failures and lengths are measured.
+    A person or an LLM judges the answers (--judge); otherwise only failures and lengths are measured.
     """
 
     judged = False
