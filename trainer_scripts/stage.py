@@ -1,4 +1,4 @@
-"""What stage1.py and stage2.py share: arguments, recipe, training, one line for what went wrong."""
+"""What stage1.py and stage2.py share: arguments, recipe, training, one-line errors."""
 
 import argparse
 import os
