@@ -8,7 +8,7 @@ from minigpt4.training.global_batch import take_part
 
 
 def main(default_recipe, stage, doc, own_data_recipe=None):
-    """Parses the command line, trains as the recipe says; returns the exit status (2: bad input, 130 and 143: stopped).
+    """Parses the command line and trains the recipe; returns the exit status (2: bad input, 130 and 143: stopped).
 
     Without --recipe it is the default one, or `own_data_recipe` where --set names a data.path.
     """

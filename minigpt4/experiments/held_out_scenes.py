@@ -1,4 +1,4 @@
-"""Held-out composed scenes, their features, and what is asked about them."""
+"""Held-out composed scenes, their features, and the questions about them."""
 
 import random
 
