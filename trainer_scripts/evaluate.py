@@ -1,7 +1,7 @@
 """accelerate launch trainer_scripts/evaluate.py --model outputs/quickstart/model --suite composed
 
-Measures a model on one suite, on as many devices as accelerate starts: `minigpt4 evaluate`, as a script. A run that was
-stopped continues where it was.
+Measures a model on one suite, on as many devices as accelerate starts: `minigpt4 evaluate`, as a script. A
+stopped run continues where it was.
 """
 
 import argparse

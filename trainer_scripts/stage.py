@@ -1,4 +1,4 @@
-"""What stage1.py and stage2.py share: arguments, recipe, training, one line for what went wrong."""
+"""What stage1.py and stage2.py share: arguments, recipe, training, one-line errors."""
 
 import argparse
 import os
@@ -8,7 +8,7 @@ from minigpt4.training.global_batch import take_part
 
 
 def main(default_recipe, stage, doc, own_data_recipe=None):
-    """Parses the command line, trains as the recipe says; returns the exit status (2: bad input, 130 and 143: stopped).
+    """Parses the command line and trains the recipe; returns the exit status (2: bad input, 130 and 143: stopped).
 
     Without --recipe it is the default one, or `own_data_recipe` where --set names a data.path.
     """

@@ -21,7 +21,7 @@ def replace(path, name, text):
 
 
 def refresh_outputs(path, output_of):
-    """Writes anew each block of a page under `<!-- output of: COMMAND -->`.
+    """Rewrites each block of a page under `<!-- output of: COMMAND -->`.
 
     Args:
         output_of: function command -> its output, or None to leave the block.

@@ -1,4 +1,4 @@
-"""python docs/scripts/outputs.py [WORD]: runs the commands whose output README and docs show, and writes it there anew.
+"""python docs/scripts/outputs.py [WORD]: runs the commands whose output README and docs show, and updates it there.
 
 A block under `<!-- output of: COMMAND -->` is such an output. With WORD only commands that contain it run. What takes half
 an hour is read from the file that its run wrote. Commands run in a folder with photo.jpg (scikit-image's coffee, CC0) and

@@ -1,4 +1,4 @@
-"""What a step says of its work: a line for each failure as it happens, and counts at the end."""
+"""A step's report of its work: a line for each failure as it happens, and counts at the end."""
 
 import itertools
 import sys
@@ -8,23 +8,23 @@ from tqdm.auto import tqdm
 
 
 class Report:
-    """Counts of one step in one run: `done` now, `already` done before, `failures`, and whatever else it counts."""
+    """Counts of one step in one run: `done` now, `already` done before, `failures`, and any other counts."""
 
     def __init__(self, step):
         self.step, self.done, self.already, self.failures, self.counts = step, 0, 0, 0, Counter()
 
     def failed(self, error):
-        """One picture could not be done; it is tried again when the step runs again."""
+        """Records that an image failed; it is retried when the step runs again."""
         self.failures += 1
         self.note(error)
 
     def note(self, text):
-        """A line on stderr, beside the progress bar."""
+        """Prints a line on stderr, without breaking the progress bar."""
         lines = str(text).strip().splitlines() or [type(text).__name__]
         tqdm.write(f"{self.step}: {lines[0]}", file=sys.stderr)
 
     def count(self, what, n=1):
-        """Adds to a count; nothing is nothing."""
+        """Adds to a count; adding 0 has no effect."""
         if n:
             self.counts[what] += n
 

@@ -14,7 +14,7 @@ SAMPLES = 5
 def dataset_card(layout, store, splits, name, license=None, credit=""):
     """The text of README.md for captioned pictures. `splits`: {split: pictures}; the rest: see `publish`.
 
-    Of where things ran it names the last part of a path and the host of a server: no key and no user is in the store.
+    It names only the last part of paths and the hosts of servers; the store contains no keys and no user names.
     """
     values = {
         "name": name,
@@ -85,7 +85,7 @@ def _counted(store, table, column):
 
 
 def _steps(store, splits):
-    """[(what, count), ...] from the draw to the publication."""
+    """[(what, count), ...] from sampling to publication."""
     one = store.value
     decided = {
         row["decision"]: row["n"] for row in store.rows("SELECT decision, COUNT(*) AS n FROM decisions GROUP BY decision")
@@ -112,7 +112,7 @@ def _steps(store, splits):
 
 
 def _preference_steps(store, splits):
-    """[(what, count), ...] from the draw to the publication."""
+    """[(what, count), ...] from sampling to publication."""
     one = store.value
     both = "FROM readings AS r JOIN swapped_readings AS s USING (picture)"
     return [
@@ -130,7 +130,7 @@ def _preference_steps(store, splits):
 
 
 def _runs(store, step):
-    """[(rows, [(setting, value), ...]), ...]: what each run was told."""
+    """[(rows, [(setting, value), ...]), ...]: the settings of each run."""
     return [
         (rows, [(key, _public(value)) for key, value in settings.items() if value is not None])
         for settings, rows in store.runs(step)
@@ -153,6 +153,6 @@ def _samples(store):
 
 
 def _sample(row):
-    """One sample as lines to indent: what a model wrote is shown as it is, and never read as Markdown."""
+    """One sample as lines to indent: model output is shown verbatim, never rendered as Markdown."""
     parts = [("described", row["answer"]), ("fixed", row["text"]), ("published", row["decided"])]
     return [f"{label + ':':<11}{' '.join(text.split())}" for label, text in parts]

@@ -1,4 +1,4 @@
-"""The whole pipeline on one machine alone: `minigpt4 curate --demo`.
+"""The whole pipeline on a single machine: `minigpt4 curate --demo`.
 
     quickstart's stage-1 model -> new composed scenes -> SmolLM2 behind `transformers serve` -> rules -> a decisions file
     -> a data set -> stage 2 on it -> how often answers about held-out scenes fail, before and after
@@ -46,7 +46,7 @@ from .store import Store, now
 from .verify import DecisionsFile
 
 STAGE1 = "outputs/quickstart/stage1/model"
-COUNT, SCENE_SEED = 80, 1001  # the quickstart trains on other seeds
+COUNT, SCENE_SEED = 80, 1001  # the quickstart uses other seeds
 HELD_OUT, LONGEST = 40, 120  # scenes and tokens of the measure before and after
 MIN_WORDS = 5  # stage 1's captions are short
 LIKELIER = 1.6  # nats per token: what is said of other pictures stays below (98%), what is said of their own above (90%)
@@ -109,7 +109,7 @@ def demo(output, model=STAGE1, count=COUNT, seed=0):
 
 
 def _draw(folder, count):
-    """Composed scenes as files; those that are there already stay."""
+    """Writes composed scenes as files; existing ones are kept."""
     missing = [i for i in range(count) if not (folder / f"{i:05}.png").is_file()]
     if missing:
         rows = scenes(count, SCENE_SEED)
@@ -119,7 +119,7 @@ def _draw(folder, count):
 
 
 def _fix(store, folder):
-    """`folder` becomes a link to the model, whose own folder in the cache has a number for a name."""
+    """Makes `folder` a link to the model, whose folder in the cache has a number as its name."""
     if not store.pending_count("fix"):
         return "fix: nothing left to do"
     folder.unlink(missing_ok=True)
@@ -130,7 +130,7 @@ def _fix(store, folder):
 
 @contextlib.contextmanager
 def served(folder):
-    """The address of a `transformers serve` of a model in a folder, on a free port of this machine.
+    """The URL of a `transformers serve` for a model folder, on a free port of this machine.
 
     Raises:
         OSError: it ended before it was ready.
@@ -163,7 +163,7 @@ def _answers(url):
 
 
 def _decide(store, model, processor, path):
-    """Writes the decisions file and has it read, as if a person had written it."""
+    """Writes the decisions file and reads it, as if a person had written it."""
     rows = store.rows(
         "SELECT c.picture, c.path, c.text, answers.first FROM captions AS c JOIN answers USING (picture)"
         " WHERE c.filtered AND c.rule IS NULL AND c.decision IS NULL ORDER BY c.picture"
@@ -199,7 +199,7 @@ def sentences(text):
 
 @torch.inference_mode()
 def likelier(model, processor, text, own, others):
-    """By how many nats per token a text is likelier with its picture than with others, in the form that stage 1 learns.
+    """How much likelier a text is with its image than with others, in nats per token, in stage 1's form.
 
     Args:
         own: [Q, C], the frozen vision part's output for its picture. others: [N, Q, C].
@@ -231,7 +231,7 @@ def _counts(store):
 
 
 def _stage2(output, stage1):
-    """Stage 2 on the published set, from the stage-1 model on."""
+    """Stage 2 on the published set, starting from the stage-1 model."""
     recipe = load_recipe("stage2-embedded")
     recipe.output = str(output / "stage2")
     recipe.model.projection = str(stage1)

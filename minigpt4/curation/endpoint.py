@@ -1,7 +1,7 @@
-"""Requests to a server that speaks OpenAI's chat API, many at a time.
+"""Concurrent requests to a server with OpenAI's chat API.
 
-The `openai` client does the waiting: it repeats a request after 429, 5xx, time-outs and broken connections, with growing
-pauses or as long as `Retry-After` says. What it gives up on fails one picture; what would fail them all stops the step.
+The `openai` client handles retries: it repeats a request after 429, 5xx, time-outs and broken connections, with growing
+pauses or as `Retry-After` says. If it gives up, that image fails; an error that would affect all images stops the step.
 """
 
 import os
@@ -14,16 +14,16 @@ KEY_VARIABLE = "OPENAI_API_KEY"
 
 
 class Reply(NamedTuple):
-    """What a server answered, and what it charges for; None where it does not say."""
+    """A server's answer and the tokens it charges for; None if it does not say."""
 
     text: str
     prompt_tokens: int | None
     completion_tokens: int | None
-    whole: bool  # False: cut at the longest length
+    whole: bool  # False: cut off at the length limit
 
 
 class Stop(ValueError):
-    """An error that every further request would meet, too."""
+    """An error that would affect every further request."""
 
 
 class Endpoint:
@@ -31,14 +31,14 @@ class Endpoint:
 
     Args:
         model: its name there.
-        url: base address, "http://localhost:8000/v1", say.
-        key_variable: environment variable that holds the key. Only OpenAI itself always needs one.
-        concurrency: requests under way at a time.
+        url: base URL, for example "http://localhost:8000/v1".
+        key_variable: environment variable with the key. Only OpenAI itself always needs one.
+        concurrency: number of simultaneous requests.
         retries: how often the client repeats a request.
         timeout: seconds that a request may take.
 
     Raises:
-        ValueError: no address, a key in the address, or no key where one is needed.
+        ValueError: not a URL, a key in the URL, or a missing key.
     """
 
     def __init__(self, model, url=OPENAI, key_variable=KEY_VARIABLE, concurrency=8, retries=5, timeout=120.0):
@@ -58,14 +58,14 @@ class Endpoint:
         self._client = OpenAI(api_key=self._key or "none", base_url=url, max_retries=retries, timeout=timeout)
 
     def settings(self):
-        """What a run records of it; no key."""
+        """What a run records about it, without the key."""
         return {"model": self.model, "url": self.url}
 
     def ask(self, messages, **parameters):
         """One conversation -> `Reply`. `parameters`: of the chat API (temperature, max_completion_tokens, ...).
 
         Raises:
-            Stop: the key is refused, the model unknown, nobody answers at the address.
+            Stop: the key is refused, the model is unknown, or there is no server at the URL.
             ValueError: this request failed.
         """
         import openai
@@ -100,7 +100,7 @@ class Endpoint:
             raise ValueError(f"{self.url}: not an answer of an OpenAI-compatible server ({self._reason(error)})") from None
 
     def map(self, work, items):
-        """Yields (item, what work(item) returned, or the ValueError it raised) as they end; lazily, in no order.
+        """Yields (item, the result of work(item) or the ValueError it raised) as they finish; lazily, in any order.
 
         Raises:
             Stop: the first of work's own; or so many failed in a row that the server itself must be at fault. What was
@@ -135,7 +135,7 @@ class Endpoint:
             raise stop
 
     def _reason(self, error):
-        """An error's first line, short, and without the key that a server may quote."""
+        """An error's first line, shortened, without the key that a server may quote."""
         text = (str(error).strip().splitlines() or [type(error).__name__])[0]
         return (text.replace(self._key, "***") if self._key else text)[:200]
 

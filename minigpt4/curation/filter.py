@@ -1,11 +1,11 @@
 """Step 4: rules reject what generation and fix left broken; each rejection names its rule.
 
 apology         "I'm sorry I made a mistake...", "I apologize for that ..." (the paper's), "as an AI"
-empty, repetition, fragment    the failures that are measured before and after stage 2, too (metrics/failures.py)
+empty, repetition, fragment    also measured before and after stage 2 (metrics/failures.py)
 not English     hardly any of the commonest English words, or letters of other scripts
 short           fewer words than the set number
 near-duplicate  nearly the same words in the same order as an earlier accepted description
-off-picture     CLIP or SigLIP sees little likeness to the picture, where a scorer is configured
+off-picture     low similarity to the image according to CLIP or SigLIP, if a scorer is configured
 """
 
 import re
@@ -31,7 +31,7 @@ def filter_texts(store, min_words=MIN_WORDS, max_likeness=MAX_LIKENESS, scorer=N
     """Gives every fixed text a verdict; returns a `Report`.
 
     Args:
-        scorer: a `Scorer`, or None; then no rule looks at the picture.
+        scorer: a `Scorer`, or None; then no rule uses the image.
         min_score: the scorer's score below which a text is off-picture.
     """
     settings = {"min_words": min_words, "max_likeness": max_likeness}
@@ -53,7 +53,7 @@ def filter_texts(store, min_words=MIN_WORDS, max_likeness=MAX_LIKENESS, scorer=N
 
 
 def text_rule(text, min_words=MIN_WORDS):
-    """(rule, detail) of the first rule about a text alone that rejects it, or None."""
+    """(rule, detail) of the first text-only rule that rejects it, or None."""
     if found := APOLOGY.search(text) or AS_AN_AI.search(text):
         return "apology", found[0]
     if failed := failure(text):
@@ -66,13 +66,13 @@ def text_rule(text, min_words=MIN_WORDS):
 
 
 def shingles(text, size=3):
-    """The set of a text's runs of `size` words, without case and punctuation."""
+    """The set of a text's sequences of `size` words, without case and punctuation."""
     words = re.findall(r"\w+", text.lower())
     return {" ".join(words[i : i + size]) for i in range(max(1, len(words) - size + 1))}
 
 
 def bands(found):
-    """MinHash of a set of shingles in bands of integers: sets that are much alike share one, most likely."""
+    """MinHash of a set of shingles in bands of integers: similar sets very likely share one."""
     hashes = np.array([zlib.crc32(shingle.encode()) for shingle in found], dtype=np.int64) % _PRIME
     rng = np.random.default_rng(0)
     a, b = rng.integers(1, _PRIME, (2, _BANDS * _BAND_ROWS, 1))
@@ -87,7 +87,7 @@ def _picture_rule(score, min_score):
 
 
 def _duplicate_rule(store, row, max_likeness):
-    """The rule, if an accepted text is much like this one; else this one is put where later ones find it."""
+    """The rule, if an accepted text is very similar to this one; else this one is added for later comparisons."""
     mine = shingles(row["text"])
     keys = bands(mine)
     others = store.rows(
@@ -125,13 +125,13 @@ def _scores(store, chunk, scorer, report):
 
 
 class Scorer:
-    """Likeness of pictures and texts by a CLIP or SigLIP of transformers: the cosine of their embeddings, -1 to 1.
+    """Similarity of images and texts from a CLIP or SigLIP of transformers: the cosine of their embeddings, -1 to 1.
 
     Args:
         name: a Hub id or folder.
 
     Raises:
-        ValueError: not a model that embeds pictures and texts.
+        ValueError: not a model that embeds images and texts.
     """
 
     def __init__(self, name):
@@ -147,7 +147,7 @@ class Scorer:
             raise ValueError(f"{name}: a {type(self.model).__name__}; expected a CLIP or SigLIP")
 
     def __call__(self, pictures, texts):
-        """Pictures (bytes) and their texts -> [score, ...]. A text beyond what the model reads is cut."""
+        """Images (bytes) and their texts -> [score, ...]. Texts beyond the model's limit are cut."""
         import torch
 
         from ..processing.image_processing_minigpt4 import load_image

@@ -1,7 +1,7 @@
 """Step 3: an LLM repairs each description with the paper's prompt, behind any OpenAI-compatible server.
 
-What comes back is checked. If a check fails, the original text goes on and the row says why; the answer is kept beside it,
-for it was paid for. An answer is recorded as it arrives: after a stop only requests that were under way are made again.
+The reply is checked. If a check fails, the original text is used and the row says why; the reply is also kept, since it was
+paid for. Replies are recorded as they arrive: after a stop, only requests in flight are repeated.
 """
 
 import json
@@ -16,8 +16,8 @@ PROMPT = (  # the paper's (section 3.2)
     "and so on. Remove unnecessary repetition. Rewrite any incomplete sentences. Return directly the results without "
     "explanation. Return directly the input paragraph if it is already correct without explanation."
 )
-MAX_FACTOR = 1.5  # what comes back may be that many times as long as what was sent
-LEAST_KEPT = 0.5  # and that share of its words must come from there: a repair adds little
+MAX_FACTOR = 1.5  # a reply may be at most this many times as long as its input
+LEAST_KEPT = 0.5  # at least this share of its words must come from the input: a repair adds little
 
 
 def fix(store, endpoint, temperature=None, max_factor=MAX_FACTOR, prices=(0.0, 0.0)):
@@ -25,7 +25,7 @@ def fix(store, endpoint, temperature=None, max_factor=MAX_FACTOR, prices=(0.0, 0
 
     Args:
         endpoint: an `Endpoint`.
-        temperature: of the LLM; None leaves it to the server.
+        temperature: the LLM's; None leaves it to the server.
         max_factor: see `problem`.
         prices: what a million prompt and completion tokens cost; the report adds them up.
 
@@ -37,7 +37,7 @@ def fix(store, endpoint, temperature=None, max_factor=MAX_FACTOR, prices=(0.0, 0
     parameters = {} if temperature is None else {"temperature": temperature}
 
     def work(row):
-        # More would be refused for its length; and a server that never ends costs no more than that.
+        # Anything longer would be rejected anyway, and this limits the cost of a reply that never ends.
         longest = math.ceil(max_factor * len(row["answer"]) / 3) + 16
         return endpoint.ask(messages(row["answer"]), max_completion_tokens=longest, **parameters)
 
@@ -52,7 +52,7 @@ def fix(store, endpoint, temperature=None, max_factor=MAX_FACTOR, prices=(0.0, 0
 
 
 def messages(text):
-    """The conversation that is sent for a text: the prompt is the system's, for the text is data and not an order."""
+    """The conversation sent for a text: the prompt is a system message, because the text is data, not an instruction."""
     return [{"role": "system", "content": PROMPT}, {"role": "user", "content": text}]
 
 
@@ -73,7 +73,7 @@ def problem(original, reply, max_factor=MAX_FACTOR):
 
 
 def fixed(row, reply, wrong):
-    """The row that is recorded: the fix, or where something is wrong with it the original."""
+    """The row to record: the fix, or the original if something is wrong with it."""
     text = row["answer"] if wrong else reply.text.strip()
     return {
         "picture": row["picture"],

@@ -1,4 +1,4 @@
-"""Step 2: the stage-1 model describes each picture with the paper's prompt, and goes on if it said little.
+"""Step 2: the stage-1 model describes each image with the paper's prompt, and continues short answers.
 
 An answer of at most 80 tokens gets "Continue" as a second turn, and the two answers are joined (paper, section 3.2). The
 model runs here, in batches, on every device that `accelerate launch` gives; or behind an OpenAI-compatible server.
@@ -23,7 +23,7 @@ from .sample import picture_address, read_picture
 
 PROMPT = "Describe this image in detail. Give as many details as possible. Say everything you see."  # the paper's
 CONTINUE = "Continue"
-ENOUGH_TOKENS = 80  # an answer that does not exceed them is continued
+ENOUGH_TOKENS = 80  # answers up to this length are continued
 
 
 class Answer(NamedTuple):
@@ -34,18 +34,18 @@ class Answer(NamedTuple):
 
     @property
     def text(self):
-        """Both, joined."""
+        """Both joined."""
         return f"{self.first} {self.continued}".strip() if self.continued else self.first
 
 
 def generate(store, describer, batch_size=16, seed=0):
-    """Has a model here describe every picture that has no answer yet, batch by batch; returns a `Report`.
+    """Has a local model describe every image without an answer, batch by batch; returns a `Report`.
 
-    Under `accelerate launch` each process takes its share of the pictures; a batch is recorded as a whole.
+    Under `accelerate launch` each process takes its share of the images; a batch is recorded as a whole.
 
     Args:
         describer: a `Describer`.
-        seed: of sampling. A batch's random numbers follow from it and from the batch's first picture.
+        seed: for sampling. A batch's random numbers depend on it and on the batch's first image.
     """
     return in_batches(
         store, "generate", describer, lambda rows, pixels: map(answered, rows, describer(pixels)), batch_size, seed
@@ -53,7 +53,7 @@ def generate(store, describer, batch_size=16, seed=0):
 
 
 def in_batches(store, step, looker, work, batch_size, seed):
-    """Does a step that a model here does, for every picture that waits for it, batch by batch; returns a `Report`.
+    """Runs a step with a local model, for every pending image, batch by batch; returns a `Report`.
 
     Args:
         looker: has the methods `settings` and `pixels` of a `Describer`.
@@ -73,7 +73,7 @@ def in_batches(store, step, looker, work, batch_size, seed):
 
 
 def generate_by_server(store, endpoint, max_new_tokens=300, temperature=None, seed=0):
-    """Has a model behind an `Endpoint` describe every picture that has no answer yet; returns a `Report`.
+    """Has a model behind an `Endpoint` describe every image without an answer; returns a `Report`.
 
     Raises:
         Stop: the server answers none of the requests; what was answered until then is recorded.
@@ -110,13 +110,13 @@ def generate_by_server(store, endpoint, max_new_tokens=300, temperature=None, se
 
 
 class Describer:
-    """A model here that describes pictures.
+    """A local model that describes images.
 
     Args:
-        model, processor: as `minigpt4.load` gives them, on the device where they run.
-        name: what the run records of where they are from, and `revision`, the commit on the Hub if that is known.
+        model, processor: as `minigpt4.load` returns them, on their device.
+        name: the model's name for the run's record; `revision`: its commit on the Hub, if known.
         form: "chat": the paper's, the LLM is asked. "caption": the first answer is one line in the form of stage 1,
-            without a prompt: for an LLM too small to follow an instruction about a picture before stage 2.
+            without a prompt: for an LLM too small to follow an instruction about an image before stage 2.
         decoding: arguments of `generate` other than the model's own (max_new_tokens, temperature, ...).
     """
 
@@ -124,7 +124,7 @@ class Describer:
         self.model, self.processor, self.name, self.form, self.decoding = model, processor, str(name), form, decoding
 
     def settings(self):
-        """What a run records of it."""
+        """What a run records about it."""
         config = {**self.model.generation_config.to_diff_dict(), **self.decoding}
         decoding = {key: value for key, value in config.items() if key != "transformers_version"}
         revision = getattr(self.model.config, "_commit_hash", None)
@@ -169,12 +169,12 @@ _PROMPTS = {"prompt": PROMPT, "continue": CONTINUE, "enough_tokens": ENOUGH_TOKE
 
 
 def answered(row, answer):
-    """The row that is recorded of an `Answer`: both raw texts and the joined one."""
+    """The row to record for an `Answer`: both raw texts and the joined one."""
     return {"picture": row["picture"], "first": answer.first, "continued": answer.continued, "text": answer.text}
 
 
 def _pixels(store, looker, report, rows):
-    """The rows of a batch whose pictures can be read, and their pixel_values."""
+    """The rows of a batch whose images can be read, and their pixel_values."""
     readable, images = [], []
     for row in rows:
         try:

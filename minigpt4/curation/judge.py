@@ -1,7 +1,7 @@
-"""A judge that sees the picture says which of its two answers invents less, behind any OpenAI-compatible server.
+"""A judge that sees the image decides which of two answers invents less, behind any OpenAI-compatible server.
 
-It is asked twice, with the answers in either order, and only what it says both times counts: a judge that prefers what it
-reads first prefers nothing. What it says is kept; a tie, and a reply that cannot be read, make no preference.
+It is asked twice, with the answers in both orders, and only a consistent verdict counts: a judge that prefers whatever comes
+first prefers neither. Its replies are kept; ties and unreadable replies give no preference.
 """
 
 import re
@@ -19,14 +19,14 @@ PROMPT = (
 )
 LONGEST = 1024  # tokens of a reply; a model that thinks first needs most of them
 ORDERS = {"judge": ("first", "second"), "judge swapped": ("second", "first")}  # which answer is A, and which B
-ALL_UNREADABLE = 8  # that many replies and none that can be read: this judge does not do what it is asked
+ALL_UNREADABLE = 8  # after this many unreadable replies and no readable one, the judge is considered unsuitable
 _VERDICT = re.compile(r"^\W*(?:(?:the )?(?:verdict|answer|result)\W+)?(A|B|TIE)\W*$", re.IGNORECASE)
 
 
 def judge(store, endpoint, temperature=None, prices=(0.0, 0.0)):
-    """Has every pair compared that was not yet, in both orders; returns a `Report`.
+    """Compares every pending pair, in both orders; returns a `Report`.
 
-    The second time only pairs are asked about that were no tie the first time: the others cannot become a preference.
+    The second time, only pairs that were not a tie are asked about: the others cannot become a preference.
 
     Args:
         endpoint: an `Endpoint` of a model that sees pictures.
@@ -52,7 +52,7 @@ def judge(store, endpoint, temperature=None, prices=(0.0, 0.0)):
             store.record(step, run, [{"picture": row["picture"], **reading}])
             report.count("ties", reading["better"] is None and reading["readable"])
             report.count("unreadable", not reading["readable"])
-            if report.counts["unreadable"] > max(report.done, ALL_UNREADABLE - 1):  # this one is not counted as done yet
+            if report.counts["unreadable"] > max(report.done, ALL_UNREADABLE - 1):  # `done` lacks the current one
                 end = reply.text.strip()[-60:]
                 raise Stop(f"{endpoint.url}: no reply ends with a line A, B or TIE (the last: {end!r}); take another judge")
 
@@ -71,7 +71,7 @@ def messages(row, order, address):
 
 
 def told(row, order):
-    """What a judge reads of a pair."""
+    """The text about a pair for a judge."""
     return f"Question: {row['question']}\n\nAnswer A: {row[order[0]]}\n\nAnswer B: {row[order[1]]}"
 
 

@@ -1,4 +1,4 @@
-"""The web page where people verify: one picture at a time, its text with what the fix changed, one key for each decision.
+"""The web page for verification: one image at a time, its text with the fix's changes, one key per decision.
 
 a accept    e edit (Ctrl+Enter saves, Esc leaves)    r reject    u undo
 """
@@ -15,7 +15,7 @@ from ..processing.image_processing_minigpt4 import load_image
 from .sample import read_picture
 from .verify import PASSED
 
-_SIDE = 768  # pixels of a shown picture's longer side
+_SIDE = 768  # longer side of a shown image in pixels
 _ROWS = 100  # of the list at a time
 _KEYS = """<script>
 document.addEventListener("keydown", (event) => {
@@ -46,7 +46,7 @@ _CSS = """
 
 
 def serve(desk, host="127.0.0.1", port=7860):
-    """Serves the page until Ctrl-C; returns a line on what was decided.
+    """Serves the page until Ctrl-C; returns a summary line of the decisions.
 
     Raises:
         OSError: the port is taken.
@@ -63,7 +63,7 @@ def serve(desk, host="127.0.0.1", port=7860):
         footer_links=[],
         css=_CSS,
         head=_KEYS,
-        # The default theme fetches its fonts from elsewhere.
+        # The default theme loads its fonts from another host.
         theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
     )
     print(f"verify: {page.local_url} (Ctrl-C ends)", flush=True)
@@ -75,7 +75,7 @@ def build(desk):
     """The page over a `Desk`."""
     with gr.Blocks(title="Verify", analytics_enabled=False) as page:
         remembered = gr.BrowserState("", storage_key="minigpt4-reviewer", secret="minigpt4")
-        # The browser sends it along with a click: a second click on the same picture can then not hit the next one.
+        # Sent with each click, so that a double click on one image cannot decide the next one.
         picture = gr.Textbox("", visible=False)
         progress = gr.HTML(elem_id="progress")
         with gr.Tab("Decide"):
@@ -154,7 +154,7 @@ def build(desk):
 
 
 def _reporting(handle):
-    """Errors that a person can understand are shown as a message; the picture stays."""
+    """Shows understandable errors as a message; the image stays."""
 
     def wrapped(*arguments):
         try:
@@ -184,7 +184,7 @@ def _shown(desk, row, rule, message=""):
 
 
 def _card(desk, row):
-    """The picture, the text with what the fix put in and left out, and why; everything a model wrote is escaped."""
+    """The image, the text with the fix's insertions and deletions, and why; all model output is escaped."""
     try:
         image = load_image(read_picture(desk.store, row))
         image.thumbnail((_SIDE, _SIDE))

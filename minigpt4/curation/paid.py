@@ -1,14 +1,14 @@
-"""What the steps share that ask an LLM behind a server: a reply is recorded as it arrives, and tokens are added up."""
+"""Shared by the steps that ask an LLM behind a server: replies are recorded as they arrive, and tokens added up."""
 
 from tqdm.auto import tqdm
 
 from .endpoint import Stop
 
-CHARACTERS_PER_TOKEN = 4  # of English, about
+CHARACTERS_PER_TOKEN = 4  # approximately, for English
 
 
 def ask_waiting(store, step, endpoint, work, record, report, prices=(0.0, 0.0), unit="text"):
-    """Asks about every row that waits for a step. After a stop only requests that were under way are made again.
+    """Asks about every pending row of a step. After a stop, only requests in flight are repeated.
 
     Args:
         work: row -> `Reply`, in a thread of the `Endpoint`. record: (row, reply), called here for each reply as it arrives.
@@ -39,7 +39,7 @@ def ask_waiting(store, step, endpoint, work, record, report, prices=(0.0, 0.0), 
 
 
 def show_waiting(store, step, model, url, request, prices=(0.0, 0.0), shown=2):
-    """What a step would send, as text: the first requests, and an estimate of tokens and cost. Nothing is sent.
+    """A preview of what a step would send: the first requests, and an estimate of tokens and cost. Nothing is sent.
 
     Args:
         request: row -> (text that is sent, the characters that come back at most).

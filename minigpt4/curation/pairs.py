@@ -1,7 +1,7 @@
-"""Two sampled answers of a model about each picture, for `judge` to say which of them invents less.
+"""Samples two answers about each image, for `judge` to decide which of them invents less.
 
 The model is the one to be trained with the preferences afterwards, asked in the form in which people, and TRL, ask it. Two
-answers that differ in more than what they invent are not compared: one that is cut off, or repeats itself, is no better for
+answers that differ in more than what they invent are not compared: one that is cut off or repetitive is not better for
 saying less.
 """
 
@@ -20,7 +20,7 @@ SAME = "the same answer twice"
 
 
 def sample_pairs(store, sampler, batch_size=16, seed=0):
-    """Has a model here answer twice about every picture that has no pair yet; returns a `Report`.
+    """Has a local model answer twice about every image without a pair; returns a `Report`.
 
     Args:
         sampler: a `Sampler`. seed: of sampling; a batch's random numbers follow from it and from the batch's first picture.
@@ -38,10 +38,10 @@ def sample_pairs(store, sampler, batch_size=16, seed=0):
 
 
 class Sampler(Describer):
-    """A model here that answers twice about each picture; the arguments are those of a `Describer`.
+    """A local model that answers twice about each image; the arguments are those of a `Describer`.
 
     Args:
-        temperature: of sampling, above 0, else both answers would be the same.
+        temperature: for sampling; above 0, or both answers would be the same.
     """
 
     def __init__(self, model, processor, name, temperature=1.0, **decoding):
@@ -49,7 +49,7 @@ class Sampler(Describer):
         super().__init__(model, processor, name, **decoding)
 
     def settings(self):
-        """What a run records of it."""
+        """What a run records about it."""
         told = super().settings()
         return {key: told[key] for key in ("model", "revision", "decoding")} | {"questions": DETAIL_INSTRUCTIONS}
 
@@ -69,7 +69,7 @@ def question(picture):
 
 
 def paired(row, asked, first, second):
-    """The row that is recorded of two answers, with the reason why they are not to be compared, or None."""
+    """The row to record for two answers, with the reason why they cannot be compared, or None."""
     first, second = first.strip(), second.strip()
     same = SAME if first.split() == second.split() else None
     problem = same or failure(first, asked) or failure(second, asked)

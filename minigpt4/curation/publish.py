@@ -1,10 +1,10 @@
-"""Step 6: what was accepted becomes a data set with a card, in one of three layouts.
+"""Step 6: accepted texts become a data set with a card, in one of three layouts.
 
     datasets        data/train-*.parquet, data/validation-*.parquet, README.md: `load_dataset(FOLDER)` or the Hub's
     cc_sbu_align    image/N.jpg, filter_cap.json {"annotations": [{"image_id", "caption"}]}: the original's
     preferences     data/*.parquet of what `judge` found: images, prompt, chosen, rejected, as TRL's DPOTrainer takes them
 
-Whether a picture is for validation follows from its hash alone, so that it never changes sides. The folder appears at once.
+Only its hash decides whether an image is for validation, so it never changes sides. The folder is written atomically.
 """
 
 import io
@@ -27,7 +27,7 @@ from .dataset_card import dataset_card, preference_card
 from .sample import read_picture
 
 VALIDATION = 0.05
-MARK = "minigpt4-curation"  # a tag in the card, by which an earlier publication is known
+MARK = "minigpt4-curation"  # a tag in the card that marks an earlier publication
 _CAPTIONED = Features({"image": Image(), "text": Value("string"), "picture": Value("string")})
 _TURNS = [{"role": Value("string"), "content": Value("string")}]
 _PREFERRED = Features(
@@ -44,10 +44,10 @@ def publish(store, output, layout="datasets", validation=VALIDATION, name="minig
         layout: one of `LAYOUTS`.
         validation: share of the pictures that are for validation (not in "cc_sbu_align": the original has no such split).
         name: the data set's title.
-        license: the pictures' licence, as the Hub spells it ("cc-by-sa-4.0"). credit: whose they are, for the card.
+        license: the images' licence, in the Hub's spelling ("cc-by-sa-4.0"). credit: their owners, for the card.
 
     Raises:
-        ValueError: nothing was accepted, or preferred, yet; the folder holds something else.
+        ValueError: nothing was accepted, or preferred, yet; the folder contains something else.
         OSError: it cannot be written.
     """
     output, report, kind = Path(output).absolute(), Report("publish"), LAYOUTS[layout]
@@ -192,7 +192,7 @@ def _write_cc_sbu_align(store, rows, folder, validation, report):
 
 
 def _as_jpeg(data):
-    """The file as it is if it is a JPEG, else what a viewer shows of it as one."""
+    """The file as it is if it is a JPEG, else converted to one."""
     with PILImage.open(io.BytesIO(data)) as image:
         if image.format == "JPEG":
             return data

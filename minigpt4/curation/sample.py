@@ -1,8 +1,8 @@
-"""Step 1: a seeded random draw of pictures, recorded by the hash of their content.
+"""Step 1: a seeded random sample of images, recorded by the hash of their content.
 
-Which pictures are drawn depends on the seed and on their names alone: each name has a random number, and the smallest ones
-are taken. So the order in which a folder is listed does not matter, a stop changes nothing, and a larger draw with the same
-seed holds the smaller one.
+The sample depends only on the seed and the images' names: each name has a random number, and the smallest ones are taken. So
+the order in which a folder is listed does not matter, a stop changes nothing, and a larger sample with the same seed
+includes the smaller one.
 """
 
 import base64
@@ -31,11 +31,11 @@ def sample(store, source, count=5000, seed=0):
         source: a folder of pictures (with folders in it), or any source of captioned pictures that training takes (see
             processing/data/sources.py): tar shards, parquet, the id of a data set on the Hub, ...
 
-    A picture of a folder stays where it is; one of a stream is kept beside the store. One that cannot be read is reported
-    and left out, so is one whose content was drawn already.
+    Images of a folder stay where they are; those of a stream are saved next to the store. Unreadable images are reported
+    and left out, as are duplicates.
 
     Raises:
-        ValueError: no pictures there.
+        ValueError: no images found.
     """
     run = store.run("sample", {"source": str(source), "count": count, "seed": seed})
     report = Report("sample")
@@ -103,8 +103,8 @@ def _stream(source):
 
 
 def _bound(found, count, seed, scratch):
-    """The count-th smallest key, and how many pictures there are; sorted on the disk, for there may be many millions."""
-    scratch.unlink(missing_ok=True)  # what a killed run left
+    """The count-th smallest key, and how many pictures there are; sorted on disk, as there may be many millions."""
+    scratch.unlink(missing_ok=True)  # left by a killed run
     keys = sqlite3.connect(scratch, isolation_level=None)
     keys.execute("PRAGMA journal_mode = OFF")
     keys.execute("CREATE TABLE keys (key TEXT)")
@@ -146,7 +146,7 @@ def read_picture(store, row):
     """The bytes of a recorded picture.
 
     Raises:
-        ValueError: the file is gone, or no longer what was sampled.
+        ValueError: the file is gone, or has changed since it was sampled.
     """
     path = store.place(row["path"])
     try:
@@ -159,7 +159,7 @@ def read_picture(store, row):
 
 
 def picture_address(store, row):
-    """A recorded picture as "data:image/png;base64,...", for a request; the servers that people pay for want its type.
+    """A recorded picture as "data:image/png;base64,...", for a request; commercial servers require the type.
 
     Raises:
         ValueError: as `read_picture`.

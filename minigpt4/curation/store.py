@@ -1,16 +1,16 @@
-"""The curation store: one SQLite file in WAL mode, one table a step, one row a picture.
+"""The curation store: one SQLite file in WAL mode, one table per step, one row per image.
 
-    pictures   sample     where each picture lies; its key everywhere is the sha256 of its file
+    pictures   sample     the path of each image; its key everywhere is the sha256 of its file
     answers    generate   both raw answers and the joined text
-    fixes      fix        what the LLM made of it, why the original was kept if it was, the difference, tokens
+    fixes      fix        the LLM's version, why the original was kept if it was, the difference, tokens
     verdicts   filter     the rule that rejected a text, or NULL
     decisions  verify     accept, edit or reject
     pairs      pairs      two sampled answers about each picture, and why they are not to be compared if they are not
     readings   judge      which of the two a judge found to invent less; swapped_readings: shown in the other order
     runs       every step: model, prompt, decoding, seed; each row names the run that wrote it
 
-A step only ever inserts, into its own table, and a row is committed and synced before it counts as done. So a process that
-is killed loses what was not committed and nothing else, and the same command does the rest.
+A step only inserts, into its own table, and a row is committed and synced before it counts as done. So a killed process
+loses only what was not committed, and the same command does the rest.
 """
 
 import contextlib
@@ -44,7 +44,7 @@ BEFORE = {  # the table or view with the pictures that a step can do
 }
 VIEWS = dict.fromkeys(("pairs", "judge", "judge swapped"), "preferences")  # of the other steps it is `captions`
 
-# What brings a store from version N to N + 1; a new one goes through all of them.
+# Migrations from version N to N + 1; a new store goes through all of them.
 MIGRATIONS = (
     (
         "CREATE TABLE runs (id INTEGER PRIMARY KEY, step TEXT NOT NULL, settings TEXT NOT NULL, started TEXT NOT NULL,"
@@ -93,12 +93,12 @@ class Store:
     """An open store; a context manager. Safe to share between threads.
 
     Args:
-        path: the file; made if `create`, else it has to be there.
+        path: the file; created if `create`, otherwise it must exist.
 
     Raises:
         ValueError: no such store, another kind of file, or a store of a newer version.
-        OSError: it cannot be read or written: read-only, no room, another process holds it for a minute. Every method
-            raises these, too; what was recorded before is safe.
+        OSError: it cannot be read or written: read-only, disk full, locked by another process for a minute. Every method
+            may raise these; what was recorded before is safe.
     """
 
     def __init__(self, path, create=False):
@@ -133,7 +133,7 @@ class Store:
 
     @contextlib.contextmanager
     def transaction(self):
-        """All of the block's writes or none; yields `execute(sql, arguments)`. On disk when the outermost block is left."""
+        """A transaction: yields `execute(sql, arguments)`. Synced to disk when the outermost block ends."""
         with self._lock, self._explained():
             if self._connection.in_transaction:
                 yield self._connection.execute
@@ -148,14 +148,14 @@ class Store:
                 raise
 
     def run(self, step, settings):
-        """The id of the run of a step with these settings (a dict that JSON can hold); resuming is the same run."""
+        """The id of a step's run with these settings (a JSON-compatible dict); resuming is the same run."""
         settings = json.dumps(settings, sort_keys=True, ensure_ascii=False)
         with self.transaction() as execute:
             execute("INSERT OR IGNORE INTO runs (step, settings, started) VALUES (?, ?, ?)", (step, settings, now()))
         return self.value("SELECT id FROM runs WHERE step = ? AND settings = ?", step, settings)
 
     def record(self, step, run, rows):
-        """Inserts a step's rows, dicts with at least "picture", in one transaction. A row that exists stays as it is.
+        """Inserts a step's rows, dicts with at least "picture", in one transaction. Existing rows are not changed.
 
         Returns how many were new.
         """
@@ -169,7 +169,7 @@ class Store:
         return new
 
     def pending(self, step):
-        """Rows of the step's view for every picture that it can do and has not done, by key; lazily.
+        """Rows of the step's view for every pending image that it can process, by key; lazily.
 
         Memory does not grow with the store, and rows may be recorded while it is read.
         """
@@ -194,7 +194,7 @@ class Store:
         )
 
     def count(self, step):
-        """How many pictures a step has done."""
+        """How many images a step has done."""
         return self.value(f"SELECT COUNT(*) FROM {TABLES[step]}")
 
     def runs(self, step):
@@ -210,7 +210,7 @@ class Store:
 
     @contextlib.contextmanager
     def only_one(self, step):
-        """Holds the step for this process: two at once would do, and pay for, everything twice."""
+        """Locks the step for this process: two at once would do, and pay for, everything twice."""
         lock = FileLock(f"{self.path}.{step}.lock")
         try:
             lock.acquire(timeout=0)
@@ -222,7 +222,7 @@ class Store:
             lock.release()
 
     def place(self, path):
-        """Where a picture's file lies: `path` of a row, which is relative to the store's folder where the store keeps it."""
+        """The path of an image's file, from a row's `path`, which is relative to the store's folder if it is kept there."""
         return self.path.parent / path
 
     def _prepare(self):
@@ -237,7 +237,7 @@ class Store:
             )
         if execute("PRAGMA journal_mode").fetchone()[0] != "wal":
             execute("PRAGMA journal_mode = WAL")
-        execute("PRAGMA synchronous = FULL")  # a commit is on the disk, not on its way there
+        execute("PRAGMA synchronous = FULL")  # a commit is on disk when it returns
         if version < len(MIGRATIONS):
             with self.transaction() as execute:  # another process may have been faster
                 version = execute("PRAGMA user_version").fetchone()[0]

@@ -1,4 +1,4 @@
-"""What can be said of a description by rules alone, and how two versions of it differ."""
+"""Rules about a description's text, and the difference between two versions of it."""
 
 import difflib
 import re
@@ -19,7 +19,7 @@ EXPLANATION = re.compile(
     r"^(?:the )?(?:corrected|revised|rewritten|fixed|improved) (?:\w+ )?(?:paragraph|text|version|sentence)",
     re.IGNORECASE,
 )
-# The commonest words of English: a text of two sentences has some of them, one in another language hardly any.
+# Common English words: a text of two sentences has some of them, one in another language hardly any.
 _COMMON = frozenset(
     """the be is are was were am been to of and a an in that have has had it its for not on with he she as you do at this but
     his her by from they we or one there their what so up out if about who which when can like no into some them other than
@@ -41,14 +41,14 @@ def is_english(text):
 
 
 def kept_share(original, text):
-    """Share of a text's words (each as often as it comes) that the original has, too: 1 for a text that only leaves out."""
+    """Share of a text's words (with repetitions) that the original also has: 1 for a text that only omits."""
     words = re.findall(r"\w+", text.lower())
     known = set(re.findall(r"\w+", original.lower()))
     return sum(word in known for word in words) / len(words) if words else 0.0
 
 
 def difference(before, after):
-    """[[kind, words], ...] that lead from one text to the other; kind is "=", "-" (left out) or "+" (put in)."""
+    """[[kind, words], ...] that lead from one text to the other; kind is "=", "-" (removed) or "+" (added)."""
     old, new = before.split(), after.split()
     parts = []
     for tag, i, j, k, m in difflib.SequenceMatcher(None, old, new, autojunk=False).get_opcodes():

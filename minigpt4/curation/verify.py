@@ -1,9 +1,9 @@
-"""Step 5: people decide, accept, edit or reject; their decisions live in the store and in a JSONL file.
+"""Step 5: people accept, edit or reject; their decisions are kept in the store and in a JSONL file.
 
     {"picture": HASH, "decision": "accept" | "edit" | "reject", "text": ..., "reviewer": ..., "time": ...}
 
-`Desk` hands pictures to reviewers: one is lent to one reviewer at a time, and comes back if nothing is decided in ten
-minutes. A decision is on the disk before `decide` returns. Nobody's decision replaces another's: the first one stands.
+`Desk` assigns images to reviewers: each to one reviewer at a time, and again to others if nothing is decided in ten
+minutes. A decision is on disk before `decide` returns. Decisions never replace each other: the first one counts.
 """
 
 import json
@@ -18,25 +18,25 @@ from .store import now
 
 DECISIONS = ("accept", "edit", "reject")
 LEASE_SECONDS = 600
-PASSED = "passed"  # in place of a rule's name: what no rule rejected
+PASSED = "passed"  # instead of a rule's name: what no rule rejected
 
 
 class Desk:
-    """Where reviewers get pictures and leave decisions; safe to share between threads.
+    """Gives images to reviewers and takes their decisions; safe to share between threads.
 
     Args:
         store: the store.
-        file: a `DecisionsFile` that is kept up to date, or None.
+        file: a `DecisionsFile` to keep up to date, or None.
     """
 
     def __init__(self, store, file=None):
         self.store, self.file = store, file
         self._run = store.run("verify", {"decisions": list(DECISIONS)})
-        self._first = {}  # by rule: no picture before this one waits for a decision
+        self._first = {}  # by rule: no image before this one is waiting for a decision
         self._progress = {}  # by rule: [decided, all]; counting a million rows at each decision would take a second
 
     def next(self, reviewer, rule=PASSED):
-        """The `captions` row that a reviewer is to decide on next, lent to them; None if none is left."""
+        """The next `captions` row for a reviewer, assigned to them; None if none is left."""
         with self.store.transaction() as execute:
             picture = self._lent(reviewer, rule) or self._waiting(reviewer, rule)
             if picture is None:
@@ -50,7 +50,7 @@ class Desk:
         return next(iter(self.store.rows("SELECT * FROM captions WHERE picture = ?", picture)), None)
 
     def decide(self, reviewer, picture, decision, text):
-        """Records a decision and returns True; False if somebody had decided before, which then stands.
+        """Records a decision and returns True; False if there already was one, which is kept.
 
         Raises:
             ValueError: not a decision, a picture without a text to decide on, or an accepted text that is empty.
@@ -65,7 +65,7 @@ class Desk:
         return bool(new)
 
     def undo(self, reviewer):
-        """Takes back the reviewer's last decision, and lends them the picture; returns its row, or None."""
+        """Undoes the reviewer's last decision, and assigns them the image; returns its row, or None."""
         last = self.store.value("SELECT picture FROM decisions WHERE reviewer = ? ORDER BY rowid DESC", reviewer)
         if last is None:
             return None
@@ -80,7 +80,7 @@ class Desk:
         return self.row(last)
 
     def progress(self, rule=PASSED):
-        """(decided, waiting): of the pictures that a rule rejected, or that passed them all."""
+        """(decided, waiting): counts of the images that a rule rejected, or that passed all rules."""
         if rule not in self._progress:
             decided = "SELECT COUNT(*) FROM decisions JOIN verdicts USING (picture) WHERE verdicts.rule IS ?"
             every = "SELECT COUNT(*) FROM verdicts WHERE rule IS ?"
@@ -89,13 +89,13 @@ class Desk:
         return decided, every - decided
 
     def rules(self):
-        """{rule: pictures}, first those that passed; counts anew."""
+        """{rule: number of images}, starting with those that passed; counted on each call."""
         self._progress.clear()
         found = self.store.rows("SELECT rule, COUNT(*) AS n FROM verdicts GROUP BY rule ORDER BY rule IS NOT NULL, n DESC")
         return {row["rule"] or PASSED: row["n"] for row in found}
 
     def search(self, words="", rule=None, after="", limit=50):
-        """Rows of `captions` with these words in their text, by key, behind `after`; of one rule or of all."""
+        """Rows of `captions` with these words in their text, by key, following `after`; of one rule or all."""
         where, arguments = ["captions.picture > ?", "filtered"], [after]
         if words.strip():
             where.append("(text LIKE ? ESCAPE '\\' OR captions.picture LIKE ? ESCAPE '\\')")
@@ -134,7 +134,7 @@ class Desk:
 
 
 class DecisionsFile:
-    """The JSONL file: read when the work begins, then a line for every decision, synced to the disk.
+    """The JSONL file: read at the start, then a line for every decision, synced to disk.
 
     Raises:
         ValueError: not readable as text.
@@ -145,9 +145,9 @@ class DecisionsFile:
         self.path = Path(path)
 
     def load(self, store):
-        """Brings file and store together: each gets what only the other one has. Returns a `Report`.
+        """Synchronizes file and store: each gets what only the other has. Returns a `Report`.
 
-        Lines that are no decision, or about unknown pictures, are reported and stay in the file.
+        Invalid lines and those about unknown images are reported and stay in the file.
         """
         report, run = Report("verify"), store.run("verify", {"decisions": list(DECISIONS)})
         with store.transaction() as execute:
@@ -172,7 +172,7 @@ class DecisionsFile:
         return report
 
     def append(self, rows):
-        """Adds a line for each decision, after what a broken-off write may have left."""
+        """Appends a line for each decision, after the remains of any interrupted write."""
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         if not lines:
             return
@@ -185,7 +185,7 @@ class DecisionsFile:
             os.fsync(file.fileno())
 
     def remove(self, picture):
-        """Takes the lines about a picture out; the file is replaced as a whole."""
+        """Removes the lines about an image; the file is replaced as a whole."""
         kept = [line for line in self._lines() if f'"{picture}"' not in line]
         write_bytes(self.path, "".join(line.rstrip("\n") + "\n" for line in kept).encode())
 
@@ -200,7 +200,7 @@ class DecisionsFile:
 
 
 def checked(store, row):
-    """A decision that may be recorded: {"picture", "decision", "text", "reviewer", "time"}.
+    """A valid decision: {"picture", "decision", "text", "reviewer", "time"}.
 
     Raises:
         ValueError: what is wrong with it.

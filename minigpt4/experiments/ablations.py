@@ -1,15 +1,15 @@
-"""The paper's ablations in miniature: each is trained as the default is and asked about the same held-out scenes.
+"""The paper's ablations in miniature: each is trained like the default and asked about the same held-out scenes.
 
     frozen features of all scenes, once -> stage 1 -> questions -> stage 2 -> the same questions        for every row
 
-A row of `ABLATIONS` differs from the default in what it says there; steps, data, seed and decoding are the same. Every one
-is a recipe that `train` runs. A folder holds
+A row of `ABLATIONS` differs from the default only as stated there; steps, data, seed and decoding are the same. Each is a
+recipe that `train` runs. A folder contains
 
-    settings.json                            what all rows share; a folder has one
-    ROW/stage1, ROW/stage2                   as every training leaves it, and said.json: what the model said afterwards
+    settings.json                            the settings of all rows
+    ROW/stage1, ROW/stage2                   the output of training, and said.json: the model's answers afterwards
     results.json, table.md, ablations.png    made of these files, after each row
 
-and what is there is not done again, so that a run that was killed continues where it was.
+and existing parts are not repeated, so a killed run continues where it was.
 """
 
 import json
@@ -33,7 +33,7 @@ from ..training.run import cache_features, load_model, train, versions
 from . import report
 from .held_out_scenes import HeldOut
 
-RECIPE_MINUTES = 60  # what the whole set takes on two CPU cores, about
+RECIPE_MINUTES = 60  # approximate time of the whole set on two CPU cores
 STAGES = ("stage1", "stage2")
 STEPS = [500, 250]  # of the two stages, in that time
 SCENES = 3000
@@ -85,7 +85,7 @@ class Ablation:
     Args:
         title: what is different, for the table.
         paper: the paper's figures, {benchmark: value}.
-        base: "embedded"; "qformer", with the Q-Former that was trained beforehand; "siglip", of random weights.
+        base: "embedded"; "qformer", with the pretrained Q-Former; "siglip", with random weights.
         model: fields of the recipe's model section.
         learning_rate: of stage 1, instead of its recipe's; stage 2 has `STAGE2_RATE` of it.
         share: percent of the default's stage 1 after which stage 2 begins.
@@ -127,7 +127,7 @@ PAPER_WHOLE = {COVERED: 2.22}  # the default's, at 100% of stage 1
 
 @dataclass(frozen=True)
 class Settings:
-    """What all rows share: steps of the stages, scenes to learn from, scenes that are measured, the seed of everything."""
+    """The settings of all rows: steps of the stages, training scenes, held-out scenes, seed."""
 
     steps: list = field(default_factory=lambda: list(STEPS))
     scenes: int = SCENES
@@ -139,12 +139,12 @@ class Settings:
         """Scaled to a time for the whole set on two CPU cores."""
         share = minutes / RECIPE_MINUTES
         steps = [max(10, round(steps * share)) for steps in STEPS]
-        held_out = max(80, min(composed.HELD_OUT, round(composed.HELD_OUT * share)))  # asking takes time, too
+        held_out = max(80, min(composed.HELD_OUT, round(composed.HELD_OUT * share)))  # asking also takes time
         return cls(steps, max(500, min(SCENES, round(SCENES * share))), held_out, seed)
 
 
 def ablate(output, settings, only=()):
-    """Trains and measures the rows; returns what results.json in `output` holds, of every row that is there.
+    """Trains and measures the rows; returns the content of results.json in `output`, with every finished row.
 
     Args:
         output: a folder, new or of an earlier run with the same settings.
@@ -152,7 +152,7 @@ def ablate(output, settings, only=()):
         only: names of rows in `ABLATIONS`; none is all of them.
 
     Raises:
-        ValueError: an unknown name, or a folder of other settings.
+        ValueError: an unknown name, or a folder with other settings.
     """
     if unknown := sorted({*only} - {*ABLATIONS}):
         raise ValueError(f"no row is called {unknown[0]!r}; the rows are {', '.join(ABLATIONS)}")
@@ -319,7 +319,7 @@ class Bench:
     # Figures
 
     def results(self):
-        """What results.json holds: every row that is done, with the settings and versions."""
+        """The content of results.json: every finished row, with the settings and versions."""
         done = [name for name in ABLATIONS if all(self._said_path(name, stage).is_file() for stage in (1, 2))]
         return {
             "settings": asdict(self.settings),

@@ -1,4 +1,4 @@
-"""How long both stages take on the machine at hand, from a few of their real steps, and how many steps fit a budget."""
+"""How long both stages take on this machine, from a few of their real steps, and how many steps fit a budget."""
 
 import dataclasses
 import json
@@ -12,9 +12,9 @@ from ..processing.data.datasets import training_data
 from ..training.frozen_llm import FrozenLLM
 
 TIMED = 5  # steps of each stage that are timed, after one that warms up
-TAIL = 20  # seconds for export, report and what else comes at the end
+TAIL = 20  # seconds for export, report and everything else at the end
 SLACK = 1.1  # steps of a long run take longer than a few: checkpoints, data, a warm machine
-PLAN = "plan.json"  # what an unfinished run goes on with, however fast the machine is by then
+PLAN = "plan.json"  # an unfinished run keeps it, however fast the machine is by then
 
 
 class Budget:

@@ -1,4 +1,4 @@
-"""Held-out composed scenes, their features, and what is asked about them."""
+"""Held-out composed scenes, their features, and the questions about them."""
 
 import random
 
@@ -6,11 +6,11 @@ from ..inference.generation import answers, candidate_losses, caption_prompt, ch
 from ..metrics import composed
 from ..processing.data.scenes import BACKGROUNDS, NUMBERS, OBJECTS, answer_sentence, combination
 
-CHOICES = 4  # as AOK-VQA has
+CHOICES = 4  # as in AOK-VQA
 
 
 class HeldOut:
-    """What a model is asked about scenes that it was not trained on.
+    """Questions to a model about scenes that it was not trained on.
 
     Args:
         pictures: `scenes(...)`.
@@ -57,7 +57,7 @@ class HeldOut:
         return found
 
     def scores(self, said):
-        """What `conversation` returned, measured."""
+        """Scores of what `conversation` returned."""
         descriptions, replies = said
         return composed.answer_scores(self.rows, descriptions, self.questions, replies)
 

@@ -1,10 +1,10 @@
-"""The quickstart: a real MiniGPT-4 learns to see, from nothing to answered questions, and shows what it learned.
+"""The quickstart: trains a real MiniGPT-4 from scratch until it answers questions, and reports what it learned.
 
     shipped model on photographs -> stage 1 on composed scenes -> stage 2 -> measured on held-out scenes -> report
 
-It runs the same two recipes as the trainer scripts without arguments, in one process, with the frozen vision part's features
-computed once for both. How long that takes is measured on a few real steps first; with a budget in minutes, as many steps
-are taken as fit (budget.py).
+It runs the same two recipes as the trainer scripts without arguments, in one process, with the frozen vision parts' features
+computed once for both. The duration is first estimated from a few real steps; with a budget in minutes, it takes as many
+steps as fit (budget.py).
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ from .budget import Budget
 from .held_out_scenes import HeldOut
 
 WHAT = "What is in this image?"
-ANSWERS_BESIDE = 9  # all that is asked after training takes that many times as long as the captions before it
+ANSWERS_BESIDE = 9  # everything asked after training takes this many times as long as the captions before it
 
 
 def quickstart(output, minutes=None, seed=0):
@@ -41,8 +41,8 @@ def quickstart(output, minutes=None, seed=0):
 
     Args:
         output: folder for stage1/, stage2/, model/, summary.json, loss.png and report.html.
-        minutes: wall-clock time for all of it on this machine: steps and scenes are as many as fit. None: the recipes'.
-        seed: of scenes, projection and batches.
+        minutes: total wall-clock time on this machine, with as many steps and scenes as fit. None: the recipes'.
+        seed: for scenes, projection and batches.
     """
     started, output = time.monotonic(), Path(output)
     check_target(output / "model")
@@ -127,7 +127,7 @@ def quickstart(output, minutes=None, seed=0):
 
 
 def describe_photographs():
-    """[(image, words)] of the shipped model about the photographs of `CREDITS`."""
+    """[(image, answer)] of the included model for the photographs of `CREDITS`."""
     model, processor = load("embedded", device="auto")
     pictures = [photograph(name) for name in CREDITS]
     features = cache_features(model, processor, [{"image": picture} for picture in pictures])[:, 0]
@@ -151,7 +151,7 @@ def _recipes(output, seed):
 
 
 def _card_data(stage1, stage2):
-    """What the model card says of the data and the scores."""
+    """The data and the scores for the model card."""
     measured = {
         "objects named in captions": stage1["object_recall"],
         "captions exact": stage1["caption_exact"],

@@ -87,7 +87,7 @@ def _public_address(url, hosts):
 
 def _read(answer, url):
     if answer.status_code != 200:
-        raise ValueError(f"{url.host} answered {answer.status_code} in place of a picture")
+        raise ValueError(f"{url.host} answered {answer.status_code} instead of a picture")
     data, last = b"", time.monotonic() + _SECONDS
     for part in answer.iter_raw():
         data += part

@@ -1,4 +1,4 @@
-"""Uses an exported folder as somebody would who has transformers alone: in a process that cannot import this package.
+"""Uses an exported folder like somebody with only transformers installed: in a process that cannot import this package.
 
 consume(folder, again, photo)    runs this file there and returns what it found out
 """

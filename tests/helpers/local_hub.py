@@ -22,7 +22,7 @@ TOKEN = "hf_" + "x" * 34  # looks like one, opens nothing
 
 
 class Hub:
-    """What the server holds: repositories, their files, uploaded blobs and the commits made."""
+    """The server's content: repositories, their files, uploaded blobs and the commits made."""
 
     def __init__(self):
         self.private, self.files, self.blobs, self.commits, self.requests = {}, {}, {}, [], []

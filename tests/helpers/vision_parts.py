@@ -1,4 +1,4 @@
-"""Writes the vision side of a model as a BLIP-2 lies on the Hub."""
+"""Writes the vision side of a model in the layout of a BLIP-2 on the Hub."""
 
 import json
 
@@ -8,7 +8,7 @@ from transformers import Blip2Config, OPTConfig
 
 
 def write_blip2(model, folder):
-    """A BLIP-2 with the vision tower and Q-Former of `model`, in two shards: the second holds another LLM alone."""
+    """A BLIP-2 with the vision tower and Q-Former of `model`, in two shards: the second contains only another LLM."""
     folder.mkdir()
     seeing = {f"vision_model.{name}": tensor for name, tensor in model.model.vision_tower.state_dict().items()}
     seeing |= {f"qformer.{name}": tensor for name, tensor in model.model.qformer.state_dict().items()}

@@ -36,7 +36,7 @@ from minigpt4.hub.from_parts import load_tokenizer
 from minigpt4.inference.generation import answer_text, answers, candidate_losses, chat_prompt
 from minigpt4.inference.named_models import load
 
-# As of Llama-3.2: two ids end what is written, one of them only in the generation config; a reserved token stands behind.
+# As in Llama-3.2: two ids end the output, one of them only in the generation config; a reserved token follows.
 SPECIAL = ["<|user|>", "<|begin|>", "<|end_of_text|>", "<|assistant|>", "<|eot|>", "<|reserved|>"]
 TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}{{ '<|' + message.role + '|>\n' + message.content | trim + '<|eot|>\n' }}"

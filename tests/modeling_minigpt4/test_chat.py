@@ -1,4 +1,4 @@
-"""Conversations: each answer is that of running everything anew, and costs its own tokens alone."""
+"""Conversations: each answer equals that of rerunning everything, and costs only its own tokens."""
 
 import copy
 import json
@@ -82,7 +82,7 @@ def text_of(message):
     return message["content"][-1]["text"]
 
 
-# The same tokens as running everything anew
+# The same tokens as rerunning everything
 
 CONVERSATION = [("What is this?", [1]), ("Which colour?", []), ("And those two?", [2, 3]), ("Why?", [])]
 WAYS = {
@@ -103,7 +103,7 @@ def test_each_answer_is_that_of_running_everything_anew(way, talker, chat, pictu
 
 
 def test_a_follow_up_runs_its_own_tokens_alone(talker, chat, positions, encoded, picture):
-    """What stands between two answers, and the last answer's last id where it was never run; then one by one."""
+    """What is between two answers, and the last answer's last id if it was never run; then one by one."""
     said = 0
     for question, pictures in CONVERSATION:
         positions.clear(), encoded.clear()
@@ -116,7 +116,7 @@ def test_a_follow_up_runs_its_own_tokens_alone(talker, chat, positions, encoded,
 
 
 def test_between_two_answers_stands_what_the_template_writes(family, talker, chat):
-    """Encoded as it is behind text, and without what the model itself wrote to end its turn."""
+    """Encoded as after text, and without what the model itself wrote to end its turn."""
     _, processor = talker
     between = {
         "vicuna": "###Human: Why?###Assistant: ",
@@ -215,7 +215,7 @@ def test_ways_that_leave_the_cache_out(way, talker, chat, positions, encoded, pi
 
 @once
 def test_a_cache_that_cannot_be_cropped_is_left(talker, chat):
-    """A sliding window forgets what lies before it; going back raises nothing, and starts anew."""
+    """A sliding window forgets what came before it; going back raises nothing, and starts over."""
     talker[0].config.text_config.sliding_window = 40
     talker[0].config.text_config.layer_types = ["sliding_attention", "full_attention"]
     assert any(DynamicCache(config=talker[0].config.text_config).is_sliding)

@@ -24,7 +24,7 @@ def tower():
 @pytest.mark.parametrize("size", [7, 8])
 @pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (3, 2), (5, 2)])
 def test_same_padding_is_tensorflows(size, kernel, stride):
-    """Output size rounded up; of an odd number of padded pixels the one more lies on the right and below."""
+    """Output size is rounded up; with an odd number of padded pixels, the extra one is on the right and bottom."""
     layer = SameConv(1, 1, kernel, stride, linear=True)
     pixels = torch.arange(1.0, size * size + 1).reshape(1, 1, size, size)
     outputs = -(-size // stride)

@@ -79,7 +79,7 @@ def test_static_cache_as_dynamic(way, model, batch):
     not hasattr(generation, "_slice_mm_encoder_output"), reason="transformers 5.18 leaves pictures out of a chunked prefill"
 )
 def test_prefill_in_chunks_as_at_once(model, batch):
-    """Chunks end inside a picture, too."""
+    """Chunks may also end inside an image."""
     assert answers(model, batch, prefill_chunk_size=4) == answers(model, batch)
 
 

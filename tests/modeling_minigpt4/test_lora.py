@@ -57,7 +57,7 @@ def test_adapters_and_projection_learn_and_nothing_else(base, inputs):
     assert len(trained) == 2 + 2 * 2 * layers  # projection, and A and B of query and value
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
-    for _ in range(2):  # in the first step B alone has a gradient
+    for _ in range(2):  # in the first step only B has a gradient
         optimizer.zero_grad()
         model.train()(**inputs, labels=inputs["input_ids"]).loss.backward()
         optimizer.step()

@@ -158,7 +158,7 @@ def test_batched_rows_answer_as_they_do_alone(original, processor, picture):
 
 @pytest.mark.parametrize("beams", [1, 2])
 def test_kept_features_answer_as_their_picture_does(original, prompt, beams):
-    """`vision_features` and `mm_encoder_outputs` in place of `pixel_values`, in generate too."""
+    """`vision_features` and `mm_encoder_outputs` instead of `pixel_values`, also in generate."""
     expected = new_tokens(original, prompt, num_beams=beams)
     logits = original(**prompt).logits
     pixel_values = prompt.pop("pixel_values")
@@ -360,7 +360,7 @@ def test_headless_model_loads_from_the_same_folder(original, prompt, tmp_path):
 
 
 def test_half_precision_spares_the_projection(original, prompt, tmp_path):
-    """EVA's attention blocks have a layer called `projection`, too: those are half, or the tower breaks."""
+    """EVA's attention blocks also have a layer called `projection`: those are half precision, or the tower breaks."""
     original.save_pretrained(tmp_path)
     for dtype in (torch.bfloat16, torch.float16):
         model = MiniGPT4ForConditionalGeneration.from_pretrained(tmp_path, dtype=dtype)

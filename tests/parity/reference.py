@@ -143,7 +143,7 @@ class Reference:
         return F.linear(self.vision_features(pictures), self.weight, self.bias)
 
     def encode(self, text):
-        """Ids of one piece of text, without BOS; special tokens stand for themselves and part what is around them."""
+        """Ids of one piece of text, without BOS; special tokens are kept whole and split the text around them."""
         parts = re.split("(<unk>|<s>|</s>)", text)
         return [token for part in parts for token in ([SPECIAL[part]] if part in SPECIAL else self.pieces.encode(part))]
 
@@ -201,7 +201,7 @@ class Reference:
         return max(done + unfinished)[1]
 
     def _next(self, embeddings, said):
-        """Logits of the token that follows; everything is computed anew, nothing is cached."""
+        """Logits of the token that follows; everything is recomputed, nothing is cached."""
         said = self.embed(said)[None]
         return self.llama(inputs_embeds=torch.cat([embeddings, said], dim=1)).logits[0, -1]
 

@@ -127,7 +127,7 @@ def test_repetition_penalty_counts_what_was_said_and_not_the_prompt(variant, pic
 
 
 def test_repetition_penalty_from_embeddings_is_the_same(variant, pictures):
-    """Left-padded, too: transformers would take the padding's length off the answer."""
+    """Also left-padded: transformers would subtract the padding's length from the answer."""
     chats = [CHATS["one turn"], CHATS["several turns"]]
     own = [pictures(turns) for turns in chats]
     inputs = variant.batch(chats, own)
@@ -164,7 +164,7 @@ def test_each_row_stops_where_the_original_stops_alone(variant, pictures):
 
 
 def test_turn_ends_are_what_sentencepiece_makes_of_the_marker(processor, reference):
-    """As a word of its own, and behind text; the tiny vocabulary has one piece for each, Vicuna's two for the second."""
+    """On its own, and after text; the tiny vocabulary has one piece for each, Vicuna's two for the second."""
     assert processor.turn_ends == [reference.encode("###"), reference.encode("a###")[1:]] == [[326], [321]]
     other = MiniGPT4Processor(processor.image_processor, processor.tokenizer, num_image_tokens=5, turn_markers=["Human:"])
     assert other.turn_ends == [reference.encode("Human:"), reference.encode("aHuman:")[1:]]
@@ -188,7 +188,7 @@ def test_answer_is_cut_at_the_marker(written, text, processor, reference):
 
 
 def test_a_stop_text_is_its_last_id(variant, pictures, monkeypatch):
-    """SentencePiece writes a word-start mark in front of a lone "\n"; the mark alone ends nothing."""
+    """SentencePiece writes a word-start mark before a lone "\n"; the mark by itself ends nothing."""
     given = {}
     monkeypatch.setattr(variant.model, "generate", lambda **kwargs: given.update(kwargs) or kwargs["input_ids"])
     features = variant.reference.vision_features(pictures(CHATS["one turn"]))

@@ -75,7 +75,7 @@ def test_stage_2_of_llama_2_cuts_long_answers(longest, llama_2_processor, llama_
 
 
 def check_rows(batch, rows):
-    """A batch holds these rows, padded on the right: [(ids, labels), ...]."""
+    """A batch contains these rows, padded on the right: [(ids, labels), ...]."""
     longest = max(len(ids) for ids, _ in rows)
     padding = [longest - len(ids) for ids, _ in rows]
     expected = {

@@ -25,7 +25,7 @@ TEXTS = [
     "people",
     "a clock tower",
 ]
-TOLERANCE = 0.001  # of the change; without its weight decay alone the optimizer is further away
+TOLERANCE = 0.001  # of the change; just leaving out weight decay would exceed it
 STAGES = {  # prompt, end of the answer, its longest: of Vicuna and of Llama-2
     ("vicuna", 1): (IMAGE, "\n", 32),
     ("vicuna", 2): (f"###Human: <Img>{IMAGE}</Img> {INSTRUCTION} ###Assistant: ", "###", 160),

@@ -1,4 +1,4 @@
-"""Examples of all forms become ids with labels on the answers alone. The original's exact ids: see the model's tests."""
+"""Examples of all forms become ids with labels only on the answers. The original's exact ids: see the model's tests."""
 
 import random
 
@@ -131,7 +131,7 @@ def test_typed_markers_are_letters_in_training_too(collator, encode, picture):
     assert batch["input_ids"][0].tolist().count(0) == 5
     assert 2 not in batch["input_ids"]
     marker = encode("a###")[-1]
-    # the answer ends with the template's own marker; the question's own stands behind a space
+    # the answer ends with the template's own marker; the question's own follows a space
     assert answers(batch).count(marker) == 1
 
 

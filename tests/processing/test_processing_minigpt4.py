@@ -45,8 +45,8 @@ def ask(processor):
 
 def test_text_is_tokenized_as_in_the_original(encode, parity):
     for text, expected in parity("tiny_tokenizer_cases.json").items():
-        # SentencePiece puts its word-start mark in front of a user-defined symbol that stands alone, too. Ours does not:
-        # the tokenizer looks for the bare symbol in normalized text. No prompt consists of that symbol alone.
+        # SentencePiece also puts its word-start mark before a lone user-defined symbol. Ours does not:
+        # the tokenizer looks for the bare symbol in normalized text. No prompt consists of only that symbol.
         assert encode(text) == (expected[1:] if text == "$$" else expected), text
 
 

@@ -42,7 +42,7 @@ UNSLOTH_ENDS = {
     "gemma3": "<end_of_turn>",
     "qwen3": "<|im_end|>",
 }
-# Of vision-language models alone: they read nothing but lists, and write pictures their own way.
+# Only of vision-language models: they accept only lists, and write images in their own way.
 FOR_LISTS = {"idefics3", "llava_next", "smolvlm"}
 TRL = {name: template for name, template in of_trl().items() if not name.endswith("_training") and name not in FOR_LISTS}
 

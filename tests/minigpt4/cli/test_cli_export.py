@@ -88,7 +88,7 @@ def test_export(source, original, processor, tmp_path, picture, monkeypatch, cap
     model, processor_again = load("out")
     assert not model.training
     assert answer(model, processor_again) == answer(original, processor)
-    # What the source's README says of its data and results holds for the copy.
+    # The source's README on its data and results also applies to the copy.
     card = ModelCard.load("source/README.md")
     result = EvalResult("image-text-to-text", "coco", "COCO", "coverage", 2.22)
     card.data.eval_results, card.data.model_name, card.data.datasets = [result], "mine", ["mine/pictures"]

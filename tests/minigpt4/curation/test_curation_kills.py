@@ -92,7 +92,7 @@ def test_a_killed_step_loses_nothing_and_repeats_nothing(step, processes, tmp_pa
         def afresh():
             shutil.rmtree(folder, ignore_errors=True)
             shutil.copytree(original, folder)
-            if step == "sample":  # the store knows where its pictures lie
+            if step == "sample":  # the store has the paths of its images
                 shutil.rmtree(folder / "pictures")
                 (folder / "pictures").symlink_to(original / "pictures")
             server.asked.clear()

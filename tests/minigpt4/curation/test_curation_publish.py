@@ -1,4 +1,4 @@
-"""Publishing: the data set loads, holds what was accepted and edited, and its card has counts and no keys."""
+"""Publishing: the data set loads, contains what was accepted and edited, and its card has counts and no keys."""
 
 import json
 import os

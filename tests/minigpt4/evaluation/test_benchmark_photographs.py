@@ -50,14 +50,14 @@ def _scores(suite, said):
 
 def test_objects_counts_things_but_people_and_shuffles_within_a_source(shards):
     suite = _suite("objects", shards)
-    assert suite.n == 5  # the text alone has neither list nor label
+    assert suite.n == 5  # a text without a list or label
     assert suite.pictures.open("coco-1").size == (30, 20) and suite.pictures.open("text-1").size == (30, 20)
     found = _scores(suite, lambda r: suite.labels.get(r.id, RIGHT[r.image]))
     assert found["coco"]["named"] == 1 and found["shop"]["named"] == 1 and found["all"]["named"] == 1
     assert found["with a list"] == found["coco"] and found["with a label"] == found["shop"]
     assert found["shop"]["named, shuffled"] == 0 and found["coco"]["named, shuffled"] == 0
     assert found["coco"]["invented"] == pytest.approx(1 / 5)  # dog, cat | person, kite | person
-    assert "invented" not in found["shop"]  # of a label alone nothing is known to be absent
+    assert "invented" not in found["shop"]  # from just a label, nothing is known to be absent
     assert found["all"]["accuracy"] == 1 and found["all"]["yes_ratio"] == 0.5
     people = _scores(suite, lambda r: "Yes, a man.")
     assert people["all"]["named"] == 0 and people["all"]["accuracy"] == 0.5 and people["coco"]["yes_ratio"] == 1

@@ -95,7 +95,7 @@ def test_nonsense_is_asked_again_and_then_unjudged(suite, said, tmp_path):
         verdicts = Judge(url, "reader").read(suite, said, path)
         assert [verdicts[request.id] for request in suite.requests] == [[True, True, False], None, [True, True, False]]
         assert len(asked) == 2 + 3 + 3
-        replies[second] = iter([ALL])  # the next run asks again for what is unjudged, and for that alone
+        replies[second] = iter([ALL])  # the next run asks again only for what is unjudged
         assert Judge(url, "reader").read(suite, said, path)[suite.requests[1].id] == [True, True, False]
         assert len(asked) == 9
 

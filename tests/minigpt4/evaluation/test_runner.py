@@ -1,4 +1,4 @@
-"""The runner: answers are those of plain generation, a stopped run goes on, processes share, nothing gets mixed up."""
+"""The runner: answers are those of plain generation, a stopped run continues, processes share, nothing gets mixed up."""
 
 import json
 import os
@@ -66,7 +66,7 @@ def test_answers_are_those_of_plain_generation(folder, pope, original, processor
     page = (tmp_path / "out" / "report.html").read_text("utf-8")
     assert page.count('<img src="data:image/jpeg') == 8 and "http" not in page.replace("http://www.w3.org", "")
     assert "Is there a dog in the image?" in page and "<svg" in page
-    # Nothing tells where on this machine the model or the pictures lie.
+    # Nothing reveals the paths of the model or the images on this machine.
     assert not [path for path in (tmp_path / "out").iterdir() if str(tmp_path.parent) in path.read_text("utf-8")]
 
 

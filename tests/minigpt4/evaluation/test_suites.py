@@ -98,7 +98,7 @@ def test_vqa(tmp_path, picture):
 
 
 def test_aokvqa_leaves_difficult_direct_answers_out(tmp_path, picture):
-    """As eval_predictions.py of its authors: such a question counts for the choices alone."""
+    """As eval_predictions.py of its authors: such a question counts only for the choices."""
     folder = write_vqa(tmp_path, picture)
     [entry] = json.loads((folder / "aokvqa.json").read_text())
     write(folder / "aokvqa.json", [entry, {**entry, "question_id": "q8", "difficult_direct_answer": True}])

@@ -1,4 +1,4 @@
-"""Steps and scenes to a budget, and the plan that an unfinished run goes on with."""
+"""Steps and scenes to a budget, and the plan that an unfinished run continues with."""
 
 import json
 
@@ -48,7 +48,7 @@ def test_an_unfinished_run_goes_on_with_its_plan(budget, recipes, tmp_path, monk
     again = [load_recipe(f"stage{stage}-embedded") for stage in (1, 2)]
     budget.fit(again, tmp_path, seconds=290)
     assert _planned(again) == planned
-    (tmp_path / "summary.json").write_text("{}")  # finished: the next one is planned anew
+    (tmp_path / "summary.json").write_text("{}")  # finished: the next one gets a new plan
     anew = [load_recipe(f"stage{stage}-embedded") for stage in (1, 2)]
     budget.fit(anew, tmp_path, seconds=290)
     assert _planned(anew) != planned

@@ -1,4 +1,4 @@
-"""Training runs and evaluation files as they lie beside a model."""
+"""Training runs and evaluation files next to a model."""
 
 import json
 

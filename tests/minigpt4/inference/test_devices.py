@@ -23,7 +23,7 @@ def test_names_become_devices_and_precisions():
 
 
 def test_a_dtype_that_a_device_does_not_compute():
-    """No CPU of today refuses any that has a name here; fp8 stands for one that does."""
+    """No current CPU refuses any of the named dtypes; fp8 serves as one that is refused."""
     assert computes("cpu", torch.float32) and not computes("cpu", torch.float8_e4m3fn)
 
 

@@ -1,4 +1,4 @@
-"""Training on 4-bit weights: the projection alone, and with LoRA (QLoRA); what a recipe says of parts and of a base."""
+"""Training on 4-bit weights: only the projection, and with LoRA (QLoRA); a recipe's settings for parts and for a base."""
 
 from dataclasses import replace
 

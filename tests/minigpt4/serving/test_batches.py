@@ -1,4 +1,4 @@
-"""Requests that are answered together, on the tiny model: each gets what `generate` gives it alone."""
+"""Requests answered together, on the tiny model: each gets what `generate` returns for it separately."""
 
 import asyncio
 

@@ -68,7 +68,7 @@ def test_all_else_is_left_to_pytorch(products, onednn):
 
 @needs_avx512
 def test_training_asks_onednn_for_each_frozen_layer(products, original, collator, picture):
-    """Forward through tower, Q-Former and LLM, backward through the LLM alone; the projection is trained."""
+    """Forward through tower, Q-Former and LLM, backward only through the LLM; the projection is trained."""
     batch = collator([{"image": picture(), "text": "a cat"}])
     original.train()(**batch)
     assert products == []

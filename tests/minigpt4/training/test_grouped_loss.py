@@ -110,7 +110,7 @@ def test_without_gradients_nothing_is_computed_for_them(original, collator, exam
     ["model.query_tokens", "model.qformer", "model.vision_tower", "model.language_model.layers.1.mlp", "lm_head"],
 )
 def test_whatever_else_is_trained_takes_its_gradient(trained, original, collator, examples, lengths):
-    """What lies before the LLM takes it through the groups; with a part of the LLM trained there are none."""
+    """What comes before the LLM gets its gradient through the groups; with a trained part of the LLM there are none."""
     part = original.get_parameter(trained) if trained.endswith("tokens") else original.get_submodule(trained)
     part.requires_grad_(True)
     batch = collator(examples)
@@ -131,7 +131,7 @@ def test_padding_on_the_left_is_masked(fast, positions, original, collator, exam
     for name in ("input_ids", "attention_mask", "labels"):
         shifts = (batch["attention_mask"] == 0).sum(1).tolist()
         batch[name] = torch.stack([row.roll(shift) for row, shift in zip(batch[name], shifts, strict=True)])
-    # The LLM counts positions from the padding on, but rotary embeddings know distances alone.
+    # The LLM counts positions from the padding on, but rotary embeddings only depend on distances.
     if positions:
         batch["position_ids"] = torch.arange(batch["input_ids"].shape[1]).expand_as(batch["input_ids"])
     assert_same(loss_and_gradients(original.train(), batch, way=FrozenLLM(original) if fast else None), expected)

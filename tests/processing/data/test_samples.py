@@ -112,7 +112,7 @@ def test_the_tally_counts_by_kind_and_shard_and_stops_above_the_share():
 
 
 def test_llavas_conversations_are_read_like_messages():
-    """`from` and `value`; "<image>" and the line break beside it are a picture's place."""
+    """`from` and `value`; "<image>" and the line break next to it mark an image's place."""
     turns = [("human", "<image>\nWhat is it?"), ("gpt", "A cat."), ("human", "Is it\nred?"), ("gpt", "No.")]
     fields = {"image": b"picture", "conversations": [{"from": who, "value": text} for who, text in turns]}
     found = content(Sample("shard", "1", 0, fields, ()), SourceSection())

@@ -73,7 +73,7 @@ def _saved_splits(path):
 
 
 def _seen(source):
-    """{text: grey value} of everything that a source holds."""
+    """{text: grey value} of everything in a source."""
     seen = {}
     for shard in range(len(source.shards)):
         for sample in source.read(shard):
