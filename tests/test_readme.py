@@ -82,8 +82,10 @@ def folder(tmp_path_factory):
         Image.fromarray(data.coffee()[:, i * 20 :]).resize((64, 64)).save(folder / "FOLDER" / f"{i}.jpg")
         table.append(f"{i}.jpg,A cup of coffee number {i} is on a table.")
     (folder / "FOLDER" / "captions.csv").write_text("\n".join(table))
-    for split in ("train", "dev"):
-        _write_shard(folder / "FLICKR8K" / split / "0000.tar")
+    _write_shard(folder / "FLICKR8K" / "dev" / "0000.tar")
+    _write_shard(folder / "data" / "flickr8k" / "flickr8k-train-0000.tar")
+    for source in ("coco", "ccsbu", "imagenet", "caltech101", "grocery"):
+        _write_shard(folder / "data" / "photos" / f"photos-{source}-train-0000.tar", {"objects": ["cup", "spoon"]})
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         _process(["minigpt4", "quickstart", *SMALL["minigpt4 quickstart"]])  # by itself, for it measures its memory
@@ -96,13 +98,13 @@ def done():
     return {("make", "quickstart")}
 
 
-def _write_shard(path):
+def _write_shard(path, known=None):
     samples = {}
     for key, image in enumerate([data.coffee(), data.rocket(), data.chelsea()] * 3):
         buffer = io.BytesIO()
         Image.fromarray(image[key:]).resize((224, 224)).save(buffer, "JPEG")  # no two are the same
         captions = [f"An image number {key} with a thing {i} ." for i in range(5)]
-        texts = {"txt": captions[0].encode(), "json": json.dumps({"captions": captions}).encode()}
+        texts = {"txt": captions[0].encode(), "json": json.dumps({"captions": captions, **(known or {})}).encode()}
         samples[f"{key:06}"] = {"jpg": buffer.getvalue(), **texts}
     write_tar(path, samples)
 

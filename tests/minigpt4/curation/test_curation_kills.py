@@ -127,6 +127,8 @@ def test_a_killed_step_loses_nothing_and_repeats_nothing(step, processes, tmp_pa
             assert all(asked[text] == n for text, n in done)  # nothing that was recorded is paid for again
             done = {(text, n) for text, n in asked.items() if text in paid(folder)}
             middle += len(known) < len(found) < len(expected)
+            # A busy machine's pace changes: sooner after a run that had ended, later after one that had not begun.
+            seconds *= 0.9 if process.exitcode == 0 else 1.1 if len(found) == len(known) else 1
             known = found
         assert whole()[0] == expected
         assert all(server.count()[text] == n for text, n in done)
