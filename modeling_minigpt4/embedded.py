@@ -21,6 +21,7 @@ from . import parts
 from .light import MiniGPT4ForConditionalGeneration, assemble, own_tensors
 
 SHIPPED_PROJECTION = Path(__file__).parent / "embedded" / "projection.safetensors"
+SHIPPED_PENALTY = 1.1  # its model's repetition_penalty; the original's demo has 1.05
 
 
 def load_embedded(projection=SHIPPED_PROJECTION, loading=None, **config_overrides):
@@ -39,6 +40,8 @@ def load_embedded(projection=SHIPPED_PROJECTION, loading=None, **config_override
     model = assemble(MiniGPT4ForConditionalGeneration, config, trained, source=source, **(loading or {}))
     processor = embedded_processor(config)
     model.generation_config = generation_defaults(processor.tokenizer)
+    if projection == SHIPPED_PROJECTION:  # about an image like none that it was trained on it would say one phrase for ever
+        model.generation_config.repetition_penalty = SHIPPED_PENALTY
     return model.eval(), processor
 
 

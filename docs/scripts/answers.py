@@ -26,7 +26,7 @@ def main(name):
     rows = []
     for photo in (photo for photo in CREDITS if photo in FREE):
         image = photograph(photo)
-        said = [model.chat_session(processor, max_new_tokens=60, do_sample=False).ask(ask, image) for ask in QUESTIONS]
+        said = [model.chat_session(processor, max_new_tokens=100, do_sample=False).ask(ask, image) for ask in QUESTIONS]
         rows.append({"name": photo, "credit": FREE[photo], "answers": dict(zip(QUESTIONS, said, strict=True))})
         _write_image(ROOT / "docs/images" / f"{photo}.jpg", image)
     write_json(ROOT / "docs/answers.json", {"model": name, "weights": fingerprint(model), "images": rows})
