@@ -105,7 +105,7 @@ def _write_shard(path, known=None):
         Image.fromarray(image[key:]).resize((224, 224)).save(buffer, "JPEG")  # no two are the same
         captions = [f"An image number {key} with a thing {i} ." for i in range(5)]
         texts = {"txt": captions[0].encode(), "json": json.dumps({"captions": captions, **(known or {})}).encode()}
-        samples[f"{key:06}"] = {"jpg": buffer.getvalue(), **texts}
+        samples[f"{path.stem}-{key:06}"] = {"jpg": buffer.getvalue(), **texts}
     write_tar(path, samples)
 
 

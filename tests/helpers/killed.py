@@ -6,6 +6,7 @@ from pathlib import Path
 
 import openai  # noqa: F401  the endpoint imports it when it is made
 
+from minigpt4.curation import sample as sampling
 from minigpt4.curation.endpoint import Endpoint
 from minigpt4.curation.filter import filter_texts
 from minigpt4.curation.fix import fix
@@ -13,7 +14,6 @@ from minigpt4.curation.generate import Answer, generate
 from minigpt4.curation.judge import judge
 from minigpt4.curation.pairs import paired, question, sample_pairs
 from minigpt4.curation.publish import publish
-from minigpt4.curation.sample import sample
 from minigpt4.curation.store import Store
 from minigpt4.curation.verify import DecisionsFile, Desk
 
@@ -26,7 +26,14 @@ def run_step(step, folder, told, url):
 
 
 def _sample(store, folder, told, url):
-    sample(store, folder / "pictures", 200)
+    row = sampling._row
+
+    def slowly(*arguments):  # as from a large folder; 200 small images are read in a moment
+        time.sleep(0.003)
+        return row(*arguments)
+
+    sampling._row = slowly  # in this process, which samples and ends
+    sampling.sample(store, folder / "pictures", 200)
 
 
 def _generate(store, folder, told, url):
