@@ -12,7 +12,7 @@ from typing import get_args, get_origin, get_type_hints
 
 import yaml
 
-from ..durable_files import write_bytes
+from minigpt4.durable_files import write_bytes
 
 RECIPES = Path(__file__).with_name("recipes")
 
