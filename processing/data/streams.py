@@ -102,14 +102,9 @@ def _validation_of(stream):
                 break
             if sample.broken or not is_validated(sample, section.validation_share):
                 continue
-            try:
-                found = content(sample, part, source.root)
-                [picture] = [decode(data, section.image_size) for data in found.pictures]
-            except ValueError:  # broken, or several images: counted during training
-                continue
-            rng = random.Random(f"{sample.shard}/{sample.index}")
-            texts += [{"picture": len(pictures), **text} for text in texts_about(found, section, stream.stage, rng)]
-            pictures.append({"image": picture})
+            if row := _row(stream, part, source, sample):
+                texts += [{"picture": len(pictures), **text} for text in row["texts"]]
+                pictures.append({"image": row["image"]})
     if not texts:
         raise ValueError(f"data.validation_share is {section.validation_share}: no sample that can be used is among them")
     return PictureTexts(pictures, texts)
@@ -123,15 +118,21 @@ def _held_out_of(stream):
         while len(rows) < section.held_out and (sample := next(samples, None)) is not None:
             if is_validated(sample, section.validation_share):
                 continue
-            try:
-                found = content(sample, part, source.root)
-                [picture] = [decode(data, section.image_size) for data in found.pictures]
-            except ValueError:  # broken, or several images: counted during training
-                continue
-            rng = random.Random(f"{sample.shard}/{sample.index}")
-            rows.append({"image": picture, "texts": texts_about(found, section, stream.stage, rng)})
-            places.add((i, sample.shard, sample.index))
+            if row := _row(stream, part, source, sample):
+                rows.append(row)
+                places.add((i, sample.shard, sample.index))
     return rows, places
+
+
+def _row(stream, part, source, sample):
+    """{"image", "texts"} of a sample with one image, always with the same texts, or None if it cannot be used."""
+    try:
+        found = content(sample, part, source.root)
+        [picture] = [decode(data, stream.section.image_size) for data in found.pictures]
+    except ValueError:  # broken, or several images: counted during training
+        return None
+    rng = random.Random(f"{sample.shard}/{sample.index}")
+    return {"image": picture, "texts": texts_about(found, stream.section, stream.stage, rng)}
 
 
 class TrainingStream(IterableDataset):
