@@ -45,7 +45,9 @@ _CAPTION_FORMS = (
     "there {is} {}",
     "the image shows {}",
 )
-_ANSWER_FORMS = ("{}.", "{}.", "There {is} {} in the image.", "The image shows {}.", "I see {}.", "You can see {}.")
+# No short answer begins as a description does ("The image shows", "In this image"): the LLM is frozen, and what it has begun
+# tells it better than the question how long an answer should be.
+_ANSWER_FORMS = ("{}.", "{}.", "There {is} {} in the image.", "I see {}.", "You can see {}.")
 _YES = ("Yes.", "Yes, there {is} {}.", "Yes, there {is} {} in the image.", "Yes, I can see {}.")
 _NO = ("No.", "No, there {is} no {}.", "No, there {is} no {} in the image.", "No, I cannot see any {}.")
 _ASKED = ("{Is} there {} in the image?", "{Is} there {} in this picture?", "Do you see {}?", "Can you see {} in the photo?")
@@ -64,8 +66,8 @@ _NO_ARTICLE = {
 _SOUNDS = {"hourglass": "an hourglass", "unicycle": "a unicycle", "ewer": "a ewer", "euphonium": "a euphonium"}
 _PHOTO_OF = re.compile(r"^an? (?:photo|picture|image) of (.+?)\.?$", re.IGNORECASE)
 _LEAD_IN = re.compile(
-    r"^(?:in )?(?:this|the) (?:image|picture|photo|photograph) (?:shows|depicts|displays|features|is|appears to be)"
-    r"(?: of)? (?=an? |the |two |three |several |many )",
+    r"^(?:(?:in )?(?:this|the) (?:image|picture|photo|photograph) (?:shows|depicts|displays|features|is|appears to be)"
+    r"(?: of)?|this is an? (?:image|picture|photo|photograph) of) (?=an? |the |two |three |several |many )",
     re.IGNORECASE,
 )
 # Descriptions of cc_sbu_align that begin twice: a model's first words were left before the edited text.
@@ -76,7 +78,7 @@ _COUNTS = {"a": 1, "an": 1} | {word: number for number, word in enumerate(_NUMBE
 _COUNTED = re.compile(
     rf"(?=\b({'|'.join(_COUNTS)}) (?!(?:\w+ )?(?:group|couple|pair|herd|crowd|flock)\b)((?:[a-z]+ ?){{1,3}}))"
 )
-_CLOSER = ("on a closer look, {}", "more precisely, {}", "in this image, {}")
+_CLOSER = ("on a closer look, {}", "more precisely, {}", "to say more, {}")
 _ALSO = ("there {is} also {}", "{} can be seen, too", "the image also shows {}")
 _TAKEN = ("the photo was taken {}", "the scene is {}", "all of it is {}")
 # How people say where something is: "on a beach", "in the snow".
@@ -161,9 +163,7 @@ def written(row):
 def captions(row, rng):
     """Generated captions: what is known about an image in each wording, in random order."""
     if row.get("detail"):
-        found = {
-            form for text in row["captions"] if text != row["detail"] for form in (_begun_once(text), _without_lead_in(text))
-        }
+        found = {_sentence(_without_lead_in(text)) for text in row["captions"] if text != row["detail"]}
     else:
         found = {_worded(form, told) for form in _CAPTION_FORMS if (told := _told(row, rng))}
     return rng.sample(sorted(found), len(found)) or row["captions"]
@@ -177,25 +177,31 @@ def details(row):
 
 
 def described(row, rng):
-    """[a description in several sentences] of an image with two or more captions that people wrote, else [].
+    """[a description in several sentences] of an image with captions that people wrote or a list of things, or [].
 
-    It consists of the caption that says most, the one that adds most to it, things that neither names, a color and the
-    place. Captions that are merely joined all begin alike, and a model that learns from them says one sentence twice.
+    It consists of the caption that says most (or two of the things), the one that adds most to it, things not named yet, a
+    color and the place. Captions that are merely joined all begin alike, and a model that learns from them says one sentence
+    twice.
     """
     by_people = sorted(written(row), key=lambda text: len(text.split()))
-    if len(by_people) < 2:
+    listed = [said(kind) for kind in _listed(row)]
+    if not (by_people or listed):
         return []
-    first = by_people.pop()
-    second = max(by_people, key=lambda text: len(set(_plain(text).split()) - set(_plain(first).split())))
-    unnamed = [said(kind) for kind in sorted(present(row) - {*named_kinds(first), *named_kinds(second)})]
-    sentences = [first, rng.choice(_CLOSER).format(second[:1].lower() + second[1:])]
+    first = by_people.pop() if by_people else _worded("there {is} {}", _listing(rng.sample(listed, min(2, len(listed)))))
+    sentences = [f"in this image, {_begun_small(first)}"]
+    if by_people:
+        second = max(by_people, key=lambda text: len(set(_plain(text).split()) - set(_plain(first).split())))
+        sentences.append(rng.choice(_CLOSER).format(_begun_small(second)))
+    unnamed = [said(kind) for kind in sorted(present(row) - set(named_kinds(" . ".join(sentences))))]
     if unnamed:
         sentences.append(_worded(rng.choice(_ALSO), _listing(rng.sample(unnamed, min(MAX_NAMED, len(unnamed))))))
-    for kind, color in _colors(row)[:1]:
-        sentences.append(f"the {said(kind)} {'are' if _is_many(said(kind)) else 'is'} {color}")
-    if places := sorted({place for text in row["captions"] for place in _PLACE.findall(_plain(text))}):
-        sentences.append(rng.choice(_TAKEN).format(rng.choice(places)))
-    return [" ".join(map(_sentence, sentences))]
+    if by_people:  # of a single caption these would be said twice
+        sentences += [
+            f"the {said(kind)} {'are' if _is_many(said(kind)) else 'is'} {color}" for kind, color in _colors(row)[:1]
+        ]
+        places = {place for text in row["captions"] for place in _PLACE.findall(_plain(text))}
+        sentences += [rng.choice(_TAKEN).format(rng.choice(sorted(places)))] if places else []
+    return [" ".join(map(_sentence, sentences))] if len(sentences) > 1 else []
 
 
 def questions(row, rng, statistics):
@@ -257,7 +263,7 @@ def _what(row, rng):
     if told:
         return _sentence(_worded(rng.choice(_ANSWER_FORMS), told))
     first = re.split(r"(?<=[.!?])\s", _begun_once(row.get("detail") or row["captions"][0]))[0]
-    return _sentence(_without_lead_in(first) if rng.random() < 0.5 else first)
+    return _sentence(_without_lead_in(first))
 
 
 def _yes_and_no(row, rng, statistics):
@@ -375,6 +381,10 @@ def _is_many(thing):
 
 def _many(thing):
     return "people" if thing == "person" else thing if _is_many(thing) else plural_of(thing)
+
+
+def _begun_small(text):
+    return text[:1].lower() + text[1:]
 
 
 def _sentence(text):

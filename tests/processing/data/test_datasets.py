@@ -214,7 +214,7 @@ def test_what_is_known_of_a_picture_becomes_captions_questions_and_conversations
         return dict(zip(rows, of, strict=True))
 
     plain = texts(stage=1, varied_captions=3)
-    assert [len(plain[key]) for key in rows] == [3, 3, 3, 2, 2] and plain["e"][0]["text"] == "a dog runs"
+    assert [len(plain[key]) for key in rows] == [3, 3, 3, 1, 2] and plain["e"][0]["text"] == "a dog runs"
     assert {"a fox", "an image of a fox"} < {text["text"] for text in texts(stage=1, varied_captions=9)["b"]}
     detailed = texts(detailed_answers=2)
     assert [len(detailed[key]) for key in rows] == [0, 0, 0, 2, 2]  # not of a label or a list
