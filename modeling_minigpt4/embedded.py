@@ -39,9 +39,16 @@ def load_embedded(projection=SHIPPED_PROJECTION, loading=None, **config_override
     source = "a fresh projection" if projection is None else str(projection)
     model = assemble(MiniGPT4ForConditionalGeneration, config, trained, source=source, **(loading or {}))
     processor = embedded_processor(config)
-    model.generation_config = generation_defaults(processor.tokenizer)
-    if projection == SHIPPED_PROJECTION:  # about an image like none that it was trained on it would say one phrase for ever
-        model.generation_config.repetition_penalty = SHIPPED_PENALTY
+    tokenizer = processor.tokenizer
+    model.generation_config = GenerationConfig(
+        do_sample=False,
+        max_new_tokens=200,
+        # About an image like none that it was trained on the shipped projection would repeat one phrase for ever.
+        repetition_penalty=SHIPPED_PENALTY if projection == SHIPPED_PROJECTION else None,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
     return model.eval(), processor
 
 
@@ -58,17 +65,6 @@ def embedded_processor(config):
         num_image_tokens=config.num_image_tokens,
         turn_markers=[],
         chat_template=with_image_token(CHATML, image_token),
-    )
-
-
-def generation_defaults(tokenizer):
-    """The embedded default's generation config: greedy decoding up to the end of its turn."""
-    return GenerationConfig(
-        do_sample=False,
-        max_new_tokens=200,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
     )
 
 

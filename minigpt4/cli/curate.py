@@ -203,14 +203,10 @@ def _model_of_all(arguments):
 
 
 def _fix(store, arguments):
-    from ..curation.endpoint import OPENAI
-    from ..curation.fix import dry_run, fix
+    from ..curation import fix
 
-    url = arguments.fixer_url or OPENAI
-    if arguments.dry_run:
-        return dry_run(store, arguments.fixer, url, arguments.price)
-    endpoint = _endpoint(arguments, arguments.fixer, url, arguments.key_env)
-    return fix(store, endpoint, arguments.fixer_temperature, prices=arguments.price)
+    asked = arguments.fixer, arguments.fixer_url, arguments.fixer_temperature
+    return _ask_endpoint(store, arguments, fix.fix, fix.dry_run, *asked)
 
 
 def _pairs(store, arguments):
@@ -224,14 +220,20 @@ def _pairs(store, arguments):
 
 
 def _judge(store, arguments):
-    from ..curation.endpoint import OPENAI
-    from ..curation.judge import dry_run, judge
+    from ..curation import judge
 
-    url = arguments.judge_url or OPENAI
+    asked = arguments.judge, arguments.judge_url, arguments.judge_temperature
+    return _ask_endpoint(store, arguments, judge.judge, judge.dry_run, *asked)
+
+
+def _ask_endpoint(store, arguments, run, dry_run, model, url, temperature):
+    """A step that asks a model behind an endpoint, OpenAI's by default, or with --dry-run what it would cost."""
+    from ..curation.endpoint import OPENAI
+
+    url = url or OPENAI
     if arguments.dry_run:
-        return dry_run(store, arguments.judge, url, arguments.price)
-    endpoint = _endpoint(arguments, arguments.judge, url, arguments.key_env)
-    return judge(store, endpoint, arguments.judge_temperature, prices=arguments.price)
+        return dry_run(store, model, url, arguments.price)
+    return run(store, _endpoint(arguments, model, url, arguments.key_env), temperature, prices=arguments.price)
 
 
 def _filter(store, arguments):

@@ -4,39 +4,26 @@ Screenshots go to pytest's folder for the test; MINIGPT4_SCREENSHOTS names anoth
 """
 
 import json
-import os
-import shutil
 import socket
 import subprocess
 import sys
-import time
-from pathlib import Path
 
 import pytest
+from browsing import Person
 from curation import make_store
-from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
 from minigpt4.curation.store import Store
 
-CHROMIUM, DRIVER = (shutil.which(name) for name in ("chromium", "chromedriver"))
 pytestmark = pytest.mark.browser
 
 
-class Reviewer:
-    """A person at the page: a browser with a profile of its own."""
+class Reviewer(Person):
+    """A person at the page."""
 
-    def __init__(self, url, width=1100, height=850):
-        options = webdriver.ChromeOptions()
-        for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", f"--window-size={width},{height}"):
-            options.add_argument(argument)
-        options.binary_location = CHROMIUM
-        self.browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-        if width < 500:  # a window cannot be that narrow, a phone can
-            size = {"width": width, "height": height, "deviceScaleFactor": 2, "mobile": True}
-            self.browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-        self.browser.get(url)
+    def __init__(self, url, folder, width=1100, height=850):
+        super().__init__(url, folder, width, height)
         self.until(lambda: self.text)
 
     def find(self, selector):
@@ -45,35 +32,18 @@ class Reviewer:
     @property
     def text(self):
         """The description that is shown, from its picture's card; "" while there is none."""
-        found = self.browser.find_elements(By.CSS_SELECTOR, "#card #diff")
+        found = self.all("#card #diff")
         return found[0].text if found else ""
 
     @property
     def progress(self):
         return self.find("#progress").text
 
-    def until(self, condition, seconds=60):
-        """Waits for a condition, and returns what it gave."""
-        last = time.monotonic() + seconds
-        while time.monotonic() < last:
-            try:
-                if found := condition():
-                    return found
-            except Exception as error:  # the page is being redrawn
-                if "stale element" not in str(error) and "no such element" not in str(error):
-                    raise
-            time.sleep(0.05)
-        raise AssertionError(f"not in {seconds} s; the page says {self.progress!r}")
-
     def press(self, key):
         """A key on the page, then waits for another picture or message."""
         before = (self.text, self.progress)
         self.find("body").send_keys(key)
         self.until(lambda: (self.text, self.progress) != before)
-
-    def shot(self, name):
-        folder = Path(os.environ.get("MINIGPT4_SCREENSHOTS", self.folder))
-        self.browser.save_screenshot(str(folder / f"{name}.png"))
 
 
 @pytest.fixture
@@ -90,7 +60,6 @@ def page(tmp_path):
     command += ["--decisions", str(tmp_path / "decisions.jsonl"), "--port", str(port)]
     served = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     line = next(line for line in served.stdout if "http" in line)
-    Reviewer.folder = tmp_path
     yield line.split()[1], tmp_path
     served.terminate()
     assert served.wait(30) == 143
@@ -102,7 +71,7 @@ def person(page):
     people = []
 
     def arrive(**size):
-        people.append(Reviewer(page[0], **size))
+        people.append(Reviewer(*page, **size))
         return people[-1]
 
     yield arrive
@@ -158,9 +127,7 @@ def test_people_verify_side_by_side(page, person):
     assert len({line["reviewer"] for line in lines}) == 2 and len(lines) == 11
 
     bob.find("#rule input").click()  # a rejected one may be looked at, and rescued
-    bob.until(lambda: [o for o in bob.browser.find_elements(By.CSS_SELECTOR, "[role=option]") if "short" in o.text])[
-        0
-    ].click()
+    bob.until(lambda: [o for o in bob.all("[role=option]") if "short" in o.text])[0].click()
     bob.until(lambda: "rejected by rule: short (3 words)" in bob.find("#card").text)
     bob.shot("rule")
 
@@ -176,7 +143,7 @@ def test_a_phone_shows_everything_in_its_width(page, person):
     before = phone.text
     phone.find("#accept").click()
     phone.until(lambda: phone.text not in ("", before))
-    next(tab for tab in phone.browser.find_elements(By.CSS_SELECTOR, "button[role=tab]") if tab.text == "All").click()
+    next(tab for tab in phone.all("button[role=tab]") if tab.text == "All").click()
     words = phone.until(lambda: phone.find("#words input, #words textarea"))
     phone.until(words.is_displayed)
     words.send_keys("number 7,")

@@ -6,8 +6,6 @@ Screenshots go to pytest's folder for the test; MINIGPT4_SCREENSHOTS names anoth
 import argparse
 import gc
 import json
-import os
-import shutil
 import socket
 import threading
 import time
@@ -16,8 +14,7 @@ from pathlib import Path
 import pytest
 
 gr = pytest.importorskip("gradio")
-from selenium import webdriver  # noqa: E402
-from selenium.webdriver.common.by import By  # noqa: E402
+from browsing import Person  # noqa: E402
 from selenium.webdriver.common.keys import Keys  # noqa: E402
 from torch.nn.modules.module import register_module_forward_pre_hook  # noqa: E402
 
@@ -27,48 +24,15 @@ from minigpt4.hub import app  # noqa: E402
 from minigpt4.hub.export import export  # noqa: E402
 from minigpt4.modeling_minigpt4.chat import ChatSession  # noqa: E402
 
-CHROMIUM, DRIVER = (shutil.which(name) for name in ("chromium", "chromedriver"))
+CAMERA = ("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream")  # shows a green field
 
 
-class Visitor:
-    """A person at the page: a browser with a profile of its own."""
+class Visitor(Person):
+    """A person at the page."""
 
-    def __init__(self, url, folder, width=1280, height=900, dark=False):
-        self.folder = folder
-        options = webdriver.ChromeOptions()
-        camera = ("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream")  # shows a green field
-        size = f"--window-size={width},{height}"
-        for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", size, *camera):
-            options.add_argument(argument)
-        options.binary_location = CHROMIUM
-        options.add_experimental_option("prefs", {"download.default_directory": str(folder)})
-        options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-        self.browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-        if width < 500:  # a window cannot be that narrow, a phone can
-            size = {"width": width, "height": height, "deviceScaleFactor": 2, "mobile": True}
-            self.browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-        if dark:
-            feature = {"name": "prefers-color-scheme", "value": "dark"}
-            self.browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
-        self.browser.get(url)
+    def __init__(self, url, folder, **looks):
+        super().__init__(url, folder, arguments=CAMERA, **looks)
         self.until(lambda: len(self.all("#chat .example")) == len(app.EXAMPLES))
-
-    def all(self, selector):
-        return self.browser.find_elements(By.CSS_SELECTOR, selector)
-
-    def until(self, condition, seconds=60):
-        """Waits for a condition, and returns what it gave."""
-        last = time.monotonic() + seconds
-        while time.monotonic() < last:
-            try:
-                if found := condition():
-                    return found
-            except Exception as error:  # the page is being redrawn
-                if not any(words in str(error) for words in ("stale element", "no such element", "not interactable")):
-                    raise
-            time.sleep(0.05)
-        self.shot("failed")
-        raise AssertionError(f"not in {seconds} s; see {self.folder / 'failed.png'}")
 
     @property
     def answers(self):
@@ -129,10 +93,6 @@ class Visitor:
     def toast(self):
         """The text of a message that comes up."""
         return self.until(lambda: " ".join(toast.text for toast in self.all(".toast-body")))
-
-    def shot(self, name):
-        folder = Path(os.environ.get("MINIGPT4_SCREENSHOTS", self.folder))
-        self.browser.save_screenshot(str(folder / f"{name}.png"))
 
     @property
     def width(self):
