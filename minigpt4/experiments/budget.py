@@ -12,6 +12,8 @@ from ..processing.data.datasets import training_data
 from ..training.frozen_llm import FrozenLLM
 
 TIMED = 5  # steps of each stage that are timed, after one that warms up
+ASKING = 1 / 3  # of a budget, at most, for asking about held-out scenes
+FEWEST = 40  # held-out scenes: with fewer, a kind of question may be missing
 TAIL = 20  # seconds for export, report and everything else at the end
 SLACK = 1.1  # steps of a long run take longer than a few: checkpoints, data, a warm machine
 PLAN = "plan.json"  # an unfinished run keeps it, however fast the machine is by then
@@ -24,15 +26,18 @@ class Budget:
         model, processor: what will be trained, on its device.
         features: [images, Q, C], the frozen vision part's output of some images, for the steps that are timed.
         looking: seconds in which the vision part sees an image.
-        answering: seconds for all that is asked besides.
+        answering: seconds for all that is asked besides, about every held-out scene.
+        held_out: number of held-out scenes.
     """
 
-    def __init__(self, model, processor, features, looking, answering):
+    def __init__(self, model, processor, features, looking, answering, held_out):
         self.model, self.processor, self.features = model, processor, features
-        self.looking, self.answering = looking, answering
+        self.looking, self.answering, self.held_out = looking, answering, held_out
 
     def fit(self, recipes, output, seconds=None):
         """Scales the recipes' steps and scenes, in place, to `seconds` (None: not at all), and says what to expect.
+
+        Returns the number of held-out scenes to ask about: all of them, or fewer if a short budget would go into asking.
 
         Args:
             recipes: the recipes of stage 1 and 2.
@@ -46,17 +51,23 @@ class Budget:
             training += recipes[0].data.scenes * self.looking
             whole = training + self.answering + TAIL
             print(f"     the recipes take about {whole / 60:.0f} min on this machine from here on")
-            share = 1.0 if seconds is None else (seconds - self.answering - TAIL) / training
-            _scale(recipes, share)
+            share, held_out = 1.0, self.held_out
             if seconds is not None:
-                print(f"     {seconds / 60:.1f} min are left: {_counts(recipes)}; {_expectation(share)}")
+                affordable = round(held_out * ASKING * seconds / self.answering)
+                held_out = max(min(FEWEST, held_out), min(held_out, affordable))
+                share = (seconds - self.answering * held_out / self.held_out - TAIL) / training
+                _scale(recipes, share)
+                counts = f"{_counts(recipes)}, {held_out} held-out scenes"
+                print(f"     {seconds / 60:.1f} min are left: {counts}; {_expectation(share)}")
             kept = {"share": share, "steps": [recipe.train.steps for recipe in recipes], "scenes": recipes[0].data.scenes}
+            kept["held_out"] = held_out
             output.mkdir(parents=True, exist_ok=True)
             write_json(output / PLAN, {**kept, "budgeted": seconds is not None, "seed": recipes[0].train.seed})
         for recipe, steps in zip(recipes, kept["steps"], strict=True):
             recipe.train.steps = steps
             recipe.train.warmup_steps = min(recipe.train.warmup_steps, steps // 4)
             recipe.data.scenes = kept["scenes"]
+        return kept["held_out"]
 
     def step_seconds(self, recipe):
         """Seconds of a real training step of a recipe: forward, loss and backward of batches of its own texts, from short

@@ -66,8 +66,11 @@ def quickstart(output, minutes=None, seed=0):
         seen,
         looking=(answering - looking) / HELD_OUT,
         answering=ANSWERS_BESIDE * (time.monotonic() - answering),
+        held_out=HELD_OUT,
     )
-    budget.fit((first, second), output, minutes and 60 * minutes - (time.monotonic() - started))
+    n = budget.fit((first, second), output, minutes and 60 * minutes - (time.monotonic() - started))
+    held_out, before_training = held_out.select(range(n)), before_training[:n]
+    shown = HeldOut(held_out, seen[:n])
 
     print("3/5  stage 1: captions")
     train_started = time.monotonic()
@@ -105,7 +108,7 @@ def quickstart(output, minutes=None, seed=0):
         },
         "before_stage2": shown.scores(before_stage2),
         "stage2": stage2,
-        "unseen_artwork": _unseen_artwork(model, processor, seed),
+        "unseen_artwork": _unseen_artwork(model, processor, n, seed),
         "n": {"scenes": len(shown.rows), "questions": len(shown.questions)},
         "seed": seed,
         "minutes": minutes,
@@ -172,10 +175,10 @@ def _card_data(stage1, stage2):
     return {"model_name": "minigpt4-quickstart", "language": "en", "eval_results": results}
 
 
-def _unseen_artwork(model, processor, seed):
-    """The stage-2 measures on held-out scenes drawn in Noto's artwork, or None without Debian's fonts-noto-color-emoji."""
+def _unseen_artwork(model, processor, n, seed):
+    """The stage-2 measures on n held-out scenes drawn in Noto's artwork, or None without Debian's fonts-noto-color-emoji."""
     if not NOTO_FONT.is_file():
         return None
-    pictures = scenes(HELD_OUT, seed, "test", artwork=noto)
+    pictures = scenes(n, seed, "test", artwork=noto)
     held = HeldOut(pictures, cache_features(model, processor, pictures)[:, 0])
     return held.scores(held.conversation(model, processor))

@@ -17,7 +17,7 @@ def recipes():
 @pytest.fixture
 def budget(original, processor, monkeypatch):
     seen = torch.randn(12, original.config.num_image_tokens, original.model.projection.in_features)
-    made = Budget(original, processor, seen, looking=0.01, answering=30.0)
+    made = Budget(original, processor, seen, looking=0.01, answering=30.0, held_out=160)
     monkeypatch.setattr(made, "step_seconds", lambda recipe: {1: 0.5, 2: 1.0}[recipe.stage])
     return made
 
@@ -28,13 +28,20 @@ def _planned(recipes):
 
 def test_without_a_budget_the_recipes_stay(budget, recipes, tmp_path, capsys):
     before = _planned(recipes)
-    budget.fit(recipes, tmp_path)
+    assert budget.fit(recipes, tmp_path) == 160
     assert _planned(recipes) == before
     assert "the recipes take about" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("seconds", "held_out"), [(80, 142), (15, 40), (900, 160)])
+def test_a_short_budget_asks_about_fewer_scenes(budget, recipes, tmp_path, seconds, held_out):
+    assert budget.fit(recipes, tmp_path, seconds) == held_out
+    again = [load_recipe(f"stage{stage}-embedded") for stage in (1, 2)]
+    assert budget.fit(again, tmp_path, 2 * seconds) == held_out  # the kept plan's
+
+
 def test_a_budget_is_kept(budget, recipes, tmp_path, capsys):
-    budget.fit(recipes, tmp_path, seconds=300)
+    assert budget.fit(recipes, tmp_path, seconds=300) == 160
     (first, second), scenes = _planned(recipes)
     assert 200 < 0.5 * first + 1.0 * second + 0.01 * scenes < 250  # of 300 s, 30 are for answers and 20 for the end
     assert recipes[0].train.warmup_steps <= first // 4
@@ -57,7 +64,7 @@ def test_an_unfinished_run_goes_on_with_its_plan(budget, recipes, tmp_path, monk
 
 def test_steps_are_timed_on_the_recipes_own_texts(original, processor, recipes):
     seen = torch.randn(12, original.config.num_image_tokens, original.model.projection.in_features)
-    budget = Budget(original, processor, seen, looking=0.01, answering=30.0)
+    budget = Budget(original, processor, seen, looking=0.01, answering=30.0, held_out=160)
     weight = original.model.projection.weight.detach().clone()
     recipes[0].train.batch_size = 2
     assert budget.step_seconds(recipes[0]) > 0
