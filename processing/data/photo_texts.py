@@ -3,7 +3,7 @@
     row {"captions": [...], "objects": [...], "label", "detail", "made", "source"}  ->  texts(row, rng, statistics):
         captions      the row's own; those from a label, a list of things or a description have several wordings, so that
                       the form of a caption does not reveal where an image comes from
-        details       the image's own description, if it has one; else one made from captions that people wrote
+        details       the image's own description, if it has one; else one made from what is known
         questions     [(instruction, answer), ...]: what is there, is there a ...?, how many, what color
         conversation  messages of several turns about the image, each adding something new
 
@@ -80,6 +80,7 @@ _COUNTED = re.compile(
 )
 _CLOSER = ("on a closer look, {}", "more precisely, {}", "to say more, {}")
 _ALSO = ("there {is} also {}", "{} can be seen, too", "the image also shows {}")
+_MAIN = ("that is the main thing in the photo", "that is what the photo is about", "nothing else stands out")
 _TAKEN = ("the photo was taken {}", "the scene is {}", "all of it is {}")
 # How people say where something is: "on a beach", "in the snow".
 _PLACE = re.compile(
@@ -177,23 +178,24 @@ def details(row):
 
 
 def described(row, rng):
-    """[a description in several sentences] of an image with captions that people wrote or a list of things, or [].
+    """[a description in several sentences] of an image, unless too little is known; else [].
 
-    It consists of the caption that says most (or two of the things), the one that adds most to it, things not named yet, a
-    color and the place. Captions that are merely joined all begin alike, and a model that learns from them says one sentence
-    twice.
+    It consists of the caption that says most (or the label, or two of the things listed), the one that adds most to it,
+    things not named yet, a color and the place. Captions that are merely joined all begin alike, and a model that learns
+    from them says one sentence twice.
     """
-    by_people = sorted(written(row), key=lambda text: len(text.split()))
-    listed = [said(kind) for kind in _listed(row)]
-    if not (by_people or listed):
+    by_people, told = sorted(written(row), key=lambda text: len(text.split())), _told(row, rng, 2)
+    if not (by_people or told):
         return []
-    first = by_people.pop() if by_people else _worded("there {is} {}", _listing(rng.sample(listed, min(2, len(listed)))))
+    first = by_people.pop() if by_people else _worded("there {is} {}", told)
     sentences = [f"in this image, {_begun_small(first)}"]
     if by_people:
         second = max(by_people, key=lambda text: len(set(_plain(text).split()) - set(_plain(first).split())))
         sentences.append(rng.choice(_CLOSER).format(_begun_small(second)))
     unnamed = [said(kind) for kind in sorted(present(row) - set(named_kinds(" . ".join(sentences))))]
-    if unnamed:
+    if row.get("label"):
+        sentences.append(rng.choice(_MAIN))
+    elif unnamed:
         sentences.append(_worded(rng.choice(_ALSO), _listing(rng.sample(unnamed, min(MAX_NAMED, len(unnamed))))))
     if by_people:  # of a single caption these would be said twice
         sentences += [
@@ -331,12 +333,12 @@ def _listed(row):
     return [kind for kind in dict.fromkeys(row.get("objects") or []) if kind in KINDS]
 
 
-def _told(row, rng):
+def _told(row, rng, most=MAX_NAMED):
     """A phrase for what is known to be there: "a red fox", "a cat, a bench and skis"; "" if nothing is."""
     if row.get("label"):
         return _called(row)
     listed = [said(kind) for kind in _listed(row)]
-    return _listing(rng.sample(listed, min(MAX_NAMED, len(listed)))) if listed else ""
+    return _listing(rng.sample(listed, min(most, len(listed)))) if listed else ""
 
 
 def _called(row):
