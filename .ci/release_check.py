@@ -60,7 +60,7 @@ def check_contents(sdist, wheel):
         found = [name for name in archive.namelist() if ".dist-info/" not in name]
     if sorted(found) != sorted(expected):
         odd = sorted(set(found) ^ set(expected)) or sorted(name for name in found if found.count(name) > 1)
-        raise ValueError(f"{wheel.name}: {odd[0]} is missing, comes twice or is not of the package; see [tool.setuptools]")
+        raise ValueError(f"{wheel.name}: {odd[0]} is missing, duplicated or not part of the package; see [tool.setuptools]")
     with tarfile.open(sdist) as archive:
         inside = {name.partition("/")[2] for name in archive.getnames()}
     if missing := sorted(set(expected.values()) - inside):
@@ -68,7 +68,7 @@ def check_contents(sdist, wheel):
 
 
 def packaged():
-    """{name in the wheel: file in the repository} of what git tracks in the packages, and what the export needs beside."""
+    """{name in the wheel: file in the repository} of what git tracks in the packages, and what else the export needs."""
     folders = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["setuptools"]["package-dir"].values()
     listing = ["git", "ls-files", "minigpt4", *folders, "model_card.md", "LICENSE", "CITATION.cff"]
     tracked = subprocess.run(listing, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
@@ -76,7 +76,7 @@ def packaged():
 
 
 def check_installed(wheel, folder):
-    """Raises ValueError unless the wheel runs in an environment of its own, in a folder without the repository."""
+    """Raises ValueError unless the wheel runs in a separate environment, in a folder without the repository."""
     venv.create(folder / "venv", with_pip=True)
     python, minigpt4 = folder / "venv/bin/python", folder / "venv/bin/minigpt4"
     constraints = ROOT / "constraints.txt"

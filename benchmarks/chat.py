@@ -1,15 +1,15 @@
 """python benchmarks/chat.py [--repeats N]
 
-How quick a conversation is, each figure beside its peer in the same process, on a MiniGPT-4 with random weights (ViT of 26 M
+How fast a conversation is, each figure beside its peer in the same process, on a MiniGPT-4 with random weights (ViT of 26 M
 parameters, Q-Former, 12-layer LLaMA of 134 M):
 
     tokens/s of `generate`       this package        a bare `LlamaForCausalLM` with the same weights and prompt length
-    a second question            `chat.ask`          transformers' BLIP-2 with the same weights: all is computed again
+    a second question            `chat.ask`          transformers' BLIP-2 with the same weights: everything is computed again
     loading                      `from_pretrained`   BLIP-2's `from_pretrained` of the same tensors
-    `minigpt4 --help`            its start           0.5 s
+    `minigpt4 --help`            its startup         0.5 s
 
-Of each the shortest time counts, for other work on the machine only ever adds to it; but for --help it is processor time, on
-one thread, which on a machine of its own is what the clock says. Writes benchmarks/results/chat.json.
+Of each, the shortest time counts, since other work on the machine can only add to it; but --help is in processor time, on
+one thread, which on an idle machine is what the clock says. Writes benchmarks/results/chat.json.
 """
 
 import argparse
@@ -83,7 +83,7 @@ def shortest(repeats, desc, *calls, clock=time.process_time):
 
 
 def tokens_per_second(model, llama, repeats):
-    """(ours, the bare LLaMA's), behind the same 128 ids; the first token, which takes the prompt, is left out."""
+    """(ours, the bare LLaMA's), after the same 128 ids; the first token, which takes the prompt, is left out."""
     ids = torch.randint(3, 32000, (1, 128), generator=torch.Generator().manual_seed(0))
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
@@ -132,7 +132,7 @@ def loading(model, blip2, repeats):
 
 
 def start_of_help():
-    """Runs `minigpt4 --help` in a process of its own, and checks that it imports no torch."""
+    """Runs `minigpt4 --help` in a separate process, and checks that it imports no torch."""
     code = (
         "import sys; from minigpt4.cli import main\n"
         "try: main(['--help'])\n"

@@ -6,7 +6,7 @@ Two claims about `minigpt4 curate`, on this machine:
     store         with N rows (a million): seconds until each step has its first row, its peak memory against one with
                   5,000 rows, and how long the verify page's list and search take
 
-Writes benchmarks/results/curation.json. Each size of store is looked at in a process of its own, for its memory.
+Writes benchmarks/results/curation.json. Each size of store is measured in a separate process, for its memory.
 """
 
 import argparse
@@ -38,7 +38,7 @@ def generation(rounds):
     from minigpt4.processing.image_processing_minigpt4 import load_image
 
     model, processor = load("embedded")
-    # Every row as long, so that both do the same work.
+    # All rows are equally long, so that both do the same work.
     describer = Describer(model, processor, "embedded", max_new_tokens=TOKENS, min_new_tokens=TOKENS)
     seconds = {"bare": [], "step": []}
     for number in range(rounds + 1):  # the first one warms up
@@ -49,7 +49,7 @@ def generation(rounds):
                 row["image"].save(pictures / f"{i:05}.jpg")
             sample(store, pictures, 2 * BATCH)
             rows = store.rows("SELECT * FROM pictures ORDER BY picture")
-            images = [load_image(read_picture(store, row)) for row in rows]  # the bare way has them at hand
+            images = [load_image(read_picture(store, row)) for row in rows]  # the plain way has them at hand
             for way, run in (
                 ("bare", partial(bare, describer, images)),
                 ("step", partial(generate, store, describer, BATCH)),
@@ -150,8 +150,10 @@ def look(path):
 def main():
     """Measures, prints and writes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="of generation, 32 pictures each (default: 5)")
-    parser.add_argument("--rows", type=int, default=1_000_000, metavar="N", help="of the large store (default: a million)")
+    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="rounds of 32 pictures (default: 5)")
+    parser.add_argument(
+        "--rows", type=int, default=1_000_000, metavar="N", help="rows of the large store (default: 1,000,000)"
+    )
     parser.add_argument("--look", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.look:

@@ -1,9 +1,9 @@
 """python benchmarks/evaluation.py [--scenes N] [--rounds N]
 
-Answers a second of `minigpt4 evaluate` against bare batched `generate` on the same prompts, pictures and lengths, in one
+Answers per second of `minigpt4 evaluate` against bare batched `generate` on the same prompts, pictures and lengths, in one
 process with the embedded default:
 
-    ours    the runner: reads pictures, batches of like length, features kept for a picture's next question, lines on disk
+    ours    the runner: reads pictures, batches of similar length, features kept for a picture's next question, lines on disk
     bare    processor(images, text) and model.generate, batch after batch in the order of the questions
 
 The rounds alternate and the best of each counts. Writes benchmarks/results/evaluation.json with the ratio.
@@ -51,8 +51,8 @@ def bare(model, processor, suite, lines):
 def main():
     """Measures both ways and writes the ratio."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--scenes", type=int, default=24, help="scenes that are asked about (default: 24)")
-    parser.add_argument("--rounds", type=int, default=3, help="of each way (default: 3)")
+    parser.add_argument("--scenes", type=int, default=24, help="scenes to ask about (default: 24)")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of each way (default: 3)")
     arguments = parser.parse_args()
     if arguments.rounds < 1:
         raise ValueError(f"--rounds is {arguments.rounds}; expected at least 1")

@@ -1,6 +1,6 @@
 """python benchmarks/gpu.py [--small] [--only NAME ...] [--minutes 25]
 
-What is to be known of a GPU, at full size with random weights, within 25 minutes on one H100 or H200. What a part gives is
+What to measure on a GPU, at full size with random weights, within 25 minutes on one H100 or H200. What a part gives is
 written at once to benchmarks/results/gpu.json; one that fails, or for which no time is left, says so there. No GPU was at
 hand where this was written: it ran with --small only.
 
@@ -12,7 +12,7 @@ hand where this was written: it ran with --small only.
     quickstart         the embedded default's two stages, seconds
     tests              make test-gpu
 
---small does it on this CPU with the small form of peer_step.py, to see that the script runs; it writes nothing.
+--small runs on this CPU with the small form of peer_step.py, to see that the script runs; it writes nothing.
 """
 
 import argparse
@@ -51,7 +51,7 @@ def _images_per_second(model, rows, steps, float8=False):
 
 
 def against_peer(device, small, stage):
-    """What peer_step.py prints, in a process of its own."""
+    """What peer_step.py prints, in a separate process."""
     command = [sys.executable, str(Path(__file__).with_name("peer_step.py")), "--stage", str(stage)]
     command += ["--steps", "1", "--batch", "2"] if small else []
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -120,7 +120,7 @@ def float8(device, small):
 
 
 def compiled(device, small):
-    """Seconds until the first step is through with compiled layers, and the speed after that."""
+    """Seconds until the first step is done with compiled layers, and the speed after that."""
     model, rows = build(device), 2 if small else BATCH[1]
     plain = _images_per_second(model, rows, 1 if small else 20)
     compile_layers(model)
@@ -202,12 +202,12 @@ PARTS = {
 def main():
     """Runs the parts one after the other, prints and writes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--small", action="store_true", help="on this CPU, the small form; to see that the script runs")
+    parser.add_argument("--small", action="store_true", help="the small form on this CPU, to check that the script runs")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), metavar="NAME")
-    parser.add_argument("--minutes", type=float, default=25, help="no part begins later (default: 25)")
+    parser.add_argument("--minutes", type=float, default=25, help="no part starts later than this (default: 25)")
     arguments = parser.parse_args()
     if not (arguments.small or torch.cuda.is_available()):
-        raise ValueError("no GPU here, as PyTorch sees it; expected one, or --small to try the script on this CPU")
+        raise ValueError("PyTorch sees no GPU here; expected one, or --small to try the script on this CPU")
     device = "cpu" if arguments.small else "cuda"
     results = {
         "device": "CPU" if arguments.small else torch.cuda.get_device_name(),

@@ -2,9 +2,9 @@
 
 lmms-eval over a model, on two tasks whose images are made here (benchmarks/lmms_tasks): how two objects are placed, and one
 written word. The same questions go through `minigpt4 evaluate`, suites spatial and text: two harnesses, one figure.
-Needs lmms-eval (`pip install lmms-eval==0.7.3`, in an environment of its own: it pins an older protobuf than we do).
+Needs lmms-eval (`pip install lmms-eval==0.7.3`, in a separate environment: it pins an older protobuf than we do).
 
-Writes outputs/lmms/ (images, questions, what both said) and benchmarks/results/lmms-eval.json.
+Writes outputs/lmms/ (images, questions, both sets of answers) and benchmarks/results/lmms-eval.json.
 """
 
 import argparse
@@ -86,7 +86,7 @@ def main():
     parser.add_argument("--words", type=int, default=60, metavar="N", help="written words (default: 60)")
     arguments = parser.parse_args()
     if find_spec("lmms_eval") is None:
-        raise ValueError("lmms-eval is not installed; run `pip install lmms-eval==0.7.3` in an environment of its own")
+        raise ValueError("lmms-eval is not installed; run `pip install lmms-eval==0.7.3` in a separate environment")
     limits = {"spatial": arguments.scenes, "text": arguments.words}
     suites = {name: load_suite(name, Options(limit=limit)) for name, limit in limits.items()}
     requests = {name: questions(suite, name) for name, suite in suites.items()}

@@ -2,7 +2,7 @@
 
 Peak memory of putting a model together, as a share of its weights: MiniGPT-4 of the published widths (EVA ViT-g, Q-Former,
 Vicuna-7B with N of its 32 layers) with random weights in bf16, from its parts, from a light and from a full repository. Each
-is loaded in a process of its own; a plain `AutoModelForCausalLM.from_pretrained` of the LLM is the peer.
+is loaded in a separate process; a plain `AutoModelForCausalLM.from_pretrained` of the LLM is the peer.
 """
 
 import argparse
@@ -61,7 +61,7 @@ def measured(load, *arguments):
 
 
 def _measure(load, *arguments):
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew; a child inherits its parent's
+    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark; a child inherits its parent's
     before = _resident_mb("VmRSS")
     model = load(*arguments)
     weights = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values()) / 2**20
@@ -90,7 +90,7 @@ def main():
     """Parses the command line, measures, prints and writes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, default=32, help="layers of the LLM; 32 are 14.6 GB with the vision side")
-    parser.add_argument("--scratch", help="where the weights are written, three times their size")
+    parser.add_argument("--scratch", help="where the weights are written; needs three times their size")
     parser.add_argument("--output", help="JSON file for the results")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.scratch) as scratch:

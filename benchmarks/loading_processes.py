@@ -100,7 +100,7 @@ def _together(processes):
 def main():
     """Parses the command line, measures, prints and writes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--layers", type=int, default=2, help="of the LLM")
+    parser.add_argument("--layers", type=int, default=2, help="layers of the LLM")
     parser.add_argument("--vision-layers", type=int, default=8)
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))

@@ -6,7 +6,7 @@ same architecture: the same weights, pixels and captions, only the projection tr
     ours    this package's model, collator and Trainer (its `compute_loss`)
     peer    the usual way: one padded batch, attention mask, logits for every position
 
-Then each in a process of its own for its peak memory over the weights. On a GPU: the published sizes (ViT-g, Q-Former, 7B)
+Then each in a separate process for its peak memory over the weights. On a GPU: the published sizes (ViT-g, Q-Former, 7B)
 with random weights in bf16. Without one: a small form in fp32, where tower, LLM and head have their shares of the full size.
 
 Caption lengths: Conceptual Captions has 10.3 words a caption (standard deviation 4.5, median 9.0: Sharma et al. 2018, table
@@ -89,7 +89,7 @@ def build(device):
 
 
 def peer_of(ours):
-    """The peer on the same tensors, its projection apart."""
+    """The peer on the same tensors, except for its projection."""
     sizes = ours.config
     parts = {name: getattr(sizes, name).to_dict() for name in ("vision_config", "qformer_config", "text_config")}
     with torch.device("meta"):
@@ -255,7 +255,7 @@ def our_loss(model, float8=False):
 
 
 def without_onednn():
-    """A context in which our frozen layers are computed as everybody's."""
+    """A context in which our frozen layers are computed the usual way."""
     return mock.patch.object(frozen_llm, "frozen_linears", lambda model, float8: nullcontext())
 
 
@@ -289,7 +289,7 @@ def measure_steps(device, stage, arguments):
 
 
 def measured_memory(side, device, stage, arguments):
-    """Peak MB over the weights of two steps of "ours" or "peer" in a process of its own."""
+    """Peak MB over the weights of two steps of "ours" or "peer" in a separate process."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(_measure_memory, (side, device, stage, arguments))
 
@@ -309,7 +309,7 @@ def _measure_memory(side, device, stage, arguments):
         torch.cuda.reset_peak_memory_stats()
     else:
         ctypes.CDLL(None).malloc_trim(0)  # what building left behind
-        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
+        Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
         before = _resident("VmRSS")
     for batch in batches:
         step(batch)
@@ -327,7 +327,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stage", type=int, choices=(1, 2), default=1)
     parser.add_argument("--steps", type=int, default=10, help="steps of each way (default: 10)")
-    parser.add_argument("--batch", type=int, help="rows of a step (default: 64 in stage 1, 12 in stage 2)")
+    parser.add_argument("--batch", type=int, help="rows per step (default: 64 in stage 1, 12 in stage 2)")
     parser.add_argument("--compile", action="store_true", help="compile our layers")
     parser.add_argument(
         "--float8", action="store_true", help="experimental: our frozen layers in FP8 (on a GPU that has it)"
@@ -338,7 +338,7 @@ def main():
         raise ValueError(f"--steps is {arguments.steps}, --batch {arguments.batch}; expected at least 1")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if arguments.float8 and (device == "cpu" or arguments.compile):
-        raise ValueError("--float8 needs a GPU, and layers that are not compiled; leave it out, or --compile")
+        raise ValueError("--float8 needs a GPU, and layers that are not compiled; leave out --float8 or --compile")
     if device == "cpu":
         print("no GPU: the small form, in fp32")
         where = f"CPU, {torch.get_num_threads()} threads"

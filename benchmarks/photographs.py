@@ -21,7 +21,7 @@ from minigpt4.processing.data.datasets import read_pictures
 from minigpt4.training.run import cache_features, versions
 
 SHORT, DETAIL = "Describe this image in one short sentence.", "Describe this image in detail."
-SHIFT = 7  # the control judges each picture by what was said of the one that many places on
+SHIFT = 7  # the control judges each picture by what was said about the one that many places later
 
 
 def measure(model_name, data, holdout_share=0.0):
@@ -60,7 +60,7 @@ def measure(model_name, data, holdout_share=0.0):
 def main():
     """Parses the command line, measures, prints and writes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, help="a shard, a folder or a glob of shards")
+    parser.add_argument("--data", required=True, help="a shard, a folder of shards, or a glob")
     parser.add_argument("--holdout-share", type=float, default=0.0, help="only pictures that data.holdout_share kept out")
     parser.add_argument("--model", default="embedded", help='"embedded" (the default), a folder, or a Hub id')
     parser.add_argument("--output", help="JSON file for the results")

@@ -2,13 +2,13 @@
 
 `minigpt4 serve` under load: OpenAI's asynchronous client asks a tiny model (random weights, 16 new tokens) or the embedded
 default (64), greedy, many clients at once, about no, one or two pictures of 32 to 1600 pixels with texts of 1 to 200 words,
-every second time streamed. A request fails if it has no answer, or another one than `generate` gives.
+every other one streamed. A request fails if it has no answer, or another one than `generate` gives.
 
 Resident memory is that of the server's process: "before" once every kind of request was answered and a first load of as many
 requests as there are clients is over, so that libraries, threads and the allocator's arenas are there; "after" when the load
 is. The peer is `generate` on the same requests, one after the other and without a server; each computes in one thread, so
-"cpu_ratio", of the CPU seconds that a request takes, says the same on a machine that has other work, too. "lone" is the
-latency of a client that has the server for itself. Writes benchmarks/results/server.json, or server-embedded.json.
+"cpu_ratio", of the CPU seconds that a request takes, is the same on a machine that has other work. "lone" is the
+latency of a client that has the server to itself. Writes benchmarks/results/server.json, or server-embedded.json.
 """
 
 import argparse
@@ -107,7 +107,7 @@ def conversations():
 
 
 class Server:
-    """`minigpt4 serve` in a process of its own."""
+    """`minigpt4 serve` in a separate process."""
 
     def __init__(self, folder):
         with socket.socket() as free:
@@ -123,7 +123,7 @@ class Server:
         with socket.socket() as trial:
             while trial.connect_ex(("127.0.0.1", self.port)):
                 if self.process.poll() is not None:
-                    raise ValueError(f"the server ended:\n{self.log.read_text()}")
+                    raise ValueError(f"the server exited:\n{self.log.read_text()}")
                 time.sleep(0.1)
         return self
 
@@ -199,8 +199,8 @@ def main():
     """Measures, prints and writes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=["tiny", "embedded"], default="tiny", help="(default: tiny)")
-    parser.add_argument("--requests", type=int, default=500, help="under load (default: 500)")
-    parser.add_argument("--clients", type=int, default=50, help="at the same time (default: 50)")
+    parser.add_argument("--requests", type=int, default=500, help="requests under load (default: 500)")
+    parser.add_argument("--clients", type=int, default=50, help="clients at the same time (default: 50)")
     arguments = parser.parse_args()
     requests, clients = arguments.requests, arguments.clients
     if min(requests, clients) < 1:

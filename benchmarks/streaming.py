@@ -87,7 +87,7 @@ def measure(folder, shards):
 def main():
     """Parses the command line, measures, prints and writes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--samples", type=int, default=1_000_000, help="of all the data (default: a million)")
+    parser.add_argument("--samples", type=int, default=1_000_000, help="samples in all the data (default: a million)")
     shards = max(1, parser.parse_args().samples // PER_SHARD // PARTS[-1]) * PARTS[-1]
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:

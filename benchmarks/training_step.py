@@ -2,7 +2,7 @@
 
 Seconds of a stage-1 step of the embedded default, this package's way and the usual way, in one process on the same scenes:
 
-    ours    vision features cached, batches of like length, logits only on the answers, eager attention
+    ours    vision features cached, batches of similar length, logits only on the answers, eager attention
     usual   pictures through the tower at each step, random batches padded, logits for every position, SDPA
 
 Writes benchmarks/results/training_step.json with the ratio.

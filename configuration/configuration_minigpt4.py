@@ -212,7 +212,7 @@ class MiniGPT4Config(PreTrainedConfig):
         if isinstance(self.patch_merge, int) and columns % across:
             raise ValueError(
                 f"patch_merge is {across}, which does not divide the {columns} patches of a row ({rows} x {columns} = "
-                f'{self.num_patches} patches): tokens would join the end of a row and the start of the next; take "2x2"'
+                f'{self.num_patches} patches): tokens would join the end of a row and the start of the next; use "2x2"'
             )
         if down > rows or across > columns:
             raise ValueError(f"patch_merge is {self.patch_merge}, more than the vision tower's {rows} x {columns} patches")

@@ -191,8 +191,8 @@ def load_recipe(path, settings=()):
     for setting in settings:
         if recipe.train.global_batch and setting.startswith(("train.batch_size=", "train.accumulation=")):
             raise ValueError(
-                f"--set {setting}: follows from train.global_batch={recipe.train.global_batch} and the number of processes; "
-                "set train.max_batch_size for less at a time, train.global_batch for another step, or 0 there to give both"
+                f"--set {setting}: is set by train.global_batch={recipe.train.global_batch} and the number of processes; "
+                "set train.max_batch_size for fewer at a time, train.global_batch for another step, or to 0 to give both"
             )
     return recipe
 
@@ -215,10 +215,10 @@ def _read(path, folder=None, depth=0):
         known = ", ".join(sorted(recipe.stem for recipe in RECIPES.glob("*.yaml")))
         raise ValueError(f"{path}: no such recipe; expected a YAML file, or one of those that ship: {known}")
     if depth > 5:
-        raise ValueError(f"{path}: extends itself, or more than five recipes one over the other")
+        raise ValueError(f"{path}: extends itself, or is more than five recipes deep")
     values = _parse(found.read_text(encoding="utf-8"), str(path))
     if not isinstance(values, dict):
-        raise ValueError(f"{path}: holds {type(values).__name__}, expected keys such as stage, model, data, train")
+        raise ValueError(f"{path}: found {type(values).__name__}, expected keys such as stage, model, data, train")
     below = values.pop("extends", None)
     return values if below is None else _over(_read(below, found.parent, depth + 1), values)
 

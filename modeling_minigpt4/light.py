@@ -208,7 +208,7 @@ def assemble(cls, config, given, source="the trained tensors", hub=None, **argum
         expected = {name: tuple(tensor.shape) for name, tensor in cls(config).state_dict().items()}
     for name in sorted(given, reverse=True):  # a weight's shape says more than its bias's
         if name not in expected:
-            raise ValueError(f"{source}: holds a tensor {name!r} that a MiniGPT-4 with this config does not have")
+            raise ValueError(f"{source}: has a tensor {name!r} that a MiniGPT-4 with this config does not have")
         _check_shape(name, given[name], expected[name], source)
     weights = {}
     for part, origin in sorted((config.base_parts or {}).items(), key=lambda item: item[0] == "qformer"):
@@ -228,7 +228,7 @@ def assemble(cls, config, given, source="the trained tensors", hub=None, **argum
     drawn = "model.projection." if not any(name.startswith("model.projection.") for name in given) else None
     missing = sorted(name for name in info["missing_keys"] if drawn is None or not name.startswith(drawn))
     if missing:
-        raise ValueError(f"{source}: not complete with its base parts; missing: {missing[0]}, the first of {len(missing)}")
+        raise ValueError(f"{source}: incomplete with its base parts; missing: {missing[0]}, the first of {len(missing)}")
     if unused := sorted(name for name in info["unexpected_keys"] if name.startswith(_OF_THE_LLM)):
         llm = type(model.model.language_model).__name__
         raise ValueError(f"{llm}: does not use the tensor {unused[0]!r} of its repository, the first of {len(unused)}")
@@ -283,7 +283,7 @@ def own_parameters(model):
         and (parameter.requires_grad or plain_name(name) in stored or not _is_given(name, model.config))
     }
     if quantized := [name for name, tensor in own.items() if not tensor.is_floating_point()]:
-        raise ValueError(f"{quantized[0]} is quantized, and no base part gives it; load the model without quantization")
+        raise ValueError(f"{quantized[0]} is quantized, and no base part has it; load the model without quantization")
     return own
 
 
@@ -315,11 +315,11 @@ def _part_tensors(part, origin, config, expected, hub):
     if origin == BASE_PARTS.get(part):
         repo, revision = str(language_model()), None
     if repo.startswith("pypi:"):
-        raise ValueError(f"{repo} {revision} is not known as a {part}; known are {BASE_PARTS}")
+        raise ValueError(f"{repo} {revision} is not a known {part}; known are {BASE_PARTS}")
     stored = StoredTensors(repo, revision=revision, **hub)
     names = _our_names(part, stored, config, expected)
     if not names:
-        raise ValueError(f"{repo}: holds no {part} of the kind that the config describes")
+        raise ValueError(f"{repo}: has no {part} of the kind that the config describes")
     return {ours: stored[theirs] for theirs, ours in names.items()}
 
 

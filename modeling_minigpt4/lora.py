@@ -43,7 +43,7 @@ def add_lora(model, rank=64, alpha=16, dropout=0.05, target_modules=("q_proj", "
         ImportError: peft is not installed.
     """
     if has_lora(model):
-        raise ValueError("the model has adapters already; merge them first (a full export does)")
+        raise ValueError("the model already has adapters; merge them first (a full export does)")
     layers = rf"model\.language_model\.(?:.*\.)?({'|'.join(map(re.escape, target_modules))})"
     found = {match[1] for name, _ in model.named_modules() if (match := re.fullmatch(layers, name))}
     if missing := sorted({*target_modules} - found):

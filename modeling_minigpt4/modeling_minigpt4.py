@@ -212,7 +212,7 @@ class MiniGPT4Model(MiniGPT4PreTrainedModel):
     def embed(self, input_ids=None, pixel_values=None, inputs_embeds=None, vision_features=None, mm_encoder_outputs=None):
         """What the LLM reads, [B, L, D], and the visual tokens in it, [N, Q, D] or None; arguments as in `forward`."""
         if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("pass either input_ids or inputs_embeds, and not both")
+            raise ValueError("pass either input_ids or inputs_embeds, not both")
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
 

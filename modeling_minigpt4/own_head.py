@@ -40,7 +40,7 @@ class OwnHead:
         foreign = [path for path, tensor in kept if not any(tensor is one for one in of_linear)]
         if not isinstance(linear, nn.Linear) or foreign:
             found = f"has weights besides one linear layer ({foreign[0]})" if foreign else f"is a {type(linear).__name__}"
-            raise ValueError(f"{name}: its head {found}; expected a linear layer, and arithmetic behind it")
+            raise ValueError(f"{name}: its head {found}; expected a linear layer, and arithmetic after it")
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.bias = linear.bias is not None
         try:  # on the meta device: nothing is computed

@@ -56,7 +56,7 @@ class StoredTensors(Mapping):
         if file not in self._opened:
             self._opened[file] = _open(cached_file(self._repo, file, **self._hub))
         if name not in self._opened[file]:
-            raise ValueError(f"{self._repo}: {file} does not hold the tensor {name!r} that the index says it does")
+            raise ValueError(f"{self._repo}: {file} does not have the tensor {name!r} that the index says it does")
         return self._opened[file][name]
 
     def __iter__(self):
@@ -87,7 +87,7 @@ def check_is_weights(path):
     """Raises ValueError if a file is a git-lfs pointer instead of the large file itself."""
     with open(path, "rb") as file:
         if file.read(40).startswith(b"version https://git-lfs"):
-            raise ValueError(f"{path}: a git-lfs pointer and not the file itself; run `git lfs pull` or download it again")
+            raise ValueError(f"{path}: a git-lfs pointer, not the file itself; run `git lfs pull` or download it again")
 
 
 def read_pickle(path, mmap=False):
@@ -100,7 +100,7 @@ def read_pickle(path, mmap=False):
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:  # corrupt bytes make the unpickler raise anything: KeyError, EOFError, ...
         if code := re.search(r"GLOBAL ([\w.]+)", str(error)):
-            raise ValueError(f"{path}: refused, it holds a pickled {code[1]}; expected only tensors") from error
+            raise ValueError(f"{path}: refused, it contains a pickled {code[1]}; expected only tensors") from error
         raise ValueError(f"{path}: damaged, truncated or not a checkpoint that PyTorch wrote") from error
 
 

@@ -29,7 +29,7 @@ def measure(config, layer=-1):
         tower = build_vision_tower(config).eval()
     _check_inputs(tower, name)
     if not size:
-        raise ValueError(f"{name}: its config has no image_size, which the number of visual tokens follows from")
+        raise ValueError(f"{name}: its config has no image_size, which determines the number of visual tokens")
     size = tuple(size) if isinstance(size, list | tuple) else (size, size)
     try:
         with torch.no_grad():
@@ -40,7 +40,7 @@ def measure(config, layer=-1):
         raise ValueError(f"{name}: cannot look at an image of {size[0]} x {size[1]} in layer {layer} ({reason})") from error
     grid = _grid(config, output, tokens.shape[1], layer, size)
     if grid is None:
-        raise ValueError(f"{name}: gives {tokens.shape[1]} tokens for an image of {size[0]} x {size[1]}, which are no grid")
+        raise ValueError(f"{name}: gives {tokens.shape[1]} tokens for an image of {size[0]} x {size[1]}, which form no grid")
     return *grid, tokens.shape[2]
 
 
@@ -55,8 +55,8 @@ def _check_inputs(tower, name):
     ]
     if needed:
         raise ValueError(
-            f"{name}: wants {', '.join(needed)} beside the image, for images of any size and number of patches (NaFlex or "
-            "the like); every image has as many visual tokens here, so take the tower's variant of one resolution"
+            f"{name}: needs {', '.join(needed)} besides the image, for images of any size and number of patches (NaFlex or "
+            "the like); here every image has equally many visual tokens, so use the tower's variant of one resolution"
         )
 
 

@@ -175,7 +175,7 @@ class MiniGPT4DataCollator:
         pictures = 1 if "vision_features" in example else len(self._pictures_of(example))
         if places != pictures:
             raise ValueError(
-                f"an example has {pictures} picture(s), but its text a place for {places}; found {_fields(example)}"
+                f"an example has {pictures} picture(s), but its text has a place for {places}; found {_fields(example)}"
             )
 
 

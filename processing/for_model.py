@@ -87,8 +87,8 @@ def _of_family(model_type):
     family = get_image_processor_class_from_name(names[0]["pil"]) if names and "pil" in names[0] else None
     if family is None:
         raise ValueError(
-            f"{model_type}: its repository has no preprocessor_config.json, and transformers' PIL image processors none for "
-            "its family; the colours it was trained on are not known: add the file, or pass an image_processor"
+            f"{model_type}: its repository has no preprocessor_config.json, and transformers has no PIL image processor for "
+            "its family; the colors it was trained on are unknown: add the file, or pass an image_processor"
         )
     return {name: getattr(family, name) for name in _FOLLOWED if getattr(family, name, None) is not None}
 
@@ -99,7 +99,7 @@ def _image_token(tokenizer, token_id):
         tokenizer.add_tokens([AddedToken(IMAGE_TOKEN, special=True, normalized=False)], special_tokens=True)
     token = tokenizer.convert_ids_to_tokens(token_id) if token_id < len(tokenizer) else None
     if token is None:
-        raise ValueError(f"the tokenizer, of {len(tokenizer)} tokens, has none for image_token_id {token_id}")
+        raise ValueError(f"the tokenizer, of {len(tokenizer)} tokens, has no token for image_token_id {token_id}")
     return token
 
 
@@ -120,6 +120,6 @@ def _check_template(processor):
     }.items():
         if count != 1:
             raise ValueError(
-                f"the chat template shows {count} {what} of a turn that has one of each; expected a template of "
+                f"the chat template shows {count} {what} of a turn that has one of each; expected a template for "
                 "conversations, or one of the names in chat_templates.py"
             )

@@ -241,7 +241,7 @@ class MiniGPT4Processor(ProcessorMixin):
             ValueError: half a character (a lone surrogate, which JSON allows), which the tokenizer cannot encode.
         """
         if any("\ud800" <= letter <= "\udfff" for letter in text):
-            raise ValueError("a text holds half a character (a lone surrogate); expected Unicode")
+            raise ValueError("a text contains half a character (a lone surrogate); expected Unicode")
         # Other symbols of the vocabulary cannot forge anything; the original also allows them in user text.
         added = self.tokenizer.added_tokens_decoder.values()
         added = [str(token) for token in added if token.special or str(token) in str(self.chat_template)]

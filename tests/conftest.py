@@ -41,7 +41,7 @@ CORES = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
 
 
 def pytest_configure():
-    """Each worker of pytest-xdist keeps to one core, it and every process that it starts.
+    """Each worker of pytest-xdist, and every process that it starts, keeps to one core.
 
     PyTorch's threads wait for each other in busy loops. Two processes with two threads each on two cores take many times as
     long as with one thread each.
@@ -52,7 +52,7 @@ def pytest_configure():
 
 
 def _own_core():
-    """The cores of this process: one of a worker's own, all without workers."""
+    """The cores of this process: one per worker, or all without workers."""
     worker = os.environ.get("PYTEST_XDIST_WORKER")  # gw0, gw1, ...
     return {sorted(CORES)[int(worker.removeprefix("gw")) % len(CORES)]} if worker and CORES else CORES
 
@@ -80,13 +80,13 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_runtest_setup(item):
-    """Browsers do not come with pip."""
+    """pip does not install browsers."""
     if item.get_closest_marker("browser") and not (shutil.which("chromium") and shutil.which("chromedriver")):
         pytest.skip("needs Debian's chromium and chromium-driver")
 
 
 def pytest_collection_finish():
-    """What was imported stays: the Trainer collects garbage in every run, and need not look through it again."""
+    """What was imported stays: the Trainer collects garbage in every run, and need not scan it again."""
     gc.freeze()
 
 
@@ -185,7 +185,7 @@ def processor(tokenizer, tiny_config):
 
 @pytest.fixture
 def chatml_processor(processor):
-    """A byte-level tokenizer as of SmolLM2: no <unk>, turn markers that are special tokens, ChatML."""
+    """A byte-level tokenizer like SmolLM2's: no <unk>, turn markers that are special tokens, ChatML."""
     special = ["<|im_start|>", "<|im_end|>", "<image>"]
     vocabulary = {token: index for index, token in enumerate(special + sorted(pre_tokenizers.ByteLevel.alphabet()))}
     backend = Tokenizer(models.BPE(vocabulary, merges=[]))
@@ -247,7 +247,7 @@ def parts(blip2, parity_dir):
 
 @pytest.fixture
 def shards(tmp_path):
-    """shards(5, 4): a folder of 5 tar files with 4 pictures each; the caption of each is its colour."""
+    """shards(5, 4): a folder of 5 tar files with 4 pictures each; the caption of each is its color."""
 
     def write(n=5, samples=4, name="shards"):
         for shard in range(n):

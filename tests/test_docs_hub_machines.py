@@ -24,7 +24,7 @@ def test_hf_resolves_the_job(line, monkeypatch):
     hf = Path(sys.executable).with_name("hf")
     done = subprocess.run([hf, *command[1:]], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0 and "Job not submitted" in done.stdout, done.stderr
-    assert "hf://buckets/OWNER/runs:/runs" in done.stdout  # else what it writes would be lost
+    assert "hf://buckets/OWNER/runs:/runs" in done.stdout  # otherwise what it writes would be lost
 
 
 def test_the_recipes_and_fields_of_the_jobs_exist():

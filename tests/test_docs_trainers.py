@@ -109,7 +109,7 @@ def test_preferences_and_rewards_move_the_projection(script, workplace):
     moved = changed(workplace / "my-minigpt4/model.safetensors", workplace / script / "model/model.safetensors")
     assert moved == {"model.projection.weight", "model.projection.bias"}
     if script != "grpo":
-        assert steps[0]["loss"] == pytest.approx(0.6931, abs=1e-3)  # ln 2: the model is its own reference yet
+        assert steps[0]["loss"] == pytest.approx(0.6931, abs=1e-3)  # ln 2: the model is still its own reference
         assert steps[-1]["rewards/margins"] > 0
     else:
         assert any(0 < entry["reward"] < 1 for entry in steps)

@@ -31,7 +31,7 @@ ROOMS = [
     "cli __main__",
     "trainer_scripts",
 ]
-# {(importing module, imported one): why it is so today}. What is mended is taken out; the tests ask for that while
+# {(importing module, imported one): why it is so today}. What is fixed is taken out; the tests ask for that while
 # both modules are there.
 RUN_UP = {
     ("modeling_minigpt4.light", "hub.from_parts"): "a class method of the model's class, which it builds",
@@ -78,7 +78,7 @@ def test_rooms_import_down_only(graph):
 
 def test_no_circles(graph):
     known = _present(CIRCLES, graph)
-    assert not [(name, other) for name, other in known if other not in graph[name]], "mended: take it out of CIRCLES"
+    assert not [(name, other) for name, other in known if other not in graph[name]], "fixed: take it out of CIRCLES"
     without = {name: {other for other in graph[name] if (name, other) not in known} for name in graph}
     graphlib.TopologicalSorter(without).prepare()  # raises CycleError, which names the modules of a circle
 

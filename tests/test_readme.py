@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
 FENCE = re.compile(r"^(?:<!-- ([^\n]*) -->\n)?```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"\]\((?!https?:)([^)#\s]+)")
-# What a command is given besides, so that it ends soon; the quickstart trains no less than 20 steps a stage.
+# What a command is given in addition, so that it ends soon; the quickstart trains no less than 20 steps a stage.
 SMALL = {
     "minigpt4 quickstart": ["--minutes", "0.02"],
     "minigpt4 chat": ["--max-new-tokens", "4"],
@@ -88,7 +88,7 @@ def folder(tmp_path_factory):
         _write_shard(folder / "data" / "photos" / f"photos-{source}-train-0000.tar", {"objects": ["cup", "spoon"]})
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        _process(["minigpt4", "quickstart", *SMALL["minigpt4 quickstart"]])  # by itself, for it measures its memory
+        _process(["minigpt4", "quickstart", *SMALL["minigpt4 quickstart"]])  # by itself, since it measures its memory
     return folder
 
 
@@ -102,7 +102,7 @@ def _write_shard(path, known=None):
     samples = {}
     for key, image in enumerate([data.coffee(), data.rocket(), data.chelsea()] * 3):
         buffer = io.BytesIO()
-        Image.fromarray(image[key:]).resize((224, 224)).save(buffer, "JPEG")  # no two are the same
+        Image.fromarray(image[key:]).resize((224, 224)).save(buffer, "JPEG")  # no two are alike
         captions = [f"An image number {key} with a thing {i} ." for i in range(5)]
         texts = {"txt": captions[0].encode(), "json": json.dumps({"captions": captions, **(known or {})}).encode()}
         samples[f"{path.stem}-{key:06}"] = {"jpg": buffer.getvalue(), **texts}

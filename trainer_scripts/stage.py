@@ -25,7 +25,7 @@ def main(default_recipe, stage, doc, own_data_recipe=None):
         "--resume",
         choices=("auto", "never"),
         default="auto",
-        help="go on with an unfinished run (auto), or start over (never)",
+        help="continue an unfinished run (auto), or start over (never)",
     )
     arguments = parser.parse_args()
     if arguments.recipe is None:
@@ -39,9 +39,7 @@ def _train(arguments, stage):
 
     recipe = load_recipe(arguments.recipe, arguments.set)
     if recipe.stage != stage:
-        raise ValueError(
-            f"{arguments.recipe}: is a recipe of stage {recipe.stage}; run trainer_scripts/stage{recipe.stage}.py"
-        )
+        raise ValueError(f"{arguments.recipe}: is a stage-{recipe.stage} recipe; run trainer_scripts/stage{recipe.stage}.py")
     if not take_part(recipe.train.processes):
         return
     from minigpt4.training.run import train

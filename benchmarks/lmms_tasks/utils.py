@@ -23,6 +23,6 @@ def yes_or_no(doc, results):
 
 
 def word(doc, results):
-    """Whether the answer holds the written word, and how much of it would have to change."""
+    """Whether the answer contains the written word, and how much of it would have to change."""
     distance = edits(doc["answer"], results[0])
     return {"exact": float(distance == 0), "edit_distance": distance}

@@ -122,7 +122,7 @@ def _until(condition, seconds=120):
     last = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > last:
-            raise TimeoutError(f"not in {seconds} s")
+            raise TimeoutError(f"not ready after {seconds} s")
         time.sleep(0.1)
 
 

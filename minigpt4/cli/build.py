@@ -17,9 +17,9 @@ def add_arguments(parser):
     parser.add_argument(
         "--patch-merge",
         metavar="2x2|4x4|N",
-        help="neighbouring patches per visual token (default: 4 in a row for EVA, 2x2 for others)",
+        help="neighboring patches per visual token (default: 4 in a row for EVA, 2x2 for others)",
     )
-    parser.add_argument("--patch-fit", choices=("pad", "pool"), default="pad", help="if the grid of patches does not divide")
+    parser.add_argument("--patch-fit", choices=("pad", "pool"), default="pad", help="if the patch grid does not divide")
     parser.add_argument(
         "--vision-feature-layer", type=int, default=-1, metavar="N", help="-1: the tower's output, -2: last layer's input"
     )
@@ -27,7 +27,7 @@ def add_arguments(parser):
     parser.add_argument("--image-token", metavar="TOKEN", help="the LLM's token that represents an image")
     parser.add_argument("--template", metavar="NAME|FILE", help="conversation template (default: the LLM's own)")
     parser.add_argument("--dtype", default="auto", metavar="auto|float32|bfloat16|float16", help="of the frozen parts")
-    parser.add_argument("--seed", type=int, default=0, help="for initialising the projection")
+    parser.add_argument("--seed", type=int, default=0, help="for initializing the projection")
 
 
 def run(arguments):
@@ -83,5 +83,5 @@ def _check(model, processor):
     if tuple(tokens.shape[:2]) != (1, processor.num_image_tokens) or not tokens.isfinite().all():
         raise ValueError(
             f"the vision tower gives {tokens.shape[1]} visual tokens for a picture, the processor has places for "
-            f"{processor.num_image_tokens}, or they are not finite numbers; its weights are damaged, or of another model"
+            f"{processor.num_image_tokens}, or they are not finite numbers; its weights are damaged, or from another model"
         )

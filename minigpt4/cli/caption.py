@@ -5,8 +5,8 @@ from . import loading
 
 def add_arguments(parser):
     """Adds the arguments of `minigpt4 caption`."""
-    parser.add_argument("folder", metavar="FOLDER", help="images, also those in its subfolders")
-    parser.add_argument("--output", required=True, metavar="FILE.jsonl", help="one line per image; an old file is continued")
+    parser.add_argument("folder", metavar="FOLDER", help="a folder of images, including its subfolders")
+    parser.add_argument("--output", required=True, metavar="FILE.jsonl", help="one line per image; continues an old file")
     parser.add_argument("--model", default="embedded", help='"embedded" (the default), a folder, or a Hub id')
     parser.add_argument("--prompt", default="Describe this image in detail.", metavar="TEXT", help="default: %(default)s")
     parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="images at a time (default: 16)")

@@ -112,7 +112,7 @@ def save(chat, argument):
     if not argument.strip():
         raise ValueError("expected /save FILE")
     if path.exists() and path.suffix != ".json":
-        raise ValueError(f"{path}: exists already; choose another name, or one that ends in .json")
+        raise ValueError(f"{path}: already exists; choose another name, or one that ends in .json")
     messages = chat.export()
     write_json(path, messages)
     tell(f"{path}: {len(messages)} messages")

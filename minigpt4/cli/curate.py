@@ -18,7 +18,7 @@ def add_arguments(parser):
     """Adds the arguments of `minigpt4 curate`, a group for each step."""
     parser.add_argument("steps", nargs="*", metavar="STEP", help=f"any of: {', '.join(STEPS)}")
     parser.add_argument("--store", metavar="FILE", help="the curation store, an SQLite file; `sample` creates it")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the draw and of sampling (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="for the draw and for sampling (default: 0)")
 
     demo = parser.add_argument_group("demo")
     demo.add_argument("--demo", action="store_true", help="the whole pipeline on composed scenes, only on this machine")
@@ -31,7 +31,7 @@ def add_arguments(parser):
     group.add_argument("--model", metavar="embedded|DIR|ID", help="the stage-1 model; for pairs the one to be trained "
                        "with them; with --model-url its name there")  # fmt: skip
     group.add_argument("--model-url", metavar="URL", help="generate: an OpenAI-compatible server that serves the model")
-    group.add_argument("--model-key-env", default="", metavar="NAME", help="variable of the environment with its key")
+    group.add_argument("--model-key-env", default="", metavar="NAME", help="environment variable with its key")
     group.add_argument("--form", choices=("chat", "caption"), default="chat", help="ask as the paper does (chat), or let a "
                        "small LLM caption first, as in stage 1 (caption)")  # fmt: skip
     group.add_argument("--batch-size", type=int, default=16, metavar="N", help="images at a time (default: 16)")
@@ -48,26 +48,26 @@ def add_arguments(parser):
         group.add_argument(f"--{name}-url", metavar="URL", help="an OpenAI-compatible server (default: OpenAI's)")
         group.add_argument(f"--{name}-temperature", type=float, metavar="X", help="default: the server's own")
     group.add_argument(
-        "--key-env", default="OPENAI_API_KEY", metavar="NAME", help="variable with its key (default: OPENAI_API_KEY)"
+        "--key-env", default="OPENAI_API_KEY", metavar="NAME", help="variable with the key (default: OPENAI_API_KEY)"
     )
     group.add_argument("--concurrency", type=int, default=8, metavar="N", help="requests at a time (default: 8)")
-    group.add_argument("--retries", type=int, default=5, metavar="N", help="of a request (default: 5)")
-    group.add_argument("--timeout", type=float, default=120, metavar="S", help="seconds for a request (default: 120)")
-    group.add_argument("--price", type=float, nargs=2, default=(0, 0), metavar=("IN", "OUT"), help="of a million tokens")
+    group.add_argument("--retries", type=int, default=5, metavar="N", help="per request (default: 5)")
+    group.add_argument("--timeout", type=float, default=120, metavar="S", help="seconds per request (default: 120)")
+    group.add_argument("--price", type=float, nargs=2, default=(0, 0), metavar=("IN", "OUT"), help="per million tokens")
     group.add_argument("--dry-run", action="store_true", help="print what would be sent, and an estimate; send nothing")
 
     group = parser.add_argument_group("filter")
     group.add_argument("--min-words", type=int, default=20, metavar="N", help="a shorter text is rejected (default: 20)")
     group.add_argument("--scorer", metavar="DIR|ID", help="a CLIP or SigLIP that rejects texts unlike their images")
-    group.add_argument("--min-score", type=float, default=0.2, metavar="X", help="for it (default: 0.2)")
+    group.add_argument("--min-score", type=float, default=0.2, metavar="X", help="for the scorer (default: 0.2)")
 
     group = parser.add_argument_group("verify")
-    group.add_argument("--decisions", metavar="FILE", help="JSONL file of decisions, read at the start and added to")
+    group.add_argument("--decisions", metavar="FILE", help="JSONL file of decisions, read at the start, then appended to")
     group.add_argument("--no-page", action="store_true", help="read the decisions file and end; no web page")
     group.add_argument(
-        "--host", default="127.0.0.1", metavar="H", help="of the page (default: 127.0.0.1, only this machine)"
+        "--host", default="127.0.0.1", metavar="H", help="for the page (default: 127.0.0.1, only this machine)"
     )
-    group.add_argument("--port", type=int, default=7860, metavar="N", help="of the page (default: 7860)")
+    group.add_argument("--port", type=int, default=7860, metavar="N", help="for the page (default: 7860)")
 
     group = parser.add_argument_group("publish")
     group.add_argument("--output", metavar="DIR", help="the folder to publish to; the demo's (outputs/curation)")
@@ -123,7 +123,7 @@ def _check(arguments):
         if value is not None and value < least:
             raise ValueError(f"--{name.replace('_', '-')} is {value}; expected {least} or more")
     if arguments.dry_run and arguments.steps not in (["fix"], ["judge"]):
-        raise ValueError("--dry-run is only for fix, or only for judge; the other steps would run")
+        raise ValueError("--dry-run takes only fix or only judge; the other steps would run")
     if "pairs" in arguments.steps:
         _check_pairs(arguments)
     if arguments.no_page and not arguments.decisions:
@@ -131,7 +131,7 @@ def _check(arguments):
     if not 0 <= arguments.validation < 1:
         raise ValueError(f"--validation is {arguments.validation:g}; expected 0 or more and less than 1")
     if arguments.private and not arguments.push:
-        raise ValueError("--private is about the repository that --push uploads to; add --push REPO")
+        raise ValueError("--private applies to the repository that --push uploads to; add --push REPO")
 
 
 def _check_pairs(arguments):
@@ -143,7 +143,7 @@ def _check_pairs(arguments):
 
 def _demo(arguments):
     if arguments.steps or arguments.store:
-        raise ValueError("--demo runs every step over a store of its own; leave the steps and --store out")
+        raise ValueError("--demo runs every step on its own store; leave out the steps and --store")
     if arguments.count is not None and arguments.count < 10:
         raise ValueError(f"--count is {arguments.count}; expected 10 or more, so that some are left to publish")
     from ..curation.demo import COUNT, STAGE1, demo

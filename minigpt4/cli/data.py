@@ -4,11 +4,11 @@
 def add_arguments(parser):
     """Adds the arguments of `minigpt4 data`."""
     parser.add_argument("action", choices=("check",), help="check: read it as training would")
-    parser.add_argument("path", metavar="FOLDER", help="as data.path of a recipe: a folder, a glob, or a Hub data set")
+    parser.add_argument("path", metavar="FOLDER", help="as in a recipe's data.path: a folder, a glob, or a Hub data set")
     parser.add_argument("--samples", type=int, metavar="N", help="check this many, spread over the shards (default: all)")
     parser.add_argument("--image-size", type=int, default=224, metavar="N", help="pixels that the model sees (default: 224)")
     parser.add_argument(
-        "--eats", type=int, default=200, metavar="N", help="images a second that one GPU trains (default: 200)"
+        "--eats", type=int, default=200, metavar="N", help="images per second that one GPU trains on (default: 200)"
     )
     for name in ("subset", "split", "image-column", "text-column"):
         parser.add_argument(

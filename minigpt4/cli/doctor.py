@@ -19,7 +19,7 @@ def run(arguments):
             if not fine:
                 problems.append(name)
     if problems:
-        raise ValueError(f"{', '.join(problems)}: not as required, see above")
+        raise ValueError(f"{', '.join(problems)}: not as required; see above")
 
 
 def versions():

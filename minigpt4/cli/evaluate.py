@@ -103,5 +103,5 @@ def print_results(results, output):
                 told = f"{figure['value']:8.3f}  ({low:.3f} to {high:.3f}, n {figure['n']})"
                 print(f"  {way + ': ' + name.replace('_', ' '):58}{told}")
     if results.get("unjudged"):
-        print(f"  {results['unjudged']} of {results['requests']} answers are unjudged and count as not right")
+        print(f"  {results['unjudged']} of {results['requests']} answers are unjudged and count as wrong")
     print(f"{output}/report.html")

@@ -45,7 +45,7 @@ def add_arguments(parser):
 def run(arguments):
     """Exports, and prints the folder; raises ValueError or OSError with one line."""
     if arguments.private and not arguments.push:
-        raise ValueError("--private is about the repository that --push uploads to; add --push REPO")
+        raise ValueError("--private applies to the repository that --push uploads to; add --push REPO")
     if arguments.gguf:
         return _export_gguf(arguments)
     from ..hub import export as hub_folder
@@ -74,7 +74,7 @@ def run(arguments):
 def _export_gguf(arguments):
     for flag in ("light", "examples", "results", "benchmark", "push"):
         if getattr(arguments, flag) not in (None, False, []):
-            raise ValueError(f"--{flag} is about a transformers folder, and --gguf writes two other files; leave one out")
+            raise ValueError(f"--{flag} is for a transformers folder, and --gguf writes two other files; leave one out")
     from ..hub import gguf_export
     from ..inference.named_models import load_config
 

@@ -97,7 +97,7 @@ class Endpoint:
         except openai.APIStatusError as error:
             raise ValueError(f"{self.url}: status {error.status_code} ({self._reason(error.response.text)})") from None
         except (AttributeError, IndexError, TypeError, ValueError, openai.OpenAIError) as error:
-            raise ValueError(f"{self.url}: not an answer of an OpenAI-compatible server ({self._reason(error)})") from None
+            raise ValueError(f"{self.url}: not an answer from an OpenAI-compatible server ({self._reason(error)})") from None
 
     def map(self, work, items):
         """Yields (item, the result of work(item) or the ValueError it raised) as they finish; lazily, in any order.

@@ -105,7 +105,7 @@ def generate_by_server(store, endpoint, max_new_tokens=300, temperature=None, se
                     report.done += store.record("generate", run, [answered(row, answer)])
                 bar.update()
         except Stop as error:
-            raise Stop(f"{error}; {report.done} done, the same command goes on") from None
+            raise Stop(f"{error}; {report.done} done, the same command continues") from None
     return report
 
 

@@ -54,7 +54,7 @@ def judge(store, endpoint, temperature=None, prices=(0.0, 0.0)):
             report.count("unreadable", not reading["readable"])
             if report.counts["unreadable"] > max(report.done, ALL_UNREADABLE - 1):  # `done` lacks the current one
                 end = reply.text.strip()[-60:]
-                raise Stop(f"{endpoint.url}: no reply ends with a line A, B or TIE (the last: {end!r}); take another judge")
+                raise Stop(f"{endpoint.url}: no reply ends with a line A, B or TIE (the last: {end!r}); use another judge")
 
         ask_waiting(store, step, endpoint, work, record, report, prices, unit="pair")
     report.count("new preferences", _preferences(store) - before)

@@ -29,7 +29,7 @@ def ask_waiting(store, step, endpoint, work, record, report, prices=(0.0, 0.0), 
                     report.done += 1
                 bar.update()
         except Stop as error:
-            raise Stop(f"{error}; {report.done} done, the same command goes on") from None
+            raise Stop(f"{error}; {report.done} done, the same command continues") from None
         finally:
             if report.done > before:
                 cost = sum(n * price / 1e6 for n, price in zip(spent, prices, strict=True))

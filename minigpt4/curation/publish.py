@@ -60,7 +60,7 @@ def publish(store, output, layout="datasets", validation=VALIDATION, name="minig
     with folder_in_place(output) as scratch:
         splits = kind.write(store, rows, scratch, validation, report)
         if not sum(splits.values()):
-            raise ValueError(f"{store.path}: of {total} pictures to publish none can be read")
+            raise ValueError(f"{store.path}: none of the {total} pictures to publish can be read")
         write_bytes(scratch / "README.md", kind.card(store, splits, name, license, credit).encode())
     report.done = sum(splits.values())
     for split, count in splits.items():
@@ -75,7 +75,7 @@ def check_output(output):
         raise ValueError(f"{output}: is a file; expected a new folder to publish to")
     card = output / "README.md"
     if output.is_dir() and any(output.iterdir()) and not (card.is_file() and MARK in card.read_text("utf-8", "replace")):
-        raise ValueError(f"{output}: holds other files than an earlier publication; choose another folder, or empty it")
+        raise ValueError(f"{output}: has files that are not from an earlier publication; choose another folder, or empty it")
 
 
 def push(output, repo_id, private=False):
@@ -98,7 +98,7 @@ def push(output, repo_id, private=False):
             delete_patterns=["data/*", "image/*"],
         )
     except HTTPError as error:
-        raise OSError(f"{repo_id}: the Hub refuses ({str(error).splitlines()[0]})") from error
+        raise OSError(f"{repo_id}: the Hub refused ({str(error).splitlines()[0]})") from error
     return commit.commit_url
 
 

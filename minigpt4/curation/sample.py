@@ -152,9 +152,9 @@ def read_picture(store, row):
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise ValueError(f"{path}: the picture is gone ({error.strerror}); bring it back or leave it out") from error
+        raise ValueError(f"{path}: the picture is gone ({error.strerror}); restore it or leave it out") from error
     if hashlib.sha256(data).hexdigest() != row["picture"]:
-        raise ValueError(f"{path}: another picture than the one that was sampled")
+        raise ValueError(f"{path}: not the picture that was sampled")
     return data
 
 

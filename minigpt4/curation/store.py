@@ -215,7 +215,7 @@ class Store:
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            raise ValueError(f"{self.path}: another process runs {step} on this store; wait for it or stop it") from None
+            raise ValueError(f"{self.path}: another process is running {step} on it; wait for it or stop it") from None
         try:
             yield
         finally:

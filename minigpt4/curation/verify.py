@@ -210,7 +210,7 @@ def checked(store, row):
         raise ValueError(f"decision is {decision!r}, expected one of {', '.join(DECISIONS)}")
     known = store.value("SELECT COALESCE(text, '') FROM captions WHERE picture = ? AND filtered", str(picture))
     if known is None:
-        raise ValueError(f"picture {str(picture)[:12]!r} is not in {store.path}, or was not filtered yet")
+        raise ValueError(f"picture {str(picture)[:12]!r} is not in {store.path}, or has not been filtered yet")
     text = known if text is None or decision == "accept" else str(text).strip()
     if decision == "edit" and not text:
         raise ValueError("an edited text is empty; reject the picture instead")
@@ -225,7 +225,7 @@ def _parsed(line):
     except ValueError as error:
         raise ValueError(f"not JSON ({error})") from error
     if not isinstance(row, dict):
-        raise ValueError(f"holds {type(row).__name__}, expected an object with picture and decision")
+        raise ValueError(f"found {type(row).__name__}, expected an object with picture and decision")
     return row
 
 

@@ -54,7 +54,7 @@ class Folder:
     def _place(self, name):
         # Only the name is checked: in the Hub's cache, files are links that point out of their folder.
         if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise ValueError(f"{name!r}: a picture's name leads out of {self.path}; expected one inside it")
+            raise ValueError(f"{name!r}: a picture's name points outside {self.path}; expected one inside it")
         return self.path / name
 
 
@@ -82,7 +82,7 @@ class Shards:
                 if sample.broken or "image" not in fields:
                     raise ValueError(f"{path}: {sample.key} cannot be used ({sample.broken or 'no picture'})")
                 if sample.key in self.rows:
-                    raise ValueError(f"{path}: key {sample.key!r} comes twice; expected each once")
+                    raise ValueError(f"{path}: key {sample.key!r} appears twice; expected each once")
                 self.rows[sample.key], self.places[sample.key] = {"captions": _captions(fields), **facts(fields)}, place
 
     def check(self, names):
@@ -120,7 +120,7 @@ def local(name):
         return Path(snapshot_download(name, repo_type="dataset"))
     except Exception as error:  # from the client, its transport or the file system
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"{name}: no such file or folder, and the Hub does not give it ({reason})") from error
+        raise ValueError(f"{name}: no such file or folder, and the Hub does not provide it ({reason})") from error
 
 
 def find(paths, *wanted):
@@ -154,9 +154,9 @@ def coco_pictures(content, path):
     for image in content["images"]:
         identity, name = field(image, "id", int, path), field(image, "file_name", str, path)
         if identity in pictures:
-            raise ValueError(f"{path}: image id {identity} comes twice")
+            raise ValueError(f"{path}: image id {identity} appears twice")
         if name in names:
-            raise ValueError(f"{path}: file_name {name!r} comes twice")
+            raise ValueError(f"{path}: file_name {name!r} appears twice")
         names.add(name)
         pictures[identity] = name
     return pictures
@@ -225,7 +225,7 @@ def _read(path):
     try:
         return [json.loads(line) for line in lines]
     except ValueError as error:
-        raise ValueError(f"{path}: neither JSON nor a JSON value a line ({error})") from error
+        raise ValueError(f"{path}: neither JSON nor one JSON value per line ({error})") from error
 
 
 def without_duplicates(pairs):
@@ -233,7 +233,7 @@ def without_duplicates(pairs):
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
-        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} comes twice")
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} appears twice")
     return found
 
 

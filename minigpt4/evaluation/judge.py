@@ -80,7 +80,7 @@ class Judge:
                     verdicts[identity] = verdict
                     bar.update()
         if all(verdict is None for verdict in verdicts.values()):
-            raise ValueError(f"{self.record['url']}: no reply of the judge can be read ({problem}); the answers are kept")
+            raise ValueError(f"{self.record['url']}: no reply from the judge can be read ({problem}); the answers are kept")
         return verdicts
 
     def _ask(self, messages, parse):
@@ -124,8 +124,8 @@ class Person:
             raise ValueError(f"{self.path}: judges {others[0]!r}, which was not asked; it is of another suite or other data")
         if self.answers != hash_of(said):
             raise ValueError(
-                f"{self.path}: judges other answers than those in {os.path.dirname(path)}, of another model, say; judge "
-                "these on the judge.html that is written without --judge"
+                f"{self.path}: judges answers other than those in {os.path.dirname(path)}, of another model, say; judge "
+                "these in the judge.html that is written without --judge"
             )
         return {identity: self.verdicts.get(identity) for identity in said}
 

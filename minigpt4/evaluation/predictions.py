@@ -112,7 +112,7 @@ def _kept(path, lines):
         expected = lines.get(line["id"])
         if expected is None:
             raise ValueError(
-                f"{path}: holds an answer to {line['id']!r}, which is not asked; it is of suite {line.get('suite')!r} or "
+                f"{path}: has an answer to {line['id']!r}, which is not asked; it is from suite {line.get('suite')!r} or "
                 "other data; choose another --output, or remove the file"
             )
         for key, value in expected.items():
@@ -122,7 +122,7 @@ def _kept(path, lines):
                     "choose another --output, or remove the file"
                 )
         if line["id"] in said:
-            raise ValueError(f"{path}: id {line['id']!r} comes twice; remove the file to begin again")
+            raise ValueError(f"{path}: id {line['id']!r} appears twice; remove the file to begin again")
         if not isinstance(line.get("answer"), str):
             raise ValueError(f"{path}: {line['id']!r} has no answer; remove the file to begin again")
         said[line["id"]] = line["answer"]

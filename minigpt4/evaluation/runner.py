@@ -67,7 +67,7 @@ def evaluate(model, suite, output, judge=None, against=None, batch_size=64, devi
         return None
     if suite.judged and judge is None:
         results_page.write_page_to_judge(output / "judge.html", suite, run.said, hash_of(run.said))
-        print(f"{output}/judge.html: open it, judge the answers, save; then the same command with --judge FILE")
+        print(f"{output}/judge.html: open it, judge the answers, save; then run the same command with --judge FILE")
         return None
     verdicts = judge.read(suite, run.said, output / JUDGEMENTS) if suite.judged else None
     figures = {**suite.figures(run.said, verdicts), **run.measured}
@@ -134,7 +134,7 @@ def _earlier(folder, suite):
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{results_path}: no results of a finished evaluation ({error})") from error
     if found != suite.name:
-        raise ValueError(f"--against {folder}: is of suite {found!r}, expected {suite.name!r}")
+        raise ValueError(f"--against {folder}: is from suite {found!r}, expected {suite.name!r}")
     lines = {line["id"]: line for line in read_lines(Path(folder) / PREDICTIONS)}
     for request in suite.requests:
         line = lines.pop(request.id, None)

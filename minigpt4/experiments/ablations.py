@@ -185,7 +185,7 @@ class Bench:
         if not path.is_file():
             write_json(path, ours)
         if (theirs := json.loads(path.read_text("utf-8"))) != ours:
-            raise ValueError(f"{self.output}: holds ablations with {theirs}, these have {ours}; choose another --output")
+            raise ValueError(f"{self.output}: has ablations with {theirs}, these have {ours}; choose another --output")
 
     # Recipes
 

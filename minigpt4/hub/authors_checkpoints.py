@@ -118,4 +118,4 @@ def _check_variant(weight, config, qformer):
 def _check_finite(weights):
     for name, tensor in weights.items():
         if not tensor.isfinite().all():
-            raise ValueError(f"{name} holds values that are not finite numbers; the file is damaged, download it again")
+            raise ValueError(f"{name} has values that are not finite numbers; the file is damaged, download it again")

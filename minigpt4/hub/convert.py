@@ -139,7 +139,7 @@ def vision_config_of(state, num_attention_heads=None, **fields):
     """
     missing = [name for name in ("pos_embed", "patch_embed.proj.weight", "blocks.0.mlp.fc1.weight") if name not in state]
     if missing:
-        raise ValueError(f"EVA ViT checkpoint: the tensor {missing[0]!r} is missing; was another file meant?")
+        raise ValueError(f"EVA ViT checkpoint: the tensor {missing[0]!r} is missing; is it the wrong file?")
     published = Blip2VisionConfig()
     width, _, patch, _ = state["patch_embed.proj.weight"].shape
     blocks = 1 + max(int(name.split(".")[1]) for name in state if name.startswith("blocks."))
@@ -159,7 +159,7 @@ def vision_config_of(state, num_attention_heads=None, **fields):
 def qformer_config_of(state, num_attention_heads=None, **fields):
     """`Blip2QFormerConfig` of a Q-Former checkpoint, like `vision_config_of`; BLIP-2's width is 768."""
     if "query_tokens" not in state:
-        raise ValueError("Q-Former checkpoint: the tensor 'query_tokens' is missing; was another file meant?")
+        raise ValueError("Q-Former checkpoint: the tensor 'query_tokens' is missing; is it the wrong file?")
     published, width = Blip2QFormerConfig(), state["query_tokens"].shape[-1]
     if num_attention_heads is None and width != published.hidden_size:
         raise ValueError(f"Q-Former checkpoint of width {width}: its shapes do not tell the heads; give them with --config")
@@ -187,7 +187,7 @@ def mend_llama_config(config):
         return config
     if (config.bos_token_id, config.eos_token_id) == (0, 1):
         config.bos_token_id, config.eos_token_id = 1, 2
-        logger.warning("The LLM's config says bos 0 and eos 1, as old conversions of LLaMA do; mended to 1 and 2.")
+        logger.warning("The LLM's config says bos 0 and eos 1, as in old conversions of LLaMA; corrected to 1 and 2.")
     if config.pad_token_id in (None, -1, 0):  # 0 is <unk>, which represents images
         config.pad_token_id = config.eos_token_id
         if config.vocab_size == _VICUNA_PAD + 1:
@@ -223,7 +223,7 @@ def read_checkpoint(path):
     if isinstance(state, dict):
         state = state.get("model", state)
     if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
-        raise ValueError(f"{path}: holds no tensors by name; expected them at the top or under 'model'")
+        raise ValueError(f"{path}: has no named tensors; expected them at the top level or under 'model'")
     return state
 
 

@@ -145,7 +145,7 @@ def check_target(directory):
     foreign = [path.name for path in found if not _is_exported(path)]
     if found and (foreign or not _is_export(directory)):
         raise ValueError(
-            f"{directory}: holds {foreign[0] if foreign else found[0].name}, and is not an earlier export; "
+            f"{directory}: contains {foreign[0] if foreign else found[0].name}, and is not an earlier export; "
             "choose another folder, or empty it"
         )
     return directory
@@ -378,4 +378,4 @@ def _hub_errors(repo_id):
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         refused = getattr(getattr(error, "response", None), "status_code", None) == 401
         hint = "; log in with `hf auth login`" if refused else ""
-        raise OSError(f"{repo_id}: the Hub does not take it ({reason}){hint}") from error
+        raise OSError(f"{repo_id}: the Hub rejected it ({reason}){hint}") from error

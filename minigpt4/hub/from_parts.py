@@ -89,7 +89,7 @@ def check_logits(model):
     difference = ((found - expected).abs().max() / scale).item()
     if not difference <= TOLERANCE:  # nor is a NaN
         raise ValueError(
-            f"{type(llm).__name__}: here its logits on text differ from its own by {difference:.1e} of the largest, "
+            f"{type(llm).__name__}: in this model, logits on text differ from its own by {difference:.1e} of the largest, "
             f"expected at most {TOLERANCE}; this LLM is not supported"
         )
 
@@ -206,7 +206,7 @@ def image_token_id(tokenizer, image_token, source, ends=(), template="", rows=ma
     vocabulary = tokenizer.get_vocab()
     if image_token is not None:
         if image_token not in vocabulary:
-            raise ValueError(f"{source}: its vocabulary does not hold the image token {image_token!r}")
+            raise ValueError(f"{source}: its vocabulary does not have the image token {image_token!r}")
         if vocabulary[image_token] >= rows:
             raise ValueError(
                 f"{source}: the image token {image_token!r} is id {vocabulary[image_token]}, outside the embedding table of "
@@ -257,7 +257,7 @@ def load_config(source, hub=None):
     try:
         return AutoConfig.from_pretrained(repo, revision=revision, **(hub or {}))
     except (OSError, ValueError) as error:
-        raise OSError(f"{source}: no folder or Hub repository of a model ({str(error).splitlines()[0]})") from error
+        raise OSError(f"{source}: not the folder or Hub repository of a model ({str(error).splitlines()[0]})") from error
 
 
 def origin_of(source, config):

@@ -84,7 +84,7 @@ def check(config, processor=None):
     if {size.height, size.width} != {vision.image_size}:
         raise ValueError(f"{cannot}images become {size.height} x {size.width}; expected {vision.image_size}, as the tower's")
     if (tokenizer := _tokenizer(processor))["model"]["type"] != "BPE" or not (_is_spm(tokenizer) or _split(tokenizer)):
-        raise ValueError(f"{cannot}its tokenizer is neither SentencePiece's BPE nor byte-level with a split known here")
+        raise ValueError(f"{cannot}its tokenizer is neither SentencePiece's BPE nor byte-level with a known split")
 
 
 def export(model, processor, directory):

@@ -148,17 +148,17 @@ def _as_messages(inputs):
     """The messages of a request, from any of its forms."""
     if isinstance(inputs, list):
         if not inputs:
-            raise ValueError("inputs are an empty list; expected messages")
+            raise ValueError("inputs is an empty list; expected messages")
         return inputs
     if not isinstance(inputs, dict):
         inputs = {"text": inputs} if isinstance(inputs, str) else {"image": inputs}
     images = inputs.get("images") or [inputs.get("image")]
     if not isinstance(images, list):
-        raise ValueError(f"images are {type(images).__name__}; expected a list of pictures")
+        raise ValueError(f"images is of type {type(images).__name__}; expected a list of images")
     images = [{"type": "image", "image": image} for image in images if image is not None]
     text = inputs.get("text") or (QUESTION if images else "")
     if not text:
-        raise ValueError('inputs hold neither a text nor a picture; expected {"text": ..., "image": ...} or messages')
+        raise ValueError('inputs has neither a text nor an image; expected {"text": ..., "image": ...} or messages')
     return [{"role": "user", "content": [*images, {"type": "text", "text": text}]}]
 
 
@@ -211,7 +211,7 @@ def _checked(parameters):
     if parameters is None:
         return {}
     if not isinstance(parameters, dict):
-        raise ValueError(f"parameters are {type(parameters).__name__}; expected an object")
+        raise ValueError(f"parameters is of type {type(parameters).__name__}; expected an object")
     for name, value in parameters.items():
         if name not in PARAMETERS:
             raise ValueError(f"unknown parameter {str(name)[:80]!r}; expected {', '.join(PARAMETERS)}")

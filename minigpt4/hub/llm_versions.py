@@ -51,8 +51,8 @@ def check_published(shape, config, tokenizer, source, llm):
     found = llm_version(config, tokenizer)
     if expected and found and found != expected:
         raise ValueError(
-            f"{source}: a projection of this shape was published for {expected} ({repo}), but {llm} holds {found}: the "
-            f"shapes fit, the answers would be garbage. Take --text {repo}; a projection that you trained on {llm} yourself "
+            f"{source}: a projection of this shape was published for {expected} ({repo}), but {llm} has {found}: the "
+            f"shapes fit, the answers would be garbage. Use --text {repo}; a projection that you trained on {llm} yourself "
             "goes by its light repository, or as .safetensors into from_parts"
         )
 

@@ -163,7 +163,7 @@ def _checked(run, path):
     """A run with only its publishable parts, and a summary that is complete or empty."""
     recipe, summary = (run.get(name) if isinstance(run, dict) else None for name in ("recipe", "summary"))
     if not isinstance(recipe, dict) or recipe.get("stage") not in (1, 2):
-        raise ValueError(f"{path}: not the recipe of a stage 1 or 2")
+        raise ValueError(f"{path}: not a recipe of stage 1 or 2")
     summary = summary if isinstance(summary, dict) else {}
     whole = len(_numbers({name: summary.get(name) for name in _FIGURES})) == len(_FIGURES)
     versions = {str(name): str(version) for name, version in (summary.get("versions") or {}).items()}
@@ -184,5 +184,5 @@ def _read(path, parse, kind):
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise ValueError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from error
     if not isinstance(content, kind):
-        raise ValueError(f"{path}: holds {type(content).__name__}, expected {kind.__name__}")
+        raise ValueError(f"{path}: found {type(content).__name__}, expected {kind.__name__}")
     return content

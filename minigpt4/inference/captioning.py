@@ -27,11 +27,11 @@ def find_pictures(folder):
     """Names of all images in a folder and its subfolders, relative and sorted; raises ValueError if there are none."""
     folder = Path(folder)
     if not folder.is_dir():
-        raise ValueError(f"{folder}: no such folder; expected one that holds pictures")
+        raise ValueError(f"{folder}: no such folder; expected one with pictures")
     paths = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
     names = sorted(path.relative_to(folder).as_posix() for path in paths)
     if not names:
-        raise ValueError(f"{folder}: holds no picture ({' '.join(sorted(SUFFIXES))})")
+        raise ValueError(f"{folder}: contains no pictures ({' '.join(sorted(SUFFIXES))})")
     return names
 
 
@@ -56,17 +56,17 @@ def finished_lines(output, labels):
     for number, text in enumerate(whole.splitlines(), 1):
         line = _parsed(text)
         if "file_name" not in line or not ("text" in line or "error" in line):
-            raise ValueError(f"{output}: line {number} is not of a caption file; choose another --output")
+            raise ValueError(f"{output}: line {number} is not from a caption file; choose another --output")
         for label, value in labels.items():
             if line.get(label) != value:
                 raise ValueError(
-                    f"{output}: line {number} has the {label} {line.get(label)!r}, and not {value!r}; "
-                    "choose another --output, or go on as it was begun"
+                    f"{output}: line {number} has the {label} {line.get(label)!r}, not {value!r}; "
+                    "choose another --output, or continue as it was begun"
                 )
         lines[line["file_name"]] = line
     if unfinished := content[len(whole) :]:
         if not unfinished.startswith(_BEGINNING[: len(unfinished)]):
-            raise ValueError(f"{output}: line {len(lines) + 1} is not of a caption file; choose another --output")
+            raise ValueError(f"{output}: line {len(lines) + 1} is not from a caption file; choose another --output")
         os.truncate(output, len(whole))
     return lines
 

@@ -96,7 +96,7 @@ def _quantization(load_in, device):
         known = sorted(bitsandbytes.supported_torch_devices)
         raise ValueError(
             f"load-in {load_in}: bitsandbytes {bitsandbytes.__version__} does not run on {device.type}, only on "
-            f"{', '.join(known)}; take the cpu, or all bits"
+            f"{', '.join(known)}; use the cpu, or leave out load-in"
         )
     # For every layer and token it warns that it casts to fp16, which is how its 8-bit layers work.
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)

@@ -44,7 +44,7 @@ def load(name, dtype="auto", device=None, load_in=None):
     if processor.num_image_tokens != model.config.num_image_tokens:
         raise ValueError(
             f"{name}: its processor writes {processor.num_image_tokens} image tokens for a picture, its config.json says "
-            f"{model.config.num_image_tokens}; they are of different models"
+            f"{model.config.num_image_tokens}; they are from different models"
         )
     return model, processor
 
@@ -117,7 +117,7 @@ def _check_config(name):
     try:
         config, _ = PreTrainedConfig.get_config_dict(name)
     except OSError as error:
-        where = "its config.json cannot be read" if folder.is_dir() else "no such folder, and the Hub does not give it"
+        where = "its config.json cannot be read" if folder.is_dir() else "no such folder, and the Hub does not provide it"
         hidden = isinstance(error.__cause__, RepositoryNotFoundError)  # the Hub does not distinguish private from absent
         hint = "; check the name, and if it is private, log in with `hf auth login`" if hidden else ""
         raise OSError(f"{name}: {where} ({_first_line(error)}){hint}") from error
@@ -145,11 +145,11 @@ def _load_weights(name, arguments):
         logging.set_verbosity(verbosity)
     for tensor, found, expected in sorted(info["mismatched_keys"]):
         raise ValueError(
-            f"{name}: tensor {tensor} has shape {tuple(found)}, expected {tuple(expected)} by its config.json; "
-            "the weights are of another model"
+            f"{name}: tensor {tensor} has shape {tuple(found)}, expected {tuple(expected)} according to its config.json; "
+            "the weights are from another model"
         )
     if missing := sorted(info["missing_keys"]):
-        raise ValueError(f"{name}: not complete; missing weights: {missing[0]}, the first of {len(missing)}")
+        raise ValueError(f"{name}: incomplete; missing weights: {missing[0]}, the first of {len(missing)}")
     return model.eval()
 
 

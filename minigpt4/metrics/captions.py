@@ -33,7 +33,7 @@ def caption_scores(captions, references):
 def caption_rows(captions, references):
     """{metric: [a row of sums for each caption]}, which `VALUES` turns into figures; arguments as for `caption_scores`."""
     if len(captions) != len(references) or not captions:
-        raise ValueError(f"found {len(captions)} captions and {len(references)} lists of references; expected as many")
+        raise ValueError(f"found {len(captions)} captions and {len(references)} lists of references; expected one for each")
     try:
         from pycocoevalcap.cider.cider import Cider
         from rouge_score.rouge_scorer import RougeScorer

@@ -34,7 +34,7 @@ def measured(rows, pictures, value=ratio, seed=0):
     """
     rows = np.asarray(rows, dtype=float)
     if len(rows) == 0 or len(rows) != len(pictures):
-        raise ValueError(f"found {len(rows)} examples and {len(pictures)} pictures; expected as many, and at least one")
+        raise ValueError(f"found {len(rows)} examples and {len(pictures)} pictures; expected one for each, and at least one")
     found = float(value(rows.sum(0)))
     if not np.isfinite(found):
         return {"value": None, "n": len(rows), "interval": None}

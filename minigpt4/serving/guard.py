@@ -178,7 +178,7 @@ async def _json_body(receive) -> dict[str, Any]:
     while more:
         part = await receive()
         if part["type"] == "http.disconnect":
-            raise RequestError(400, "the connection was closed before the request was there")
+            raise RequestError(400, "the connection was closed before the request was complete")
         data += part.get("body", b"")
         more = part.get("more_body", False)
         if len(data) > MAX_BODY:

@@ -46,7 +46,7 @@ def _pixels(source):
 def check_total(pixels):
     """Raises ValueError if the images of a request are too large, together or individually."""
     if pixels > MAX_PIXELS:
-        raise ValueError(f"the pictures have {pixels} pixels together; the limit is {MAX_PIXELS}, scale them down first")
+        raise ValueError(f"the pictures have {pixels} pixels in total; the limit is {MAX_PIXELS}, scale them down first")
 
 
 def fetch(address, hosts):

@@ -203,7 +203,7 @@ class _Chat:
         settings = read(Settings, body)
         _check_name(settings.model, self.name)
         if self.active >= MAX_ACTIVE:
-            raise RequestError(429, f"{MAX_ACTIVE} requests are waiting already; try again later", "rate_limit_exceeded")
+            raise RequestError(429, f"{MAX_ACTIVE} requests are already waiting; try again later", "rate_limit_exceeded")
         self.active += 1
         try:
             inputs = await asyncio.get_running_loop().run_in_executor(self.readers, self._read, body["messages"])

@@ -36,7 +36,7 @@ def loading_flags(folder, device, dtype, load_in):
     if device != "auto":
         raise ValueError(f"--device {device}: vLLM runs on the device that it was built for; leave --device out")
     if load_in is not None:
-        raise ValueError(f"--load-in {load_in}: vLLM has flags of its own for it, which are passed on: --quantization, ...")
+        raise ValueError(f"--load-in {load_in}: vLLM has its own flags for this, which are passed on: --quantization, ...")
     _check_head(folder)
     if dtype == "auto":
         from ..inference.named_models import load_config
@@ -122,6 +122,6 @@ def _check_head(folder):
     expected = linear(hidden) * getattr(text_config, "logit_scale", 1.0)
     if head.bias or not torch.allclose(head(linear, hidden), expected):
         raise ValueError(
-            f"--engine vllm: {type(text_config).__name__} computes more behind its hidden states than a linear layer (a "
-            "soft cap, a scale, a bias), which vLLM leaves out in a model of code from the Hub; use --engine transformers"
+            f"--engine vllm: {type(text_config).__name__} computes more after its hidden states than a linear layer (a "
+            "soft cap, a scale, a bias), which vLLM leaves out in a model with code from the Hub; use --engine transformers"
         )

@@ -23,7 +23,7 @@ def share_batch(recipe, processes):
     share, rest = divmod(train.global_batch, processes)
     if rest:
         raise ValueError(
-            f"train.global_batch is {train.global_batch}, which {processes} processes cannot share equally; take "
+            f"train.global_batch is {train.global_batch}, which {processes} processes cannot share equally; use "
             f"{_or(_divisors(train.global_batch, processes))} of them with --set train.processes=N, or set another "
             "train.global_batch"
         )
@@ -45,7 +45,7 @@ def take_part(most):
         return True
     os.environ["WORLD_SIZE"] = str(most)
     if rank == 0:
-        print(f"the recipe takes {most} of the {started} processes that were started (train.processes)")
+        print(f"the recipe uses {most} of the {started} processes that were started (train.processes)")
     return rank < most
 
 

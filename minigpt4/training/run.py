@@ -162,7 +162,7 @@ def _run(trainer):
             load_trained(trainer.model, trainer.state.best_model_checkpoint)
     if stop.signum is not None:
         if trainer.is_world_process_zero():
-            print(f"stopped; the checkpoint is in {output}, the same command goes on from it")
+            print(f"stopped; the checkpoint is in {output}, the same command continues from it")
         raise SystemExit(128 + stop.signum)
     return (time.monotonic() - started) / max(1, trainer.state.global_step - begun)
 
@@ -245,7 +245,7 @@ def _warn_of_another_llm(projection, config):
     )
     if before and now and before != now:
         logger.warning(
-            f"{projection}: this projection was trained with {before}, and goes on with {now}; if these are not the same "
+            f"{projection}: this projection was trained with {before}, and continues with {now}; if these are not the same "
             "weights in two places, its visual tokens mean nothing to that LLM"
         )
 
@@ -294,8 +294,8 @@ def _load_base(section):
     for name in ("patch_merge", "patch_fit", "vision_feature_layer", "image_token", "template"):
         if getattr(section, name) != getattr(default, name):
             raise ValueError(
-                f"model.{name} is {getattr(section, name)!r}, but the base {section.base} has its own; it is for a model of "
-                "parts: set model.vision and model.text, or make a base with it by `minigpt4 build`"
+                f"model.{name} is {getattr(section, name)!r}, but the base {section.base} has its own; it is for a model "
+                "built from parts: set model.vision and model.text, or build a base with it by `minigpt4 build`"
             )
     if section.base == "embedded" and section.projection != "base":
         arguments = loading(load_on(), section.dtype, section.load_in or None)
@@ -368,7 +368,7 @@ def _check_space(train):
             f"train.trackio_space is {train.trackio_space}, but nothing reports there; set train.report_to=[trackio]"
         )
     if get_token() is None:
-        raise ValueError(f"train.trackio_space is {train.trackio_space}, which takes a token; log in with `hf auth login`")
+        raise ValueError(f"train.trackio_space is {train.trackio_space}, which needs a token; log in with `hf auth login`")
 
 
 def _check_kept(train):
@@ -425,7 +425,7 @@ def _prepare_output(recipe, resume):
     written = output / RECIPE_FILE
     if written.is_file() and last_checkpoint(output) and not same_training(written, recipe):
         raise ValueError(
-            f"{output}: holds an unfinished run of another recipe; remove the folder, choose another with --set output=, or "
+            f"{output}: has an unfinished run of another recipe; remove the folder, choose another with --set output=, or "
             "start over with --resume never"
         )
     if last_checkpoint(output) is None:

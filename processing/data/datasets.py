@@ -110,7 +110,7 @@ def training_data(section, stage):
         texts = _mixed(_texts(of_parts, section, stage), [part.weight for part in parts])
     else:
         if section.views > 1 or section.random_crop:
-            raise ValueError("data.views and data.random_crop: a scene seen otherwise is not what its text says")
+            raise ValueError("data.views and data.random_crop: a cropped scene no longer matches its text")
         pictures = scenes(section.scenes, section.scene_seed)
         texts = _scene_texts(pictures, stage)
     if not texts:
@@ -121,7 +121,7 @@ def training_data(section, stage):
     kept_out = section.held_out + validation_pictures(section, len(pictures))
     if kept_out >= len(pictures):
         raise ValueError(
-            f"data.held_out and data.validation_share keep {kept_out} of {len(pictures)} pictures out of the training: none "
+            f"data.held_out and data.validation_share keep {kept_out} of {len(pictures)} pictures out of training: none "
             "is left to train on"
         )
     order = random.Random(0).sample(range(len(pictures)), kept_out)
@@ -345,7 +345,7 @@ def check_stage(section, source, stage):
     """Raises ValueError if a stage cannot learn anything from a source."""
     conversations = is_conversation(source.columns, section)
     if conversations and stage == 1:
-        raise ValueError(f"{section.path}: holds conversations, which are learned in stage 2; stage 1 needs captions")
+        raise ValueError(f"{section.path}: has conversations, which are learned in stage 2; stage 1 needs captions")
 
 
 def _texts(of_parts, section, stage):

@@ -187,7 +187,7 @@ def open_source(section, streaming=False, holdout_share=0.0, only_held_out=False
 
 def _hold_out(source, share, only_held_out, where):
     if not isinstance(source, TarShards):
-        raise ValueError(f"{where}: data.holdout_share goes by the keys of tar shards, and these are none; set it to 0")
+        raise ValueError(f"{where}: data.holdout_share uses the keys of tar shards, and there are none; set it to 0")
     source.holdout_share, source.only_held_out = share, only_held_out
 
 
@@ -283,7 +283,7 @@ def _cc_sbu_align(folder, where):
         rows = [{"image": f"image/{entry['image_id']}.jpg", "caption": entry["caption"]} for entry in annotations]
     except (ValueError, KeyError, TypeError) as error:
         expected = '{"annotations": [{"image_id", "caption"}, ...]}'
-        raise ValueError(f"{where}: filter_cap.json is not as the original's; expected {expected}") from error
+        raise ValueError(f"{where}: filter_cap.json is not like the original's; expected {expected}") from error
     return _tables(Dataset.from_list(rows), [str(folder)], folder)
 
 

@@ -57,7 +57,7 @@ def training_stream(section, stage, seed=0, rank=0, world_size=1):
         raise ValueError("data.path and data.sources are both set; expected one of them")
     if section.varied_captions or section.questions or section.conversations:
         raise ValueError(
-            "data.varied_captions, questions and conversations need data that are looked at first; set data.streaming=false"
+            "data.varied_captions, questions and conversations need to look at the data first; set data.streaming=false"
         )
     parts = section.sources or [section]
     if any(not part.path or part.weight <= 0 for part in parts):
@@ -106,7 +106,7 @@ def _validation_of(stream):
                 texts += [{"picture": len(pictures), **text} for text in row["texts"]]
                 pictures.append({"image": row["image"]})
     if not texts:
-        raise ValueError(f"data.validation_share is {section.validation_share}: no sample that can be used is among them")
+        raise ValueError(f"data.validation_share is {section.validation_share}: no usable sample is among them")
     return PictureTexts(pictures, texts)
 
 
@@ -247,7 +247,7 @@ class TrainingStream(IterableDataset):
                 sample = self._passes[i].next()
             except OSError as error:  # connection or disk; skipping would lose samples
                 line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-                raise StreamError(f"data.path {self.parts[i].path} cannot be read any more: {line}") from error
+                raise StreamError(f"data.path {self.parts[i].path} can no longer be read: {line}") from error
             entry = {"shard": sample.shard, "key": sample.key}
             sample = self.sources[i].parse(sample)
             if (i, sample.shard, sample.index) in self.kept_out or is_validated(sample, self.section.validation_share):
@@ -260,7 +260,7 @@ class TrainingStream(IterableDataset):
             return {**item, "key": sample_name(entry), "pass": sample.read_before, "dropped": dropped}
         if not dropped:
             raise StreamError(
-                f"data.path {self.parts[i].path}: data.validation_share and held_out keep every sample out of the training"
+                f"data.path {self.parts[i].path}: data.validation_share and held_out keep every sample out of training"
             )
         tally = DroppedSamples()
         tally.add(0, dropped)
@@ -356,7 +356,7 @@ class _Passes:
             self.reader = None
             self.begun = self.ended = (self.ended[0] + 1, 0, 0, 0)
         else:
-            raise StreamError(f"{self.source.shards[0]}: holds no samples")
+            raise StreamError(f"{self.source.shards[0]}: contains no samples")
         self.ended = self.window[-1].place
         random.Random(f"{self.seed}/{self.unit}/{self.begun}").shuffle(self.window)
 

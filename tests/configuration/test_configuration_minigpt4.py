@@ -57,9 +57,9 @@ def efficientnet_lite0():
             weights += (inputs * width if expansion > 1 else 0) + kernel * kernel * width + width * outputs
             channels += (width if expansion > 1 else 0) + width + outputs
             inputs = outputs
-    # As published: two numbers of batch normalisation for each channel, and ImageNet's classifier.
+    # As published: two numbers of batch normalization for each channel, and ImageNet's classifier.
     assert weights + 2 * channels + linear(1280, 1000) == 4_652_008
-    return weights + channels  # ours has the normalisation folded into weights and biases
+    return weights + channels  # ours has the normalization folded into weights and biases
 
 
 PARTS = {

@@ -106,5 +106,5 @@ def test_a_key_that_is_no_text_is_named(tmp_path):
 def test_a_recipe_that_is_no_mapping_is_named(tmp_path):
     path = tmp_path / "list.yaml"
     path.write_text("- 1\n")
-    with pytest.raises(ValueError, match="holds list, expected keys"):
+    with pytest.raises(ValueError, match="found list, expected keys"):
         load_recipe(path)

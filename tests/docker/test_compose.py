@@ -1,4 +1,4 @@
-"""The compose file and the image for vLLM: what is reachable, who runs it, and what gets in. No engine is needed."""
+"""The compose file and the image for vLLM: what is reachable, which user runs it, and what goes in. No engine is needed."""
 
 import os
 import re
@@ -49,7 +49,7 @@ def test_only_this_machine_reaches_the_server(tmp_path):
         assert service["cap_drop"] == ["ALL"] and not service.get("privileged")
         models = next(str(volume) for volume in service["volumes"] if "/models" in str(volume))
         assert str(tmp_path) in models and re.search(r":ro$|'read_only': True", models)
-    assert "a Hub id" in config().stderr  # what to name where no model is
+    assert "a Hub id" in config().stderr  # what to set where no model is given
 
 
 def test_the_image_has_what_the_package_needs_no_secret_and_no_root():

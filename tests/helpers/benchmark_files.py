@@ -46,7 +46,7 @@ def write_pope(folder, picture):
 
 
 def write_vqa(folder, picture):
-    """aokvqa.json and gqa.json, with pictures named as each names them."""
+    """aokvqa.json and gqa.json, with pictures named as each data set names them."""
     write_pictures(folder / "images", picture, ["000000000007.jpg", "n1.jpg", "n2.jpg"])
     write(
         folder / "aokvqa.json",

@@ -1,4 +1,4 @@
-"""A person with a real Chromium of their own, for the tests of pages."""
+"""A person with their own real Chromium, for the tests of pages."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""What the curation tests share: stores with rows in them, and a chat server that misbehaves on demand.
+"""What the curation tests share: stores with rows, and a chat server that misbehaves on demand.
 
 with ChatServer() as server:
     server.behave = lambda text, nth: "500"        what to do with the nth request about a text; see `_Handler.do_POST`

@@ -1,4 +1,4 @@
-"""Uses an exported folder like somebody with only transformers installed: in a process that cannot import this package.
+"""Uses an exported folder as somebody with only transformers would: in a process that cannot import this package.
 
 consume(folder, again, photo)    runs this file there and returns what it found out
 """
@@ -101,7 +101,7 @@ def _pipeline(folder):
 
 
 def _chat(model, processor):
-    """Two answers, the second as one gets it without a session, and on how many tokens the session ran for it."""
+    """Two answers, the second also without a session, and how many tokens the session ran for it."""
     lengths = []
     chat = model.chat_session(processor, max_new_tokens=8)
     first = chat.ask(QUESTION, "photo.png")

@@ -1,6 +1,6 @@
 """accelerate launch --config_file configuration/accelerate/fsdp2.yaml tests/helpers/fsdp2_on_cpu.py [--set ...]
 
-stage1.py under FSDP2 on CPUs: PyTorch shards there over gloo, only accelerate keeps FSDP to accelerators, so this says once
+stage1.py under FSDP2 on CPUs: PyTorch shards there over gloo, but accelerate limits FSDP to accelerators, so this says once
 that the processes are of such a kind.
 """
 

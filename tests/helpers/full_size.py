@@ -10,7 +10,7 @@ _7B = {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
 _13B = {"hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40, "num_attention_heads": 40}
 _LLAMA_1 = {"max_position_embeddings": 2048, "rms_norm_eps": 1e-6, "vocab_size": 32000}
 _LLAMA_2 = {"max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "vocab_size": 32000}
-# As their config.json say; bos, eos and pad of the first two are the old bug that ORIGINAL.md names.
+# As their config.json files say; bos, eos and pad of the first two are the old bug that ORIGINAL.md names.
 LLMS = {
     "Vision-CAIR/vicuna-7b": {
         **_7B,
@@ -47,6 +47,6 @@ def write_llm(name, folder):
 
 
 def write_blip2_config(folder):
-    """BLIP-2's EVA ViT-g and Q-Former, which transformers' defaults are; returns the folder."""
+    """BLIP-2's EVA ViT-g and Q-Former, which are transformers' defaults; returns the folder."""
     Blip2Config().save_pretrained(folder)
     return folder

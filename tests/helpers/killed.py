@@ -1,4 +1,4 @@
-"""One curation step in a process of its own, for the tests that kill it; imported once, by the process it is forked from."""
+"""One curation step in a separate process, for the tests that kill it; imported once, by the process it is forked from."""
 
 import hashlib
 import time
@@ -19,7 +19,7 @@ from minigpt4.curation.verify import DecisionsFile, Desk
 
 
 def run_step(step, folder, told, url):
-    """One step over the store in `folder`; tells when it begins, and in verify of each decision."""
+    """One step over the store in `folder`; tells when it begins, and in verify tells of each decision."""
     with Store(Path(folder) / "store.sqlite", create=step == "sample") as store, store.only_one(step):
         told.send("ready")
         STEPS[step](store, Path(folder), told, url)

@@ -4,10 +4,10 @@ with local_hub() as hub:
     subprocess.run(..., env={**os.environ, **hub.environment})
 hub.commits    [{"repo", "summary", "files": {path: bytes}, "deleted": [path]}, ...]
 hub.files      {repo: {path: bytes}}
-hub.private    {repo: bool}; a private one is there for those who have the token
-hub.refuse     set to 401, say, and it answers that and no more
+hub.private    {repo: bool}; a private one exists only for those who have the token
+hub.refuse     set to 401, say, and it answers nothing else
 hub.hang       a pattern of requests ("PUT /blob/.*") that get no answer while the test runs; `hub.hanging` is then set
-hub.truncated  names of files that break off in the middle
+hub.truncated  names of files that are cut off in the middle
 """
 
 import base64
@@ -123,7 +123,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer({"errors": [], "warnings": []})
 
     def _found(self, hub, repo, revision="main"):
-        """Whether a repository and a revision are there for who asks; answers what the Hub does where they are not."""
+        """Whether a repository and a revision exist for the client; answers as the Hub does where they do not."""
         if hub.private.get(repo) and self.headers.get("Authorization") != f"Bearer {TOKEN}":
             self._answer({"error": "Invalid username or password."}, 401, {"X-Error-Code": "RepoNotFound"})
         elif repo not in hub.files:

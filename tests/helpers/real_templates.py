@@ -1,6 +1,6 @@
-"""Chat templates as LLMs have them, read from wheels where they are: none is copied into this repository.
+"""Chat templates as LLMs have them, read from wheels: none is copied into this repository.
 
-trl, which the tests have anyway, comes with those that it knows, and with its own versions for training, in which what the
+trl, which the tests have anyway, contains those that it knows, and its own versions for training, in which what the
 model writes is marked. unsloth has a few more in its source, which is read and never run.
 """
 
@@ -50,7 +50,7 @@ def of_unsloth():
 
 
 def byte_tokenizer(template=None, special=()):
-    """A tokenizer of bytes with <s>, </s> and the special tokens that a template spells, which it brings along."""
+    """A tokenizer of bytes with <s>, </s> and the special tokens that a template spells, and with that template."""
     tokens = ["<s>", "</s>", *special, *_SPECIAL.findall(template or "")]
     tokens = list(dict.fromkeys(tokens))
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())

@@ -8,7 +8,7 @@ from PIL import Image
 
 
 def jpeg(colour, size=(30, 20)):
-    """A JPEG of one colour (0 to 255), by which a test knows it again."""
+    """A JPEG of one color (0 to 255), by which a test recognizes it."""
     buffer = io.BytesIO()
     Image.fromarray(np.full((size[1], size[0], 3), colour, np.uint8)).save(buffer, "JPEG")
     return buffer.getvalue()

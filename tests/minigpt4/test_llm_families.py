@@ -44,7 +44,7 @@ TEMPLATE = (
 )
 # Weights of this size spread the logits, so that a soft cap, a scale or a bias that is left out shows.
 SIZES = {
-    "vocab_size": len(SPECIAL) + 258,  # Qwen2's tokenizer class brings a token along
+    "vocab_size": len(SPECIAL) + 258,  # Qwen2's tokenizer class adds a token
     "hidden_size": 32,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
@@ -106,7 +106,7 @@ def llm(request, tmp_path):
     torch.manual_seed(0)
     llm = AutoModelForCausalLM.from_config(FAMILIES[request.param]).eval()
     for name, parameter in llm.named_parameters():
-        if name.endswith("bias"):  # all begin as nothing
+        if name.endswith("bias"):  # all start at zero
             torch.nn.init.normal_(parameter, std=0.3)
     llm.generation_config.eos_token_id = [2, 4]
     llm.generation_config._from_model_config = False

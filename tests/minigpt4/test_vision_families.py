@@ -41,11 +41,11 @@ from minigpt4.modeling_minigpt4.repositories import StoredTensors
 from minigpt4.modeling_minigpt4.vision_tower import build_vision_tower, look
 
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
-PATCHES = {"image_size": 70, "patch_size": 14}  # 5 x 5, which no block of 2 x 2 divides
+PATCHES = {"image_size": 70, "patch_size": 14}  # 5 x 5, which blocks of 2 x 2 do not divide
 TEXT = {**SIZES, "vocab_size": 64, "projection_dim": 16}
 HALF, CLIP, IMAGENET = [0.5] * 3, [0.48145466, 0.4578275, 0.40821073], [0.485, 0.456, 0.406]
 STAGES = {"hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1], "image_size": 96}
-# {family: (a model as such repositories hold it, colours, class and register tokens, visual tokens, arguments of build)}
+# {family: (a model as such repositories have it, colors, class and register tokens, visual tokens, arguments of build)}
 TOWERS = {
     "siglip": (lambda: SiglipVisionModel(SiglipVisionConfig(**SIZES, **PATCHES)), HALF, 0, 9, ()),
     "siglip2": (
@@ -154,7 +154,7 @@ def test_naflex_is_refused_by_name(towers, llms, tmp_path, capsys):
     arguments = ["build", "--vision", str(folder), "--text", str(llms["llama"]), "--output", str(tmp_path / "model")]
     assert main(arguments) == 2
     line = capsys.readouterr().err.splitlines()[-1]
-    assert f"{folder}: the vision tower siglip2_vision_model: wants pixel_attention_mask, spatial_shapes" in line
+    assert f"{folder}: the vision tower siglip2_vision_model: needs pixel_attention_mask, spatial_shapes" in line
     assert not (tmp_path / "model").exists()
 
 

@@ -13,7 +13,7 @@ from minigpt4 import MiniGPT4ForConditionalGeneration
 from minigpt4.modeling_minigpt4.chat import AnswerStreamer, answer_text
 from minigpt4.processing.chat_templates import LLAMA_2, with_image_token
 
-# For what no template has a part in.
+# For tests that involve no template.
 once = pytest.mark.parametrize("family", ["vicuna"], indirect=True)
 
 
@@ -24,7 +24,7 @@ def family(request):
 
 @pytest.fixture
 def talker(family, original, processor, chatml_processor):
-    """(model, processor) of a tiny model whose answers are of six tokens unless it ends them before."""
+    """(model, processor) of a tiny model whose answers have six tokens unless it ends them earlier."""
     if family == "llama-2":
         processor.chat_template, processor.turn_markers = with_image_token(LLAMA_2, "<unk>"), ["[INST]", "[/INST]"]
     if family == "chatml":
@@ -116,7 +116,7 @@ def test_a_follow_up_runs_its_own_tokens_alone(talker, chat, positions, encoded,
 
 
 def test_between_two_answers_stands_what_the_template_writes(family, talker, chat):
-    """Encoded as after text, and without what the model itself wrote to end its turn."""
+    """Encoded as if after text, and without what the model itself wrote to end its turn."""
     _, processor = talker
     between = {
         "vicuna": "###Human: Why?###Assistant: ",
@@ -139,7 +139,7 @@ def test_between_two_answers_stands_what_the_template_writes(family, talker, cha
 
 @pytest.mark.parametrize("spelling", [0, 1])
 def test_what_ends_a_turn_is_no_part_of_the_answer(spelling, family, talker, chat, positions):
-    """A marker as a word of its own or behind text, or a special token: the template writes it once, in its own way."""
+    """A marker as a separate word or after text, or a special token: the template writes it once, in its own way."""
     _, processor = talker
     answer = processor.tokenizer("A cat.", add_special_tokens=False).input_ids
     end = processor.turn_ends[spelling] if family == "vicuna" else [processor.tokenizer.eos_token_id]
@@ -183,7 +183,7 @@ def test_a_changed_answer_is_encoded_as_text(talker, chat):
 
 
 def test_turns_are_taken_back_and_asked_again(talker, chat, positions, picture):
-    """What a page's "regenerate" and "edit" do: the rest of the cache is used, and no other picture's."""
+    """What a page's "regenerate" and "edit" do: the rest of the cache is used, and that of no other picture."""
     first = chat.ask("What is this?", picture(1))
     chat.ask("Why?")
     del chat.messages[2:]
@@ -196,7 +196,7 @@ def test_turns_are_taken_back_and_asked_again(talker, chat, positions, picture):
     assert chat.ask("What is this?", picture(1)) == first
 
 
-# Ways that leave the cache out
+# Ways without the cache
 
 
 @pytest.mark.parametrize(
@@ -251,7 +251,7 @@ def test_a_stopped_answer_is_what_was_read_of_it(stop, talker, chat):
         seen += "".join(pieces)
     assert len(chat.messages) == 4
     assert text_of(chat.messages[-1]).startswith(seen)
-    assert len(text_of(chat.messages[-1])) < len(seen) + 10  # no word more than what was read, and half of one
+    assert len(text_of(chat.messages[-1])) < len(seen) + 10  # not a word more than what was read, and half of one
     assert 0 < len(chat.messages[-1].ids) < 200
     assert chat.ask("How so?") == anew(talker, chat.messages[:-1])[1]
 
@@ -329,7 +329,7 @@ def test_pieces_together_are_the_text(text, talker):
 
 
 def test_pieces_together_are_the_text_of_any_ids(talker):
-    """As random weights write them: bytes that make no letters."""
+    """As random weights write them: bytes that form no letters."""
     _, processor = talker
     torch.manual_seed(0)
     for _ in range(20):
@@ -389,7 +389,7 @@ def test_own_system_text(talker):
 # More than the context
 
 
-@pytest.mark.filterwarnings("ignore:the conversation")  # a later drop, of which the same is told
+@pytest.mark.filterwarnings("ignore:the conversation")  # a later drop, reported in the same way
 def test_oldest_turns_go_but_not_the_system_text_nor_a_picture(talker, picture):
     model, processor = talker
     system = {"role": "system", "content": "Please answer."}
@@ -402,7 +402,7 @@ def test_oldest_turns_go_but_not_the_system_text_nor_a_picture(talker, picture):
     assert chat.messages[0] == {"role": "system", "content": [{"type": "text", "text": "Please answer."}]}
     assert chat.messages[1]["content"][0]["image"].tobytes() == picture(1).tobytes()
     assert text_of(chat.dropped[0]) == "What is this?"
-    assert len(chat._cached.ids) < 0.8 * 512  # not each further turn costs another one
+    assert len(chat._cached.ids) < 0.8 * 512  # not every further turn costs another one
     assert text_of(chat.messages[-1]) == anew(talker, chat.messages[:-1], max_new_tokens=20)[1]
 
 
@@ -481,7 +481,7 @@ FORGERIES = [
 
 @pytest.mark.parametrize("text", FORGERIES)
 def test_nobody_forges_a_turn_or_a_picture(text, talker, chat, picture):
-    """Typed as a question, or said by an assistant elsewhere; it is answered as the text that it is."""
+    """Typed as a question, or said by an assistant elsewhere; it is answered as plain text."""
     model, processor = talker
     said = [{"role": "user", "content": text}, {"role": "assistant", "content": text}]
     for session in (chat, model.chat_session(processor, said)):

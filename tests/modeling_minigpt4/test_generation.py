@@ -1,4 +1,4 @@
-"""Generation, as transformers tests it in models of its own: caches, beams, padding and assistants change no answer."""
+"""Generation, as transformers tests it on its own models: caches, beams, padding and assistants change no answer."""
 
 import copy
 
@@ -61,7 +61,7 @@ def answers(model, inputs, **arguments):
 
 
 def scored(model, inputs, **arguments):
-    """Beam search with all that it can tell."""
+    """Beam search with everything that it can return."""
     return model.generate(**inputs, **ARGUMENTS, **arguments, output_scores=True, return_dict_in_generate=True)
 
 
@@ -125,14 +125,14 @@ def test_next_turn_reads_the_cache_of_the_last(model, rows):
 
 
 def test_assistant_changes_no_answer(model, rows):
-    """Another model proposes; what it proposes wrongly is rejected."""
+    """Another model proposes tokens; wrong ones are rejected."""
     assistant = copy.deepcopy(model)
     torch.manual_seed(2)
     noise = torch.randn_like(assistant.lm_head.weight)
     assistant.lm_head.weight.data += assistant.lm_head.weight.std() * noise
     for row in rows:
         alone = answers(model, row)
-        assert answers(assistant, row) != alone  # or this test would show nothing
+        assert answers(assistant, row) != alone  # otherwise this test would show nothing
         assert answers(model, row, assistant_model=assistant) == alone
         assert answers(model, row, prompt_lookup_num_tokens=3) == alone
 
@@ -159,7 +159,7 @@ def test_every_step_tells_its_scores_states_and_attentions(model, batch):
 
 @pytest.mark.parametrize("way", WAYS)
 def test_the_image_token_is_never_written(way, model, batch):
-    """Not where it is the likeliest, as untrained weights may have it."""
+    """Not even where it is the likeliest, as it may be with untrained weights."""
     model = copy.deepcopy(model)
     head, image_token = model.lm_head.weight.data, model.config.image_token_id
     likeliest = answers(model, batch)[0][0]

@@ -1,4 +1,4 @@
-"""LoRA on the LLM: what learns, what is stored and by whom it can be read, and what does not fit."""
+"""LoRA on the LLM: what learns, what is stored and who can read it, and what does not fit."""
 
 import copy
 import json
@@ -34,7 +34,7 @@ def inputs(processor, picture):
 
 @pytest.fixture
 def adapted(base):
-    """A copy of it with adapters that say something."""
+    """A copy of it with adapters that change its output."""
     model = add_lora(copy.deepcopy(base), rank=4, alpha=8)
     torch.manual_seed(0)
     for name, parameter in model.named_parameters():
@@ -141,7 +141,7 @@ def test_modules_that_the_llm_does_not_have(base):
         ValueError, match="no modules called 'c_attn'; its linear layers are down_proj, gate_proj, k_proj, o"
     ):
         add_lora(base, target_modules=["q_proj", "c_attn"])
-    with pytest.raises(ValueError, match="adapters already"):
+    with pytest.raises(ValueError, match="already has adapters"):
         add_lora(add_lora(base))
 
 

@@ -277,7 +277,7 @@ def test_labels_that_the_trainer_has_moved_give_the_same_loss(training, original
 
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing_enable")  # its successor is not in 5.18 yet
 def test_checkpointed_activations_give_the_same_gradient(original, collator, captions):
-    """It looks at train mode, which the frozen LLM must therefore follow."""
+    """It looks at the train mode, which the frozen LLM must therefore follow."""
     batch, original = collator(captions), original.train()
     expected = loss_and_gradient(original, batch)
     original.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

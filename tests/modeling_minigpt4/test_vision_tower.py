@@ -1,4 +1,4 @@
-"""Any vision tower: what it says of itself, which of its tokens are patches, and how they are merged."""
+"""Any vision tower: what it says about itself, which of its tokens are patches, and how they are merged."""
 
 import pytest
 import torch
@@ -64,7 +64,7 @@ def test_a_grid_that_does_not_divide(side, block, padded, pooled):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"patch_merge": 4}, r"patch_merge is 4, which does not divide the 14 patches of a row .*take \"2x2\""),
+        ({"patch_merge": 4}, r"patch_merge is 4, which does not divide the 14 patches of a row .*use \"2x2\""),
         ({"patch_merge": 0}, "patch_merge is 0; expected"),
         ({"patch_merge": "2*2"}, r"patch_merge is '2\*2'; expected"),
         ({"patch_merge": "2x15"}, "patch_merge is 2x15, more than the vision tower's 14 x 14 patches"),
@@ -132,13 +132,13 @@ def test_a_vit_says_what_it_measures():
     [
         (
             Siglip2VisionConfig(),
-            r"siglip2_vision_model: wants pixel_attention_mask, spatial_shapes .*\(NaFlex or the like\); .*one resolution",
+            r"siglip2_vision_model: needs pixel_attention_mask, spatial_shapes .*\(NaFlex or the like\); .*one resolution",
         ),
         (ResNetConfig(), "resnet: its config has no image_size"),
         (LlamaConfig(), "llama: transformers has no model for it that takes only images"),
         (
             SwinConfig(image_size=[64, 32], depths=[1, 1], num_heads=[1, 1], window_size=4),
-            "swin: gives 32 tokens .* no grid",
+            "swin: gives 32 tokens .* form no grid",
         ),
     ],
     ids=lambda value: getattr(value, "model_type", ""),

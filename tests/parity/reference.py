@@ -1,10 +1,10 @@
-"""What the original computes, written down once more from its numbers (ORIGINAL.md): plain loops over its checkpoints.
+"""What the original computes, written again from its numbers (ORIGINAL.md): plain loops over its checkpoints.
 
     picture -> pixels -> eva_vit -> qformer, or patches merged in fours -> Linear         [visual tokens, LLM width]
     prompt  -> cut at each IMAGE -> SentencePiece on every piece -> ids, with the visual tokens in between
     LLaMA (transformers' own, which is no part of this package) -> greedy, beams or a loss
 
-Nothing here is of the package under test: no processor, tokenizer, collator, key map or model of it.
+Nothing here is from the package under test: no processor, tokenizer, collator, key map or model of it.
 """
 
 import math
@@ -136,7 +136,7 @@ class Reference:
         patches = _norm(self.qformer_state, "ln_vision", vit, 1e-5)
         if self.with_qformer:
             return qformer(self.qformer_state, patches, depth=4, heads=3)
-        return patches[:, 1:].reshape(len(patches), -1, 4 * patches.shape[-1])  # no class token, four neighbours each
+        return patches[:, 1:].reshape(len(patches), -1, 4 * patches.shape[-1])  # no class token, four neighbors each
 
     def visual_tokens(self, pictures):
         """PIL pictures -> [N, visual tokens, LLM width]."""

@@ -122,7 +122,7 @@ def test_repetition_penalty_counts_what_was_said_and_not_the_prompt(variant, pic
     free = variant.reference.greedy(start, 25)
     for penalty in (1.05, 3.0):
         expected = variant.reference.greedy(start, 25, penalty=penalty)
-        assert expected != free  # or this test would show nothing
+        assert expected != free  # otherwise this test would show nothing
         assert variant.new_tokens(inputs, 25, repetition_penalty=penalty) == [expected]
 
 
@@ -164,7 +164,7 @@ def test_each_row_stops_where_the_original_stops_alone(variant, pictures):
 
 
 def test_turn_ends_are_what_sentencepiece_makes_of_the_marker(processor, reference):
-    """On its own, and after text; the tiny vocabulary has one piece for each, Vicuna's two for the second."""
+    """By itself, and after text; the tiny vocabulary has one piece for each, Vicuna's two for the second."""
     assert processor.turn_ends == [reference.encode("###"), reference.encode("a###")[1:]] == [[326], [321]]
     other = MiniGPT4Processor(processor.image_processor, processor.tokenizer, num_image_tokens=5, turn_markers=["Human:"])
     assert other.turn_ends == [reference.encode("Human:"), reference.encode("aHuman:")[1:]]

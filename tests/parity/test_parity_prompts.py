@@ -41,7 +41,7 @@ def test_what_a_person_types_becomes_the_same_ids(text, processor, reference):
 def test_stage_1_has_no_prompt_and_cuts_long_captions(
     variant, longest, processor, llama_2_processor, reference, llama_2_reference, picture
 ):
-    """The end symbol is appended first, so that a caption of 32 tokens or more loses it."""
+    """The end symbol is appended first, so a caption of 32 tokens or more loses it."""
     plain = reference if variant == "vicuna" else llama_2_reference
     collator = MiniGPT4DataCollator(processor if variant == "vicuna" else llama_2_processor, max_answer_tokens=longest)
     captions = ["a cat", LONG.strip(), "two people walking on the beach at sunset with a kite"]

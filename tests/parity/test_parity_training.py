@@ -77,7 +77,7 @@ def test_loss_and_gradient_are_the_originals(
         torch.testing.assert_close(model.model.projection.bias.grad, bias.grad, rtol=0, atol=1e-5)
 
 
-WARM_UP = TrainSection(  # the first ten of stage 1's 5,000 steps of warm-up
+WARM_UP = TrainSection(  # the first ten of stage 1's 5,000 warmup steps
     learning_rate=1e-4, min_learning_rate=8e-5, warmup_learning_rate=1e-6, warmup_steps=5000, max_answer_tokens=32
 )
 PEAK = TrainSection(  # stage 2 from its peak on, in ten steps down to the lowest

@@ -92,7 +92,7 @@ def test_rows_of_different_length_are_padded_on_the_right(collator, picture):
 
 
 def test_answer_is_cut_after_its_end_is_appended(processor, encode, picture):
-    """So that a long one loses its end, as in the original; prompts are never cut."""
+    """So a long one loses its end, as in the original; prompts are never cut."""
     example = {"image": picture(), "text": "a cat on a mat"}
     whole = encode("a cat on a mat\n")
     for length in (len(whole), len(whole) - 1, 2):
@@ -115,7 +115,7 @@ def test_answer_end_replaces_the_templates_own(example, expected, processor, enc
 
 
 def test_instructions_are_drawn_for_each_sample(processor, picture):
-    """Not for each batch, as the original's code does; an example's own instruction stays."""
+    """Not for each batch, as the original's code does; an example's own instruction is kept."""
     collator = MiniGPT4DataCollator(processor, instructions=INSTRUCTIONS)
     random.seed(0)
     examples = [{"image": picture(), "text": "a cat"}] * 20 + [{"image": picture(), "instruction": "Hm?", "text": "x"}]
@@ -143,7 +143,7 @@ def test_packed_rows_restart_their_positions(processor, encode, picture):
         assert torch.equal(packed[name], torch.cat([row[name] for row in rows], dim=1))
     lengths = [row["input_ids"].shape[1] for row in rows]
     assert packed["position_ids"].tolist() == [[*range(lengths[0]), *range(lengths[1])]]
-    assert "attention_mask" not in packed  # by that transformers knows that they do not see each other
+    assert "attention_mask" not in packed  # this tells transformers that they do not see each other
     assert packed["pixel_values"].shape == (2, 3, 56, 56)
 
 
@@ -175,7 +175,7 @@ def test_picture_may_be_a_path(collator, picture, tmp_path):
         ({"image": "PICTURE"}, r"needs `text`.*found image \("),
         ({"image": "PICTURE", "text": None}, r"needs `text`.*text \(NoneType\)"),
         ({}, "needs `text`.*no field"),
-        ({"text": "a cat"}, r"has 0 picture\(s\), but its text a place for 1"),
+        ({"text": "a cat"}, r"has 0 picture\(s\), but its text has a place for 1"),
         ({"image": None, "text": "a cat"}, r"0 picture\(s\).* a place for 1"),
         ({"images": ["PICTURE"], "messages": [{"role": "user", "content": "hi"}]}, r"1 picture\(s\).* a place for 0"),
     ],

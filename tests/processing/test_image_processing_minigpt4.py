@@ -36,7 +36,7 @@ def encoded(image, file_format="PNG", **options):
 
 
 def colours(image):
-    """All colours of a picture, as a set."""
+    """All colors of a picture, as a set."""
     return {colour for _, colour in image.getcolors()}
 
 
@@ -289,7 +289,7 @@ def test_a_tower_sees_what_its_own_image_processor_gives(picture, tmp_path):
 
 
 def test_the_towers_repository_has_the_last_word(tmp_path):
-    """Colours, resampling and scale of the file; the size of the tower, for a number of patches follows from it."""
+    """Colors, resampling and scale of the file; the size of the tower, since the number of patches follows from it."""
     said = {"image_mean": [0.1] * 3, "image_std": [0.2] * 3, "resample": 1, "rescale_factor": 0.5}
     repo = written(tmp_path, **said, size={"shortest_edge": 256}, crop_size=224, do_center_crop=True)
     processor = image_processor_for(ViTConfig(image_size=[32, 48]), repo)
@@ -321,7 +321,7 @@ def test_without_a_file_it_is_what_the_family_has(config, mean, resample, tmp_pa
 
 
 def test_colours_that_nobody_knows_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"bert: its repository has no preprocessor_config\.json.* are not known"):
+    with pytest.raises(ValueError, match=r"bert: its repository has no preprocessor_config\.json.* are unknown"):
         image_processor_for(BertConfig())
     repo = written(tmp_path / "efficientnet", image_mean=IMAGENET, image_std=[0.2] * 3, rescale_offset=True)
     with pytest.raises(ValueError, match="sets rescale_offset, which is not followed here"):

@@ -51,7 +51,7 @@ def test_text_is_tokenized_as_in_the_original(encode, parity):
 
 
 def test_text_around_a_picture_is_tokenized_on_its_own(processor, encode, picture):
-    """Joined first, the text behind the picture would lose its word-start mark; BOS goes first, once."""
+    """Joined first, the text after the picture would lose its word-start mark; BOS goes first, once."""
     before, after = "###Human: <Img>", "</Img> Describe this image in detail. ###Assistant: "
     expected = [1, *encode(before), *[0] * 5, *encode(after)]
     for prompt in (f"{before}<unk>{after}", f"<s>{before}<unk>{after}"):
@@ -144,7 +144,7 @@ def test_answers_are_marked(processor, encode):
         messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True, return_tensors="pt"
     )
     answers = inputs["input_ids"][inputs["assistant_masks"].bool()].tolist()
-    # Ids inside a stretch of text have no word-start mark of their own where the template leaves a space before them.
+    # Ids inside a stretch of text have no word-start mark where the template leaves a space before them.
     assert processor.tokenizer.decode(answers).replace(" ", "") == "Acat.###Red.###"
 
 
@@ -193,7 +193,7 @@ def test_plain_conversation_strings_are_data_too(processor):
 
 
 def test_markers_of_another_template_are_data(processor):
-    """Llama-2's turns are no special tokens: they are named as turn markers."""
+    """Llama-2's turns are not special tokens: they are named as turn markers."""
     llama = MiniGPT4Processor(
         processor.image_processor,
         processor.tokenizer,

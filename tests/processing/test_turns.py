@@ -1,4 +1,4 @@
-"""Answers in conversations as LLMs' own templates write them: those of the wheels, and what no template may do."""
+"""Answers in conversations as LLMs' own templates write them: those from the wheels, and what no template may do."""
 
 import functools
 
@@ -266,7 +266,7 @@ def test_a_row_that_no_token_has_becomes_the_image_token():
     processor = MiniGPT4Processor.for_model(config, tokenizer, image_processor=looks)
     assert (processor.image_token, processor.image_token_id) == ("<image>", config.image_token_id)
     config.image_token_id += 1000
-    with pytest.raises(ValueError, match=r"the tokenizer, of \d+ tokens, has none for image_token_id \d+"):
+    with pytest.raises(ValueError, match=r"the tokenizer, of \d+ tokens, has no token for image_token_id \d+"):
         MiniGPT4Processor.for_model(config, tokenizer, image_processor=looks)
 
 

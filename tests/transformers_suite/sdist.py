@@ -36,7 +36,7 @@ def _stand_ins():
     """What the two files import from tests/exporters, tests/generation and tests/utils of the repository.
 
     Exporters and generation are mixins with tests of their own; ours of generation are in test_generation.py. The common
-    arguments are values other than the default, which a config has to take over.
+    arguments are values other than the default, which a config has to adopt.
     """
     arguments = {"return_dict": False, "output_hidden_states": True, "dtype": "float16", "chunk_size_feed_forward": 5}
     return {

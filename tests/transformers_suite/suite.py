@@ -1,7 +1,7 @@
 """MiniGPT-4 under the tests that transformers runs on its own models: `make test-transformers`.
 
 Nothing is skipped here. What is skipped, the common tests skip themselves, and `pytest -rs` says why: no such hardware or
-library, a slow test, a feature that the model has not (experts, a sliding window, an encoder and decoder).
+library, a slow test, a feature that the model does not have (experts, a sliding window, an encoder and decoder).
 
 Not called test_*.py, so that a plain `pytest`, which may have no network, leaves it alone.
 """
@@ -78,7 +78,7 @@ class CommonTests(ModelTesterMixin, GenerationTesterMixin):
 
     all_model_classes = (MiniGPT4Model, MiniGPT4ForConditionalGeneration)
     _is_composite = True
-    test_can_init_all_missing_weights_before_2023 = True  # else skipped: it looks for a year in a copyright line
+    test_can_init_all_missing_weights_before_2023 = True  # otherwise skipped: it looks for a year in a copyright line
 
     def setUp(self):
         self.model_tester = TinyModel(self.with_qformer)
@@ -95,7 +95,7 @@ class WithQFormerTest(CommonTests, unittest.TestCase):
 
 
 class WithoutQFormerTest(CommonTests, unittest.TestCase):
-    """The authors' Llama-2 variant: neighbouring patches merged."""
+    """The authors' Llama-2 variant: neighboring patches merged."""
 
     with_qformer = False
 

@@ -1,4 +1,4 @@
-"""FOLDER CONVERSATIONS: vLLM's greedy answers as JSON on stdout, last line. A process of its own, in which our classes are
+"""FOLDER CONVERSATIONS: vLLM's greedy answers as JSON on stdout, last line. A separate process, in which our classes are
 not registered: vLLM takes those of the exported folder."""
 
 import json

@@ -1,4 +1,4 @@
-"""The tiny model in vLLM, in-process and served: what `generate` says. Run by `make test-vllm`, with its own venv."""
+"""The tiny model in vLLM, in-process and served: what `generate` says. Run by `make test-vllm`, in its own venv."""
 
 import base64
 import contextlib
@@ -106,7 +106,7 @@ def served(folder, *flags):
     with open(log, "w") as file:
         process = subprocess.Popen([*line, *flags], stdout=file, stderr=file, env={**os.environ, **small}, cwd=folder.parent)
     try:
-        last = time.monotonic() + 900  # minutes on a machine that has other work
+        last = time.monotonic() + 900  # minutes on a busy machine
         while socket.socket().connect_ex(("127.0.0.1", port)):
             assert process.poll() is None and time.monotonic() < last, log.read_text()
             time.sleep(1)

@@ -53,7 +53,7 @@ class Suite:
         self.paths = [data_files.local(name) for name in options.data]
         self.build()
         if options.holdout_share and not isinstance(self.pictures, data_files.Shards):
-            raise ValueError(f"--holdout-share goes by the keys of tar shards, and {self.data} has none; leave it out")
+            raise ValueError(f"--holdout-share uses the keys of tar shards, and {self.data} has none; leave it out")
         self._check()
 
     def build(self):
@@ -110,7 +110,7 @@ class Suite:
         if not tars:
             return False
         if others := [path for path in self.paths if path.is_file() and path not in tars]:
-            raise ValueError(f"{others[0]}: beside tar shards; expected either shards or other files")
+            raise ValueError(f"{others[0]}: given with tar shards; expected either shards or other files")
         self.pictures = data_files.Shards(tars, self.options.holdout_share)
         self.data = ", ".join(tar.name for tar in tars)
         if self.options.holdout_share:
@@ -132,7 +132,7 @@ class Suite:
         seen = set()
         for request in self.requests:
             if request.id in seen:
-                raise ValueError(f"{self.data}: id {request.id!r} comes twice; expected each once")
+                raise ValueError(f"{self.data}: id {request.id!r} appears twice; expected each once")
             seen.add(request.id)
         self.pictures.check([request.image for request in self.requests])
 

@@ -97,7 +97,7 @@ class Chair(Suite):
         self.kinds = data_files.coco_instances(content, path)
         unknown = set().union(*self.kinds.values()) - set(COCO_KINDS)
         if unknown:
-            raise ValueError(f"{path}: category {min(unknown)!r} is none of COCO's 80")
+            raise ValueError(f"{path}: category {min(unknown)!r} is not one of COCO's 80")
         for path, content in found["captions"]:  # what people named also counts as there, as in the authors' code
             for image, texts in data_files.coco_captions(content, path).items():
                 if image in self.kinds:
@@ -125,5 +125,5 @@ def _only_one(found):
     """The (path, content) of the only file of a kind; raises ValueError if there are several."""
     [(path, content), *more] = found
     if more:
-        raise ValueError(f"{path} and {more[0][0]}: two files of one kind; name one of them with --data")
+        raise ValueError(f"{path} and {more[0][0]}: two files of the same kind; name one of them with --data")
     return path, content

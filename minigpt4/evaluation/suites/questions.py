@@ -74,7 +74,7 @@ class Vqa(Suite):
         right = entry.get("correct_choice_idx")
         if type(right) is not int or not 0 <= right < len(choices):
             raise ValueError(
-                f"{path}: question {identity} has correct_choice_idx {right!r}, expected that of a choice; the test split "
+                f"{path}: question {identity} has correct_choice_idx {right!r}, expected a choice's index; the test split "
                 "as published has no answers"
             )
         listed = f"{VQA.format(question)} Choose one of: {', '.join(choices)}."

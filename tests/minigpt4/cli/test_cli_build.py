@@ -79,7 +79,7 @@ class OddModel(LlamaModel):
 
 
 class OddForCausalLM(LlamaForCausalLM):
-    """Its logits are more than its hidden states give."""
+    """Its logits are more than a linear layer makes of its hidden states."""
 
     config_class = OddConfig
 
@@ -100,7 +100,7 @@ def test_an_unknown_family_is_caught_by_its_logits(parts, parity_dir, tmp_path, 
     (odd / "config.json").write_text(json.dumps({**config, "model_type": "odd_llama"}))
     assert main(["build", *parts, "--text", str(odd)]) == 2
     error = capsys.readouterr().err
-    assert "OddForCausalLM: here its logits on text differ from its own by" in error
+    assert "OddForCausalLM: in this model, logits on text differ from its own by" in error
     assert not (tmp_path / "model").exists()
 
 
@@ -108,11 +108,11 @@ def test_an_unknown_family_is_caught_by_its_logits(parts, parity_dir, tmp_path, 
     ("arguments", "message"),
     [
         (["--projection", "nothere.pth"], "--projection nothere.pth: no such file"),
-        (["--image-token", "<picture>"], "its vocabulary does not hold the image token '<picture>'"),
+        (["--image-token", "<picture>"], "its vocabulary does not have the image token '<picture>'"),
         (["--template", "nothere.jinja"], "model.template is 'nothere.jinja': no such file; expected vicuna, vicuna-v1"),
         (["--qformer", "none", "--patch-merge", "9x9"], "patch_merge is 9x9, more than the vision tower's 4 x 4 patches"),
         (["--vision-feature-layer", "-2"], "a Q-Former reads the vision tower's output"),
-        (["--vision", "/nothere"], "/nothere: no folder or Hub repository of a model"),
+        (["--vision", "/nothere"], "/nothere: not the folder or Hub repository of a model"),
         (["--dtype", "int8"], "dtype int8: no such precision"),
     ],
 )

@@ -62,7 +62,7 @@ def test_commands(base, photo, tmp_path, capsys, monkeypatch):
         "nowhere.png: no such file",
         "expected /image FILE",
         "2 image(s) for the next question",
-        "notes.txt: exists already",
+        "notes.txt: already exists",
         "expected /save FILE",
         "/delete: no such command",
         f"{saved}: 4 messages",
@@ -87,7 +87,7 @@ def test_what_is_dropped_is_told(base, photo, capsys, monkeypatch):
 
 @pytest.mark.slow
 def test_ctrl_c_stops_the_answer_and_not_the_program(original, processor, photo, tmp_path):
-    """In a terminal of its own, where lines typed before are found again."""
+    """In its own terminal, where lines typed before are found again."""
     original.generation_config.update(suppress_tokens=[0, 1, 2, *(end[0] for end in processor.turn_ends)])
     folder = export(original, processor, tmp_path / "talkative")
     terminal, end = pty.openpty()
@@ -122,7 +122,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(original, processor, photo,
     process.send_signal(signal.SIGINT)
     read(at_the_prompt)
     time.sleep(1)  # a signal while it shows its prompt may break Python's readline (python/cpython#112585)
-    process.send_signal(signal.SIGINT)  # with no answer to stop
+    process.send_signal(signal.SIGINT)  # no answer to stop
     read(lambda shown: "Ctrl-D ends" in shown and at_the_prompt(shown))
     os.write(terminal, b"\x04")
     assert process.wait(30) == 0

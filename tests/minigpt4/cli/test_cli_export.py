@@ -36,7 +36,7 @@ def hub():
 
 
 def command(arguments, hub, tmp_path):
-    """Runs trainer_scripts/push_to_hub.py, in a process of its own that speaks with our Hub."""
+    """Runs trainer_scripts/push_to_hub.py in a separate process that talks to our Hub."""
     finished = subprocess.run(
         [sys.executable, str(SCRIPTS / "push_to_hub.py"), *map(str, arguments)],
         cwd=tmp_path,
@@ -56,7 +56,7 @@ def files_in(folder):
 
 
 def in_python(code, hub, tmp_path, **environment):
-    """Runs Python code in a process of its own that speaks with our Hub; returns what it prints, as JSON."""
+    """Runs Python code in a separate process that talks to our Hub; returns what it prints, as JSON."""
     finished = subprocess.run(
         [sys.executable, "-c", code],
         cwd=tmp_path,
@@ -202,7 +202,7 @@ def test_push_is_one_commit_that_others_load(source, original, processor, hub, t
     assert commit["files"] == files_in(tmp_path / "out")
     assert b'repo = "tester/mine"' in commit["files"]["README.md"]
     assert hub.private["tester/mine"]
-    # The same from the Hub as from a folder, though files come one by one there.
+    # The same from the Hub as from a folder, though there files arrive one by one.
     report = consume("tester/mine", tmp_path / "again", picture(), **hub.environment)
     monkeypatch.chdir(tmp_path)
     assert report["answers"] == dict.fromkeys(report["answers"], answer(original, processor)[0])
@@ -296,7 +296,7 @@ def test_a_client_is_told_what_is_wrong(source, hub, tmp_path):
     hub.truncated = {"model.safetensors"}
     told = in_python(ERRORS, hub, tmp_path, HF_TOKEN="", HF_HUB_DISABLE_IMPLICIT_TOKEN="1")
     for name in ("private", "absent"):
-        assert told[name].startswith(f"tester/{name}: no such folder, and the Hub does not give it"), told
+        assert told[name].startswith(f"tester/{name}: no such folder, and the Hub does not provide it"), told
         assert "`hf auth login`" in told[name]
     assert "nothere is not a valid git identifier" in told["revision"]
     assert told["truncated"].startswith("tester/cut: ") and "size" in told["truncated"]
@@ -323,7 +323,7 @@ def test_push_that_the_hub_refuses(source, hub, tmp_path):
     finished = command(["--model", source, "--output", tmp_path / "out", "--push", "tester/mine"], hub, tmp_path)
     assert finished.returncode == 2
     last = finished.stderr.splitlines()[-1]
-    assert last.startswith("push_to_hub: tester/mine: the Hub does not take it (") and "401" in last
+    assert last.startswith("push_to_hub: tester/mine: the Hub rejected it (") and "401" in last
     assert last.endswith("log in with `hf auth login`")
     assert not (tmp_path / "out").exists()
 
@@ -381,7 +381,7 @@ def change_weights(folder, change):
         ),
         (
             lambda folder: change_weights(folder, lambda weights: weights.pop("model.projection.bias")),
-            "not complete; missing weights: model.projection.bias, the first of 1",
+            "incomplete; missing weights: model.projection.bias, the first of 1",
         ),
         (lambda folder: os.truncate(folder / "model.safetensors", 5000), "its weights are damaged"),
         (lambda folder: (folder / "model.safetensors").unlink(), "model.safetensors"),
@@ -416,7 +416,7 @@ def test_light_weights_of_other_dimensions(embedded, tmp_path):
 
 def test_output_that_is_something_else(source, tmp_path, capsys):
     shutil.copy(source / "config.json", tmp_path / "notes.pdf")
-    assert main(["export", "--model", "nothere", "--output", str(tmp_path)]) == 2  # said before the model is looked for
+    assert main(["export", "--model", "nothere", "--output", str(tmp_path)]) == 2  # said before the model is looked up
     assert "and is not an earlier export" in one_line(capsys)
 
 

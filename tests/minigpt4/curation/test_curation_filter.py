@@ -1,4 +1,4 @@
-"""The rules: each rejects what it is for and names itself."""
+"""The rules: each rejects what it is meant for and names itself."""
 
 import pytest
 from curation import description, make_store

@@ -50,7 +50,7 @@ def test_what_stays_broken_fails_alone_and_is_tried_again_the_next_time(tmp_path
         report = fix(store, endpoint(server, retries=1))
         assert (report.done, report.failures) == (3, 3)
         lines = capsys.readouterr().err
-        assert lines.count("not an answer of an OpenAI-compatible server") == 2 and "500" in lines
+        assert lines.count("not an answer from an OpenAI-compatible server") == 2 and "500" in lines
         broken.clear()
         assert fix(store, endpoint(server)).done == 3
         assert max(server.count().values()) == 3  # the one that got 500: twice before
@@ -76,7 +76,7 @@ def test_a_server_that_fails_on_and_on_is_given_up(tmp_path, server):
         with pytest.raises(Stop, match=r"requests in a row failed; the last: .*not an answer"):
             fix(store, endpoint(server))
         assert len(server.asked) < 12
-        with pytest.raises(Stop, match=r"cannot be reached .*; 0 done, the same command goes on"):
+        with pytest.raises(Stop, match=r"cannot be reached .*; 0 done, the same command continues"):
             fix(store, Endpoint("m", "http://127.0.0.1:1/v1", retries=0))
 
 

@@ -83,14 +83,14 @@ def number(text):
 def test_a_judge_that_never_says_which_is_given_up(tmp_path, server):
     server.behave = lambda text, nth: "What a nice picture!"
     with make_store(tmp_path, 40, STEPS) as store:
-        with pytest.raises(Stop, match=r"no reply ends with a line A, B or TIE \(the last: 'What a nice picture!'\); take"):
+        with pytest.raises(Stop, match=r"no reply ends with a line A, B or TIE \(the last: 'What a nice picture!'\); use"):
             judge(store, endpoint(server))
         assert store.count("judge") == ALL_UNREADABLE and len(server.asked) <= ALL_UNREADABLE + 3
 
 
 def test_a_judge_that_is_down_is_one_line_and_what_it_said_before_is_kept(tmp_path, server):
     with make_store(tmp_path, 12, STEPS) as store:
-        with pytest.raises(Stop, match=r"cannot be reached .*; 0 done, the same command goes on"):
+        with pytest.raises(Stop, match=r"cannot be reached .*; 0 done, the same command continues"):
             judge(store, Endpoint("m", "http://127.0.0.1:1/v1", key_variable="", retries=0))
         good = server.behave
         server.behave = lambda text, nth: "500" if len(server.asked) > 9 else good(text, nth)

@@ -1,6 +1,6 @@
 """SIGKILL at random moments of every step, twenty times each: nothing recorded is lost, changed, or done again.
 
-A step runs in a process of its own, forked from one that has imported everything: a run takes a fraction of a second.
+A step runs in a separate process, forked from one that has imported everything: a run takes a fraction of a second.
 """
 
 import multiprocessing
@@ -123,11 +123,11 @@ def test_a_killed_step_loses_nothing_and_repeats_nothing(step, processes, tmp_pa
             assert {picture: found.get(picture) for picture in known} == known  # nothing lost, nothing changed
             assert essence(found).items() <= expected.items()
             announced |= heard_from(heard)
-            assert announced <= {picture for _, picture in found}  # what a person saw decided is decided
+            assert announced <= {picture for _, picture in found}  # what a person saw as decided is decided
             assert all(asked[text] == n for text, n in done)  # nothing that was recorded is paid for again
             done = {(text, n) for text, n in asked.items() if text in paid(folder)}
             middle += len(known) < len(found) < len(expected)
-            # A busy machine's pace changes: sooner after a run that had ended, later after one that had not begun.
+            # A busy machine's pace changes: kill sooner after a run that had ended, later after one that had not begun.
             seconds *= 0.9 if process.exitcode == 0 else 1.1 if len(found) == len(known) else 1
             known = found
         assert whole()[0] == expected
@@ -136,7 +136,7 @@ def test_a_killed_step_loses_nothing_and_repeats_nothing(step, processes, tmp_pa
 
 
 def heard_from(pipe):
-    """Everything that a killed process had told."""
+    """Everything that a killed process had reported."""
     told = set()
     try:
         while pipe.poll():

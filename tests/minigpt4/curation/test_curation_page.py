@@ -92,7 +92,7 @@ def test_people_verify_side_by_side(page, person):
     assert ann.find("#diff del").text == "blah blah" and ann.find("#card img").size["width"] > 20
     ann.shot("first")
 
-    ann.press("a")  # on the disk before the next picture shows
+    ann.press("a")  # on disk before the next picture shows
     [(accepted, _)] = decisions(page[1]).values()
     assert accepted == "accept" and "1 decided, 10 remaining" in ann.progress
 

@@ -98,7 +98,7 @@ def test_a_vanished_picture_is_left_out_and_an_earlier_publication_replaced_as_a
 def test_other_folders_are_not_touched(store, tmp_path):
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "thesis.txt").write_text("years of work")
-    with pytest.raises(ValueError, match="holds other files than an earlier publication"):
+    with pytest.raises(ValueError, match="has files that are not from an earlier publication"):
         publish(store, tmp_path / "home")
     with pytest.raises(ValueError, match="is a file"):
         check_output(tmp_path / "home" / "thesis.txt")

@@ -1,4 +1,4 @@
-"""The draw: seeded, the same in any order, from folders and from shards; pictures that are broken, double or gone."""
+"""The draw: seeded, the same in any order, from folders and from shards; pictures that are broken, duplicate or gone."""
 
 import io
 import tarfile
@@ -69,7 +69,7 @@ def test_a_picture_that_vanished_or_changed_is_named(tmp_path, store):
     (folder / "0001.png").write_bytes(b"something else")
     with pytest.raises(ValueError, match=r"0000\.png: the picture is gone"):
         read_picture(store, first)
-    with pytest.raises(ValueError, match=r"0001\.png: another picture than the one that was sampled"):
+    with pytest.raises(ValueError, match=r"0001\.png: not the picture that was sampled"):
         read_picture(store, second)
 
 

@@ -1,4 +1,4 @@
-"""The curation store: resuming, migration, and what goes wrong with a file."""
+"""The curation store: resuming, migration, and what can go wrong with a file."""
 
 import os
 import sqlite3
@@ -97,7 +97,7 @@ def test_other_files_are_refused_in_one_line(tmp_path):
 
 def test_a_step_runs_once_at_a_time(tmp_path):
     with make_store(tmp_path, 1) as store, Store(store.path) as other, store.only_one("fix"):
-        with pytest.raises(ValueError, match="another process runs fix"), other.only_one("fix"):
+        with pytest.raises(ValueError, match="another process is running fix"), other.only_one("fix"):
             pass
         with other.only_one("filter"):
             pass

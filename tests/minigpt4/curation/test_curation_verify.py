@@ -97,7 +97,7 @@ def test_the_file_and_the_store_get_what_the_other_has(store, tmp_path, capsys):
         {"picture": three, "decision": "edit", "text": "  "},
         ["no object"],
     ]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"picture": "' + four)  # and one that broke off
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"picture": "' + four)  # and one that was cut off
     report = DecisionsFile(path).load(store)
     assert (report.done, report.failures) == (1, 5)
     told = capsys.readouterr().err
@@ -107,7 +107,7 @@ def test_the_file_and_the_store_get_what_the_other_has(store, tmp_path, capsys):
         "line 4: an edited text is empty",
     ):
         assert part in told
-    assert "line 5: holds list" in told and "line 6: not JSON" in told
+    assert "line 5: found list" in told and "line 6: not JSON" in told
     assert store.value("SELECT time FROM decisions WHERE picture = ?", two) == "2026-01-01T00:00:00+00:00"
     kept = path.read_text().splitlines()
     assert len(kept) == 7 and json.loads(kept[-1])["picture"] == one and kept[5].startswith('{"picture": "' + four[:5])

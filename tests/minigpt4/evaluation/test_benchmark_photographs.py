@@ -57,7 +57,7 @@ def test_objects_counts_things_but_people_and_shuffles_within_a_source(shards):
     assert found["with a list"] == found["coco"] and found["with a label"] == found["shop"]
     assert found["shop"]["named, shuffled"] == 0 and found["coco"]["named, shuffled"] == 0
     assert found["coco"]["invented"] == pytest.approx(1 / 5)  # dog, cat | person, kite | person
-    assert "invented" not in found["shop"]  # from just a label, nothing is known to be absent
+    assert "invented" not in found["shop"]  # a label by itself says nothing about what is absent
     assert found["all"]["accuracy"] == 1 and found["all"]["yes_ratio"] == 0.5
     people = _scores(suite, lambda r: "Yes, a man.")
     assert people["all"]["named"] == 0 and people["all"]["accuracy"] == 0.5 and people["coco"]["yes_ratio"] == 1
@@ -103,7 +103,7 @@ def test_only_what_was_held_out_is_asked_about(shards, tmp_path, picture):
     assert 0 < len(kept_out) < 5
     suite = _suite("objects", shards, holdout_share=0.5)
     assert {request.image for request in suite.requests} == kept_out and "0.5 held out" in suite.data
-    with pytest.raises(ValueError, match=r"--holdout-share goes by the keys of tar shards"):
+    with pytest.raises(ValueError, match=r"--holdout-share uses the keys of tar shards"):
         _suite("captions", write_coco(tmp_path / "coco", picture) / "captions.json", holdout_share=0.1)
     with pytest.raises(ValueError, match=r"--holdout-share is 1"):
         _suite("objects", shards, holdout_share=1)
@@ -135,8 +135,8 @@ def test_keys_that_come_twice_and_other_files_beside_shards(tmp_path):
     Image.new("RGB", (8, 8)).save(buffer, "PNG")
     for shard in ("0.tar", "1.tar"):
         write_tar(tmp_path / shard, {"a": {"png": buffer.getvalue(), "json": b'{"label": "cat"}'}})
-    with pytest.raises(ValueError, match=r"1.tar: key 'a' comes twice"):
+    with pytest.raises(ValueError, match=r"1.tar: key 'a' appears twice"):
         _suite("objects", tmp_path)
     (tmp_path / "x.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"x.json: beside tar shards"):
+    with pytest.raises(ValueError, match=r"x.json: given with tar shards"):
         _suite("objects", tmp_path / "0.tar", tmp_path / "x.json")

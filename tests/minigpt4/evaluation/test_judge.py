@@ -100,13 +100,13 @@ def test_nonsense_is_asked_again_and_then_unjudged(suite, said, tmp_path):
         assert len(asked) == 9
 
 
-@pytest.mark.parametrize(("reply", "message"), [(503, "does not answer"), ("nonsense", "no reply of the judge can be read")])
+@pytest.mark.parametrize(("reply", "message"), [(503, "does not answer"), ("nonsense", "reply from the judge can be read")])
 def test_a_judge_that_is_no_use_is_one_line(suite, said, tmp_path, reply, message):
     with endpoint(lambda request: reply) as (url, _), pytest.raises(ValueError, match=message) as raised:
         Judge(url, "reader").read(suite, said, tmp_path / "judgements.jsonl")
     assert "\n" not in str(raised.value) and "kept" in str(raised.value)
     with pytest.raises(ValueError, match="does not answer"):
-        Judge("http://127.0.0.1:9/v1", "reader").read(suite, said, tmp_path / "judgements.jsonl")  # nobody listens there
+        Judge("http://127.0.0.1:9/v1", "reader").read(suite, said, tmp_path / "judgements.jsonl")  # nothing listens there
 
 
 def test_coverage_from_the_command_line(suite, original, processor, tmp_path, capsys):
@@ -117,7 +117,7 @@ def test_coverage_from_the_command_line(suite, original, processor, tmp_path, ca
         judge_module.READERS, readers = 1, judge_module.READERS
         assert main([*command, "--output", str(tmp_path / "out"), "--judge", url, "--judge-model", "reader"]) == 0
         judge_module.READERS = readers
-    assert "1 of 3 answers are unjudged and count as not right" in capsys.readouterr().out
+    assert "1 of 3 answers are unjudged and count as wrong" in capsys.readouterr().out
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     covered = results["scores"]["descriptions"]["captions_covered"]
     assert covered["value"] == pytest.approx((2 + 0 + 1) / 3) and covered["n"] == 3
@@ -157,7 +157,7 @@ def test_a_person_judges_on_a_page(original, processor, picture, tmp_path, capsy
     assert results["unjudged"] == 1 and results["judge"] == {"file": "judgements.json"}
     judge({names[0]: True}, "sha256:0")  # of what another model said
     assert main([*command, "--judge", str(judged)]) == 2
-    assert "judges other answers than those in" in capsys.readouterr().err
+    assert "judges answers other than those in" in capsys.readouterr().err
     judge({"cats/1.png": True})
     assert main([*command, "--judge", str(judged)]) == 2
     assert "judges 'cats/1.png', which was not asked" in capsys.readouterr().err
@@ -170,7 +170,7 @@ def test_a_person_judges_on_a_page(original, processor, picture, tmp_path, capsy
         ("[]", "not judgements"),
         ('{"verdicts": {"a": "yes"}}', "not judgements"),
         ('{"verdicts": {"a": 1}}', "not judgements"),
-        ('{"verdicts": {"a": true, "a": false}}', "'a' comes twice"),
+        ('{"verdicts": {"a": true, "a": false}}', "'a' appears twice"),
     ],
 )
 def test_files_that_are_no_judgements(tmp_path, content, message):

@@ -1,4 +1,4 @@
-"""The runner: answers are those of plain generation, a stopped run continues, processes share, nothing gets mixed up."""
+"""The runner: answers are those of plain generation, a stopped run continues, processes share, nothing is mixed up."""
 
 import json
 import os
@@ -114,7 +114,7 @@ def test_a_stopped_run_goes_on(folder, pope, tmp_path, monkeypatch):
     kept = read_lines(part)
     assert 0 < len(kept) < 8 and not (out / "results.json").exists()
     with open(part, "a", encoding="utf-8") as file:
-        file.write('{"id": "random/4", "answ')  # killed while it wrote
+        file.write('{"id": "random/4", "answ')  # killed while writing
     asked = []
     monkeypatch.setattr("minigpt4.evaluation.predictions.answers", _counting(asked))
     evaluate(folder, pope, out, batch_size=2)
@@ -146,11 +146,11 @@ def test_answers_of_something_else_are_refused(folder, pope, tmp_path, picture):
         assert message in str(raised.value) and "\n" not in str(raised.value)
 
     refused([{**lines[0], "revision": "sha256:0"}], "was asked with revision 'sha256:0'")
-    refused([lines[0], lines[0]], "comes twice")
-    refused([{**lines[0], "id": "x"}], "which is not asked; it is of suite 'pope'")
+    refused([lines[0], lines[0]], "appears twice")
+    refused([{**lines[0], "id": "x"}], "which is not asked; it is from suite 'pope'")
     refused([{"id": lines[0]["id"]}], "was asked with suite None")
     other = load_suite("captions", Options(data=(str(write_coco(tmp_path / "coco", picture) / "captions.json"),)))
-    refused(lines, "of suite 'pope'", other)
+    refused(lines, "from suite 'pope'", other)
     path.write_text("[]\n")
     with pytest.raises(ValueError, match="line 1: no id"):
         evaluate(folder, pope, out)
@@ -174,7 +174,7 @@ def test_two_models_side_by_side(folder, pope, original, processor, tmp_path):
     with pytest.raises(ValueError, match="was not asked there in the same way"):
         evaluate(folder, pope, tmp_path / "c", against=tmp_path / "b")
     results.write_text(results.read_text().replace('"suite": "pope"', '"suite": "chair"'))
-    with pytest.raises(ValueError, match="is of suite 'chair', expected 'pope'"):
+    with pytest.raises(ValueError, match="is from suite 'chair', expected 'pope'"):
         evaluate(folder, pope, tmp_path / "c", against=tmp_path / "b")
     results.unlink()
     with pytest.raises(ValueError, match="no results of a finished evaluation"):
@@ -213,7 +213,7 @@ def test_processes_share_the_work(folder, tmp_path, picture):
         env={**os.environ, "CUDA_VISIBLE_DEVICES": ""}, capture_output=True, text=True, check=False, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.count("pope of") == 1  # one process tells
+    assert done.stdout.count("pope of") == 1  # one process reports
     assert main(["evaluate", *command, "--output", str(tmp_path / "one")]) == 0
     two, one = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("two", "one"))
     assert (two["device"], one["device"]) == ("2 x cpu", f"1 x {PartialState().device.type}")

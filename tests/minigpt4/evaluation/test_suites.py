@@ -98,7 +98,7 @@ def test_vqa(tmp_path, picture):
 
 
 def test_aokvqa_leaves_difficult_direct_answers_out(tmp_path, picture):
-    """As eval_predictions.py of its authors: such a question counts only for the choices."""
+    """As in its authors' eval_predictions.py: such a question counts only for the choices."""
     folder = write_vqa(tmp_path, picture)
     [entry] = json.loads((folder / "aokvqa.json").read_text())
     write(folder / "aokvqa.json", [entry, {**entry, "question_id": "q8", "difficult_direct_answer": True}])
@@ -139,7 +139,7 @@ def test_composed_controls(monkeypatch):
     truth = {request.id: question["text"] for request in suite.requests if (question := suite.asked.get(request.id))}
     found = scores(suite, lambda r: truth.get(r.id) or suite.rows[r.id.split("/")[1]]["conversation"][0]["text"])
     assert found["questions"]["answered_right"] == 1 and found["descriptions"]["object_recall"] == 1
-    # What is said of swapped pictures is judged by the scene that was asked about.
+    # What is said about swapped pictures is judged by the scene that was asked about.
     by_picture = scores(suite, lambda r: suite.rows[r.image.removeprefix("noto-")]["conversation"][0]["text"])
     assert by_picture["descriptions"]["object_recall"] == 1 and by_picture["descriptions, swapped"]["object_recall"] < 0.5
     captions = scores(suite, lambda r: suite.rows[r.id.split("/")[1]]["text"])
@@ -168,15 +168,15 @@ def test_a_limit_is_a_seeded_draw_of_pictures(tmp_path, picture):
         ("captions", "coco", {"limit": 9}, "--limit is 9, but there are 3 pictures"),
         ("captions", "coco", {"images": "."}, "3 of 3 pictures are missing, the first 'a.png'"),
         ("captions", {"x.json": {"images": [{"id": 1, "file_name": "/etc/../etc/x.png"}],
-                                 "annotations": [{"image_id": 1, "caption": "x"}]}}, {}, "leads out of"),
-        ("captions", {"x.json": {"images": [IMAGE, IMAGE], "annotations": []}}, {}, "id 1 comes twice"),
-        ("captions", {"x.json": {"images": [IMAGE, {**IMAGE, "id": 2}], "annotations": []}}, {}, "'a.png' comes twice"),
+                                 "annotations": [{"image_id": 1, "caption": "x"}]}}, {}, "points outside"),
+        ("captions", {"x.json": {"images": [IMAGE, IMAGE], "annotations": []}}, {}, "id 1 appears twice"),
+        ("captions", {"x.json": {"images": [IMAGE, {**IMAGE, "id": 2}], "annotations": []}}, {}, "'a.png' appears twice"),
         ("captions", {"x.json": {"images": [IMAGE], "annotations": []}}, {}, "1 of 1 pictures have no caption"),
-        ("vqa", {"x.json": '{"1": {"imageId": "a"}, "1": {}}'}, {}, "'1' comes twice"),
+        ("vqa", {"x.json": '{"1": {"imageId": "a"}, "1": {}}'}, {}, "'1' appears twice"),
         ("vqa", {"x.json": [TEST_SPLIT]}, {}, "the test split as published has no answers"),
         ("captions", {"x.json": {"images": [], "annotations": [{"image_id": 3}]}}, {}, "image_id 3, which no image has"),
         ("pope", {"x.json": [{**LINE, "label": "maybe"}]}, {}, "'maybe'"),
-        ("pope", {"x.json": [LINE, LINE]}, {}, "'x/1' comes twice"),
+        ("pope", {"x.json": [LINE, LINE]}, {}, "'x/1' appears twice"),
         ("vqa", {"x.json": [{"question_id": "q", "image_id": 7, "question": "", "choices": []}]}, {}, "has choices []"),
         ("chair", {"x.json": {"images": [], "annotations": [], "categories": [{"id": 1, "name": "unicorn"}]}}, {}, "n = 0"),
         ("advanced", {}, {}, "a folder with memes/"),
@@ -208,7 +208,7 @@ def test_a_category_that_coco_has_not(tmp_path, picture):
         "categories": [{"id": 1, "name": "unicorn"}],
     }
     write(tmp_path / "x.json", content)
-    with pytest.raises(ValueError, match="'unicorn' is none of COCO's 80"):
+    with pytest.raises(ValueError, match="'unicorn' is not one of COCO's 80"):
         suite_of("chair", tmp_path / "x.json")
 
 
@@ -228,7 +228,7 @@ for name in sys.argv[1:]:
         line = [sys.executable, "-c", code, "tester/pope", "tester/nothing"]
         done = subprocess.run(line, env=environment, capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "3", done.stderr
-    assert "ValueError: tester/nothing: no such file or folder, and the Hub does not give it" in done.stderr
+    assert "ValueError: tester/nothing: no such file or folder, and the Hub does not provide it" in done.stderr
 
 
 def test_text_is_read_letter_by_letter(tmp_path):

@@ -2,7 +2,7 @@
 
 VLMEvalKit is not on PyPI. What is known of it, from vlmeval/vlm/base.py (commit 23757c4) and vlmeval/inference.py
 (0044c57): a model is built by its class, `set_dump_image` is called, then `generate(message=..., dataset=...)` for each
-question, which gives a string.
+question, which returns a string.
 """
 
 import json

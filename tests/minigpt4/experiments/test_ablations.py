@@ -93,7 +93,7 @@ def test_what_lies_there_is_not_trained_again_and_what_is_missing_is_asked_again
     [
         (["--minutes", "0"], "--minutes is 0; expected more than 0"),
         (["--only", "lore"], "no row is called 'lore'; the rows are default, qformer, "),
-        (["--only", "lora"], "holds ablations with {'steps': [2, 1], "),  # of other settings
+        (["--only", "lora"], "has ablations with {'steps': [2, 1], "),  # of other settings
         (["--seed", "-1"], "--seed is -1; expected 0 to"),
     ],
 )

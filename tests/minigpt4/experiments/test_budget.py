@@ -1,4 +1,4 @@
-"""Steps and scenes to a budget, and the plan that an unfinished run continues with."""
+"""Steps and scenes for a budget, and the plan that an unfinished run continues with."""
 
 import json
 

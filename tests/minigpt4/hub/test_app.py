@@ -1,4 +1,4 @@
-"""app.py where ZeroGPU lends the GPU: answers come from a function that has no part in the conversations here."""
+"""app.py where ZeroGPU lends the GPU: answers come from a function that has no access to the conversations here."""
 
 import subprocess
 import sys
@@ -9,7 +9,7 @@ from minigpt4.hub import app
 
 
 def test_a_conversation_goes_on_where_answers_are_written_elsewhere(original, processor, picture):
-    """Outside of a Space the decorator changes nothing, and the function takes and gives messages as it does there."""
+    """Outside of a Space the decorator changes nothing, and the function takes and returns messages as it does there."""
     settings = {"max_new_tokens": 8, "do_sample": False}
     image, here, there = picture(), original.chat_session(processor), original.chat_session(processor)
     say, say_elsewhere = app.speaker(original, processor), app.speaker(original, processor, GPU)

@@ -95,7 +95,7 @@ def test_the_variant_without_qformer(files, parity_dir, parity):
     files |= {"projection": parity_dir / "checkpoints" / "pretrained_minigpt4_llama2_tiny.pth", "qformer": None}
     assert convert(files) == 0
     model, processor = load(str(files["output"]))
-    # Neighbouring patches side by side, CLS left out, after a LayerNorm that nobody trained.
+    # Neighboring patches side by side, CLS left out, after a LayerNorm that nobody trained.
     expected = parity("out_vision.pth")
     seen = torch.nn.functional.layer_norm(expected["vit_output"], (32,), eps=1e-5)[:, 1:]
     merged = torch.stack([torch.cat([picture[4 * i + k] for k in range(4)]) for picture in seen for i in range(4)])
@@ -115,7 +115,7 @@ def test_position_embeddings_of_another_picture_size(parity_dir):
     small = state["pos_embed"]
     assert resized.shape == (1, 17, 32)
     assert torch.equal(resized[:, 0], small[:, 0])
-    # The cubic convolution of Keys with a = -0.75, pixel centres aligned, edges repeated: 2 x 2 -> 4 x 4.
+    # The cubic convolution of Keys with a = -0.75, pixel centers aligned, edges repeated: 2 x 2 -> 4 x 4.
     kernel = lambda x: 1.25 * x**3 - 2.25 * x**2 + 1 if x < 1 else -0.75 * (x**3 - 5 * x**2 + 8 * x - 4)  # noqa: E731
     along = torch.zeros(4, 2)
     for target in range(4):
@@ -181,10 +181,10 @@ def large_projection(files):
     ("spoil", "message"),
     [
         (lambda files: {**files, "projection": files["output"]}, "no such file; expected a checkpoint"),
-        (swapped, "the tensor 'pos_embed' is missing; was another file meant?"),
-        (pointer, "a git-lfs pointer and not the file itself"),
-        (code, "refused, it holds a pickled"),
-        (not_a_number, "model.projection.weight holds values that are not finite numbers"),
+        (swapped, "the tensor 'pos_embed' is missing; is it the wrong file?"),
+        (pointer, "a git-lfs pointer, not the file itself"),
+        (code, "refused, it contains a pickled"),
+        (not_a_number, "model.projection.weight has values that are not finite numbers"),
         (unknown_tensor, "the tensor 'lora_a' is not known"),
         (
             large_projection,
@@ -192,15 +192,15 @@ def large_projection(files):
         ),
         (lambda files: {**files, "qformer": None}, "llama_proj.weight has shape (48, 24), these parts expect (48, 128)"),
         (lambda files: {**files, "text": "nobody/nothere"}, "nobody/nothere"),
-        (lambda files: {**files, "vision": "nobody/blip2@abc"}, "nobody/blip2@abc: no folder or Hub repository of a model"),
+        (lambda files: {**files, "vision": "nobody/blip2@abc"}, "nobody/blip2@abc: not the folder or Hub repository"),
         (
             lambda files: {**files, "vision": "no such/name here"},
-            "no such/name here: no folder or Hub repository of a model",
+            "no such/name here: not the folder or Hub repository of a model",
         ),
         (lambda files: {**files, "qformer": "nothere/blip2.pth"}, "nothere/blip2.pth: no such file; expected a checkpoint"),
         (lambda files: {**files, "vision": files["text"]}, "a llama, which has no vision tower; expected a BLIP-2"),
         (lambda files: {**files, "qformer": files["text"]}, "has no qformer_config; expected a BLIP-2"),
-        (lambda files: {**files, "vision": files["config"].parent}, "no folder or Hub repository of a model"),
+        (lambda files: {**files, "vision": files["config"].parent}, "not the folder or Hub repository of a model"),
         (lambda files: {**files, "config": None}, "its shapes do not tell the heads; give them with --config"),
         (lambda files: {**files, "config": files["vision"]}, "cannot be read as JSON"),
     ],

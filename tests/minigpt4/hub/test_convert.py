@@ -151,11 +151,11 @@ BAD_FILES = {
     "pickle": (lambda path: path.write_bytes(b"\x80\x02garbage"), "damaged"),
     "truncated": (cut_in_half(write_checkpoint({"w": torch.ones(500)})), "damaged, truncated"),
     "truncated, old": (cut_in_half(write_checkpoint({"w": torch.ones(500)}, legacy=True)), "damaged, truncated"),
-    "code": (write_checkpoint({"model": Bomb()}), "refused, it holds a pickled .*print"),
-    "code, old": (write_checkpoint({"model": Bomb()}, legacy=True), "refused, it holds a pickled .*print"),
+    "code": (write_checkpoint({"model": Bomb()}), "refused, it contains a pickled .*print"),
+    "code, old": (write_checkpoint({"model": Bomb()}, legacy=True), "refused, it contains a pickled .*print"),
     "objects": (write_checkpoint({"model": {}, "a": argparse.Namespace()}), "a pickled argparse.Namespace"),
-    "list": (write_checkpoint([torch.ones(1)]), "no tensors by name"),
-    "numbers": (write_checkpoint({"model": {"w": 1}}), "no tensors by name"),
+    "list": (write_checkpoint([torch.ones(1)]), "no named tensors"),
+    "numbers": (write_checkpoint({"model": {"w": 1}}), "no named tensors"),
 }
 
 

@@ -204,7 +204,7 @@ def test_a_full_export_fetches_starts_and_unpickles_nothing(original, processor,
     folder = export(original, processor, tmp_path / "model")
     modules = {"subprocess", "multiprocessing", "socket", "urllib", "http", "requests", "httpx", "pickle", "zipfile", "peft"}
     calls = {"load", "cached_file", "hf_hub_download", "snapshot_download", "system", "popen"}
-    builtins = {"eval", "exec", "compile", "__import__", "import_module"}  # a model's own `eval` is no such thing
+    builtins = {"eval", "exec", "compile", "__import__", "import_module"}  # a model's own `eval` is not that
     code = [path for path in folder.glob("*.py") if path.name not in ("app.py", "handler.py")]
     assert len(code) <= 8
     for path in code:
@@ -259,7 +259,7 @@ def test_examples_are_stored_with_real_answers(original, processor, picture, tmp
     assert ModelCard.load(again / "README.md").data.get("widget") is None
     (again / "examples").mkdir()
     (again / "examples" / "thesis.tex").touch()
-    with pytest.raises(ValueError, match="model: holds examples, and is not an earlier export"):
+    with pytest.raises(ValueError, match="model: contains examples, and is not an earlier export"):
         export(original, processor, folder)
 
 
@@ -382,7 +382,7 @@ def test_refuses_a_folder_that_is_something_else(content, original, processor, t
     else:
         folder.mkdir()
         (folder / content).write_text("{}")
-    with pytest.raises(ValueError, match=rf"model: holds {re.escape(content)}, and is not an earlier export") as raised:
+    with pytest.raises(ValueError, match=rf"model: contains {re.escape(content)}, and is not an earlier export") as raised:
         export(original, processor, folder)
     assert "\n" not in str(raised.value)
     assert (folder / content).exists()

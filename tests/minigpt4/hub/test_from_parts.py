@@ -118,7 +118,7 @@ def test_without_qformer_and_with_another_tower_and_llm(tmp_path, tokenizer, pic
 
 @pytest.fixture
 def wide(tmp_path):
-    """A tiny model whose widths are multiples of 64, as 4-bit weights need, and its parts in folders."""
+    """A tiny model whose widths are multiples of 64, as 4-bit weights require, and its parts in folders."""
     torch.manual_seed(0)
     sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
     config = MiniGPT4Config(
@@ -255,7 +255,7 @@ def test_repositories_that_are_something_else(parts, tmp_path, parity_dir):
     index = {"weight_map": {"a": "model-1.safetensors", "b": "model-1.safetensors"}}
     (tmp_path / "empty" / "model.safetensors.index.json").write_text(json.dumps(index))
     save_file({"a": torch.zeros(1)}, tmp_path / "empty" / "model-1.safetensors")
-    with pytest.raises(ValueError, match=r"model-1\.safetensors does not hold the tensor 'b'"):
+    with pytest.raises(ValueError, match=r"model-1\.safetensors does not have the tensor 'b'"):
         StoredTensors(str(tmp_path / "empty"))["b"]
 
 
@@ -270,19 +270,19 @@ def test_a_file_of_weights_that_is_none(tmp_path):
             StoredTensors(str(tmp_path))
     file.unlink()
     torch.save({"a": print}, tmp_path / "pytorch_model.bin")
-    with pytest.raises(ValueError, match=r"refused, it holds a pickled .*print"):
+    with pytest.raises(ValueError, match=r"refused, it contains a pickled .*print"):
         StoredTensors(str(tmp_path))
 
 
 def test_the_token_of_a_picture(tokenizer):
     assert image_token_id(tokenizer, None, "it") == tokenizer.unk_token_id
     assert image_token_id(tokenizer, "</s>", "it") == 2
-    with pytest.raises(ValueError, match="it: its vocabulary does not hold the image token '<image>'"):
+    with pytest.raises(ValueError, match="it: its vocabulary does not have the image token '<image>'"):
         image_token_id(tokenizer, "<image>", "it")
 
 
 def test_the_token_of_a_picture_ends_nothing_and_is_never_written():
-    """As in Llama-3.2, one of whose ends only its generation config names; a template that puts tokens together."""
+    """As in Llama-3.2, where only the generation config names one of the ends; a template that joins tokens."""
     reserved = ["<|end_of_text|>", "<|eot_id|>", "<|user|>", "<|reserved_0|>"]
     llama = byte_tokenizer(special=reserved)
     template = "{% for m in messages %}{{ '<|' + m.role + '|>' }}{{ m.content }}{% endfor %}"
@@ -311,7 +311,7 @@ def test_an_llm_whose_tokenizer_reserves_nothing():
 
 
 def test_all_that_ends_what_the_llm_writes(parts, blip2, tmp_path, parity_dir):
-    """A list stays a list; a template's end is added, for a base model that was tuned on nothing."""
+    """A list stays a list; a template's end is added, for a base model that was not tuned."""
     folder = tmp_path / "llm"
     shutil.copytree(parity_dir / "llama_tiny", folder)
     assert end_ids(str(folder), load_config(str(folder))) == [2]
@@ -370,12 +370,12 @@ def test_an_llm_that_is_not_supported_is_named(config, message, blip2, tmp_path)
 def test_an_llm_whose_logits_are_others_is_caught_where_parts_are_put_together(original):
     check_logits(original)
     original._own_head = OwnHead(GraniteConfig(hidden_size=48, logits_scaling=8.0))
-    with pytest.raises(ValueError, match=r"LlamaForCausalLM: here its logits on text differ from its own by \d"):
+    with pytest.raises(ValueError, match=r"LlamaForCausalLM: in this model, logits on text differ from its own by \d"):
         check_logits(original)
 
 
 def test_a_tensor_that_the_llm_does_not_use_is_named(parts, tmp_path, parity_dir):
-    """An LLM whose head has a bias, under a config whose class has none: without it the logits would be others."""
+    """An LLM whose head has a bias, under a config whose class has none: without it, the logits would differ."""
     shutil.copytree(parity_dir / "llama_tiny", tmp_path / "llm")
     file = tmp_path / "llm" / "model.safetensors"
     save_file({**load_file(file), "lm_head.bias": torch.ones(512)}, file, {"format": "pt"})

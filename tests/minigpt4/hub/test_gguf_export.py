@@ -183,7 +183,7 @@ def test_the_command_writes_the_two_files_or_one_line(tiny, tmp_path, capsys):
     assert main(["export", "--model", str(folder), "--output", str(tmp_path / "gguf"), "--gguf"]) == 0
     assert sorted(path.name for path in (tmp_path / "gguf").iterdir()) == ["mmproj.gguf", "model.gguf"]
     capsys.readouterr()
-    for arguments, says in [(["--push", "a/b"], "--push is about"), (["--light"], "--light is about")]:
+    for arguments, says in [(["--push", "a/b"], "--push is for"), (["--light"], "--light is for")]:
         assert main(["export", "--model", str(folder), "--output", str(tmp_path / "b"), "--gguf", *arguments]) == 2
         error = capsys.readouterr().err
         assert says in error and len(error.strip().splitlines()) == 1

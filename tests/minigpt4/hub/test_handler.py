@@ -1,4 +1,4 @@
-"""The handler of an Inference Endpoint: what it answers, and to what it says no."""
+"""The handler of an Inference Endpoint: what it answers, and what it refuses."""
 
 import base64
 import io
@@ -99,7 +99,7 @@ def test_a_stream_that_is_closed_ends_the_answer(handler):
     next(pieces)
     started = time.perf_counter()
     pieces.close()
-    assert threading.active_count() <= before  # those of earlier tests may end meanwhile
+    assert threading.active_count() <= before  # those of earlier tests may end in the meantime
     closed = time.perf_counter() - started
     started = time.perf_counter()
     handler(long)
@@ -107,8 +107,8 @@ def test_a_stream_that_is_closed_ends_the_answer(handler):
 
 
 BAD = {
-    "no inputs": ({}, "neither a text nor a picture"),
-    "no text": ({"inputs": {"text": ""}}, "neither a text nor a picture"),
+    "no inputs": ({}, "neither a text nor an image"),
+    "no text": ({"inputs": {"text": ""}}, "neither a text nor an image"),
     "number": ({"inputs": 3}, "a picture that is int; expected base64"),
     "address": ({"inputs": {"text": "?", "image": "https://example.com/x.jpg"}}, "addresses are not fetched"),
     "path": ({"inputs": {"text": "?", "image": "/etc/passwd"}}, "not valid base64"),
@@ -118,7 +118,7 @@ BAD = {
     "empty": ({"inputs": {"text": "?", "image": ""}}, "empty"),
     "message": ({"inputs": ["hello"]}, "a message with role 'None'; expected system, user or assistant"),
     "role": ({"inputs": [{"role": "root", "content": "?"}]}, "a message with role 'root'"),
-    "no messages": ({"inputs": []}, "inputs are an empty list"),
+    "no messages": ({"inputs": []}, "inputs is an empty list"),
     "list": ([], "the request is a list"),
     "answer": ({"inputs": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]}, "last message is not"),
     "late system": (
@@ -130,7 +130,7 @@ BAD = {
     "content": ({"inputs": [{"role": "user"}]}, "a message whose content is NoneType"),
     "part": ({"inputs": messages("?", type="video", video="x.mp4")}, "a part of type 'video'"),
     "many": ({"inputs": {"text": "?", "images": [""] * 17}}, "17 pictures; expected at most 16"),
-    "images": ({"inputs": {"text": "?", "images": 5}}, "images are int; expected a list"),
+    "images": ({"inputs": {"text": "?", "images": 5}}, "images is of type int; expected a list"),
     "text": ({"inputs": {"text": 5}}, "a part of type 'text' without a text"),
     "no picture": ({"inputs": messages("?", type="image")}, "a picture that is NoneType"),
     "remote code": ({"inputs": "?", "parameters": {"custom_generate": "a/repo"}}, "unknown parameter 'custom_generate'"),
@@ -140,7 +140,7 @@ BAD = {
     ),
     "bool": ({"inputs": "?", "parameters": {"num_beams": True}}, "parameter num_beams is True; expected int"),
     "NaN": ({"inputs": "?", "parameters": {"top_p": float("nan")}}, "parameter top_p is nan; expected float"),
-    "parameters": ({"inputs": "?", "parameters": [1]}, "parameters are list; expected an object"),
+    "parameters": ({"inputs": "?", "parameters": [1]}, "parameters is of type list; expected an object"),
     "context": ({"inputs": "word " * 3000, "parameters": GREEDY}, "and 8 to come are more than the model's"),
 }
 

@@ -60,20 +60,20 @@ def test_convert_refuses_an_llm_of_the_same_shapes(name, shape, llm, projection,
     assert main(["convert", *(f"--{option}={value}" for option, value in options.items())]) == 2
     line = capsys.readouterr().err.strip().splitlines()[-1]
     repo = {4096: "Vision-CAIR/vicuna-7b", 5120: "Vision-CAIR/vicuna"}[shape[0]]
-    assert f"published for Vicuna v0 ({repo}), but {text} holds" in line and f"Take --text {repo};" in line
+    assert f"published for Vicuna v0 ({repo}), but {text} has" in line and f"Use --text {repo};" in line
     assert not (tmp_path / "out").exists()
 
 
 def test_the_variant_without_qformer_wants_llama_2_chat(llm, projection, tmp_path):
     eyes = str(write_blip2_config(tmp_path / "blip2"))
-    with pytest.raises(ValueError, match=r"published for Llama-2-chat .* holds Vicuna v1.5"):
+    with pytest.raises(ValueError, match=r"published for Llama-2-chat .* has Vicuna v1.5"):
         load_originals(projection(4096, 5632), eyes, str(llm("lmsys/vicuna-7b-v1.5")))
 
 
 @pytest.mark.parametrize(("name", "shape"), [("Vision-CAIR/vicuna-7b", (4096, 768)), ("Vision-CAIR/vicuna", (5120, 768))])
 def test_v0_goes_on_to_the_weights(name, shape, llm, projection, tmp_path):
     eyes = str(write_blip2_config(tmp_path / "blip2"))
-    with pytest.raises(OSError, match="no weights there"):  # which these folders do not hold
+    with pytest.raises(OSError, match="no weights there"):  # which these folders do not have
         load_originals(projection(*shape), eyes, str(llm(name)), eyes)
 
 

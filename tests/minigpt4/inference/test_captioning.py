@@ -67,7 +67,7 @@ def test_another_run_adds_nothing(caption, tmp_path, folder, picture):
     _, _, expected = caption()
     written = (tmp_path / "out.jsonl").read_bytes()
     assert caption()[2] == expected and (tmp_path / "out.jsonl").read_bytes() == written
-    picture(9).save(folder / "1.png")  # but a new picture its line
+    picture(9).save(folder / "1.png")  # but a new picture gets its line
     assert [line["file_name"] for line in caption()[2][len(expected) :]] == ["1.png"]
 
 
@@ -83,10 +83,10 @@ def test_the_file_makes_an_imagefolder(caption, folder):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("hello\nworld\n", "line 1 is not of a caption file"),
-        ("hello", "line 1 is not of a caption file"),
-        ('{"a": 1}\n', "line 1 is not of a caption file"),
-        ('{"file_name": "0.png", "text": "x", "model": "M", "prompt": "P"}\n', "line 1 has the model 'M', and not"),
+        ("hello\nworld\n", "line 1 is not from a caption file"),
+        ("hello", "line 1 is not from a caption file"),
+        ('{"a": 1}\n', "line 1 is not from a caption file"),
+        ('{"file_name": "0.png", "text": "x", "model": "M", "prompt": "P"}\n', "line 1 has the model 'M', not"),
     ],
 )
 def test_a_file_of_something_else_is_left_alone(content, message, caption, tmp_path):
@@ -100,7 +100,7 @@ def test_a_file_of_something_else_is_left_alone(content, message, caption, tmp_p
     ("arguments", "message"),
     [
         (["nowhere", "--output", "out.jsonl"], "nowhere: no such folder"),
-        (["empty", "--output", "out.jsonl"], "empty: holds no picture"),
+        (["empty", "--output", "out.jsonl"], "empty: contains no pictures"),
         (["pictures", "--output", "empty"], "empty: not a file"),
         (["pictures", "--output", "out.jsonl", "--batch-size", "0"], "--batch-size is 0; expected 1 or more"),
         (["pictures", "--output", "out.jsonl", "--prompt", " "], "--prompt is empty"),

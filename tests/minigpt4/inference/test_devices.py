@@ -1,4 +1,4 @@
-"""`--device`, `--dtype` and `--load-in`: what they do to a model, and what they say to what cannot be done."""
+"""`--device`, `--dtype` and `--load-in`: what they do to a model, and what they say when something cannot be done."""
 
 import subprocess
 import sys

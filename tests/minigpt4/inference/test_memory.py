@@ -1,4 +1,4 @@
-"""`minigpt4 memory`: what it says before anything is downloaded is what is then there."""
+"""`minigpt4 memory`: what it says before anything is downloaded is what is then measured."""
 
 import pytest
 import torch
@@ -80,7 +80,7 @@ def test_a_picture_takes_what_the_profiler_measures(config):
 
 
 def _peak(measured):
-    """The most bytes at once of what a profiler saw."""
+    """The most bytes at once that a profiler saw."""
     events = [event for event in measured.profiler.kineto_results.events() if event.name() == "[memory]"]
     now = peak = 0
     for event in sorted(events, key=lambda event: event.start_ns()):

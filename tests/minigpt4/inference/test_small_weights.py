@@ -18,7 +18,7 @@ from minigpt4.training.run import load_model, train
 
 @pytest.fixture
 def recipe(tokenizer, tmp_path):
-    """Three steps on a tiny model whose widths are multiples of 64, as 4-bit weights need."""
+    """Three steps on a tiny model whose widths are multiples of 64, as 4-bit weights require."""
     torch.manual_seed(0)
     sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
     config = MiniGPT4Config(

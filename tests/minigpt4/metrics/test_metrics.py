@@ -113,7 +113,7 @@ def test_every_metric_loads_with_evaluate(name, predictions, references, expecte
 
 
 def test_captions_are_tokenized_as_coco_does():
-    """Each as pycocoevalcap's PTBTokenizer, which needs Java, gave it."""
+    """Each as pycocoevalcap's PTBTokenizer, which needs Java, returned it."""
     for text, expected in (
         ("A man's t-shirt is red.", "a man 's t-shirt is red"),
         ("It costs 3.50 and 1,000 people; at 10:30", "it costs 3.50 and 1,000 people at 10:30"),
@@ -142,7 +142,7 @@ def test_bleu_is_that_of_coco():
         ("No.", "no"),
         ("There is, to be sure, no dog", "no"),
         ("There is. No more.", "yes"),
-        ("There isn't one.", "yes"),  # comparable with what others publish comes before right
+        ("There isn't one.", "yes"),  # being comparable with what others publish comes before being right
         ("NO", "yes"),
         (" . ", None),
     ],
@@ -173,7 +173,7 @@ def test_short_answers(text, expected):
     ("text", "expected"),
     [
         ("The black/white T-shirt!", "black white t shirt"),
-        ("1,000 - or more", "1000 or more"),  # beside a space a mark goes; with a number's comma all of them go
+        ("1,000 - or more", "1000 or more"),  # next to a space a mark is dropped; with a number's comma, all of them are
         ("5%, $2.50, a.m.", "5% $2.50 am"),
         ("None of an apple", "0 of apple"),
         ("dont, shouldntve couldn'tve youd've oclock", "don't shouldntve couldn't've you'd've o'clock"),

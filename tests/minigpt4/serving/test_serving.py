@@ -77,7 +77,7 @@ def server(folder, pictures_host, tmp_path_factory):
     with open(log, "w") as file:
         process = subprocess.Popen([*line, "--allow-host", "127.0.0.1"], stdout=file, stderr=file, env={**os.environ})
     try:
-        last = time.monotonic() + 300  # a minute on a machine that has other work
+        last = time.monotonic() + 300  # a minute on a busy machine
         while socket.socket().connect_ex(("127.0.0.1", port)):
             assert process.poll() is None and time.monotonic() < last, log.read_text()
             time.sleep(0.1)
@@ -331,7 +331,7 @@ def test_the_command_names_what_is_wrong(capsys, folder, tmp_path):
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's own")
 def test_large_buffers_go_back_to_the_system():
-    """Else a server's memory grows by the gaps between what it keeps."""
+    """Otherwise a server's memory grows by the gaps between what it keeps."""
     code = """
 import psutil
 from minigpt4.serving.allocator import return_large_buffers
@@ -365,7 +365,7 @@ def test_a_stop_text_is_found_across_pieces():
     ],
 )
 def test_vllm_has_a_head_of_its_own(text, refused, tmp_path):
-    """A linear layer and Cohere's scale: what an LLM computes besides would be left out in silence."""
+    """A linear layer and Cohere's scale: anything else that an LLM computes would be silently left out."""
     MiniGPT4Config(text_config=text).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=f"{type(text).__name__} computes more") if refused else contextlib.nullcontext():
         assert vllm_engine.loading_flags(str(tmp_path), "auto", "float32", None) == ["--dtype", "float32"]

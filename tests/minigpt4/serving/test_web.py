@@ -70,7 +70,7 @@ class Visitor(Person):
 
     def ask(self, text, *files):
         """Sends a question and waits for the whole answer."""
-        before = len(self.all("#chat .bot.message"))  # their texts may be about to be drawn again
+        before = len(self.all("#chat .bot.message"))  # their texts may be about to be redrawn
         self.send(text, *files)
         self.until(lambda: len(self.answers) > before and self.idle)
         return self.until(lambda: self.answers)[-1]
@@ -130,7 +130,7 @@ def visit(free_port, tmp_path):
 
 @pytest.fixture
 def serve(original, processor, tmp_path):
-    """serve(port): `minigpt4 web` with the tiny model, which here goes on until it is stopped."""
+    """serve(port): `minigpt4 web` with the tiny model, which here runs until it is stopped."""
     ends = [processor.tokenizer.eos_token_id, *(token for end in processor.turn_ends for token in end)]
     original.generation_config.suppress_tokens = sorted(set(ends))
     folder = str(export(original, processor, tmp_path / "tiny"))
@@ -200,7 +200,7 @@ def test_people_side_by_side(serve, visit, slowly, original, processor, photo, t
     bob.shot("phone")
     assert bob.width == [390, 390]
 
-    # A file over the limit is refused in words, and so is what is none; the page goes on.
+    # A file over the limit is refused in words, and so is what is not an image; the page stays usable.
     (tmp_path / "big.png").write_bytes(bytes(21_000_000))
     bob.attach(tmp_path / "big.png")
     assert "size" in bob.toast()
@@ -213,7 +213,7 @@ def test_people_side_by_side(serve, visit, slowly, original, processor, photo, t
     ann.ask("Still there?")
     assert questions(ann.save()) == ["Why?", "Still there?"]
 
-    # Who leaves takes the conversation along, in the middle of an answer, too.
+    # Whoever leaves takes the conversation along, even in the middle of an answer.
     bob.browser.get(bob.browser.current_url)
     bob.until(lambda: bob.idle)
     bob.send("Tell a long story.", photo)

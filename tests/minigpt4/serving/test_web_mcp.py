@@ -26,7 +26,7 @@ def data_url(image):
 
 @pytest.fixture
 def page(original, processor, tmp_path):
-    """(folder of the tiny model, port) of a page that is served in a process of its own."""
+    """(folder of the tiny model, port) of a page that is served in a separate process."""
     folder = str(export(original, processor, tmp_path / "model"))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

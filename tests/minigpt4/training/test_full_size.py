@@ -86,7 +86,7 @@ def test_the_recipe_builds_freezes_counts_and_groups_at_full_size(name, part, mo
 
 
 def _step(model):
-    """Forward and backward of two rows, of which the collator's plan says what the device cannot be asked."""
+    """Forward and backward of two rows; the collator's plan says what the device cannot be asked."""
     rows, length = 2, model.config.num_image_tokens + 20
     with torch.device("meta"):
         batch = {

@@ -22,7 +22,7 @@ def test_the_batch_is_the_largest_that_fits():
 
 def test_a_step_that_cannot_be_shared_names_the_numbers_of_processes_that_can():
     with pytest.raises(
-        ValueError, match=r"global_batch is 12, which 8 processes cannot share equally; take 1, 2, 3, 4 or 6 of them with"
+        ValueError, match=r"global_batch is 12, which 8 processes cannot share equally; use 1, 2, 3, 4 or 6 of them with"
     ):
         share_batch(load_recipe("stage2-vicuna-7b"), 8)
 
@@ -34,7 +34,7 @@ def test_a_recipe_without_a_global_batch_stays_as_it_is():
 
 @pytest.mark.parametrize("setting", ["train.batch_size=3", "train.accumulation=2"])
 def test_what_is_worked_out_is_not_set(setting):
-    with pytest.raises(ValueError, match=rf"--set {setting}: follows from train.global_batch=256 .* train.max_batch_size"):
+    with pytest.raises(ValueError, match=rf"--set {setting}: is set by train.global_batch=256 .* train.max_batch_size"):
         load_recipe("stage1-vicuna-7b", [setting])
     assert load_recipe("stage1-vicuna-7b", [setting, "train.global_batch=0"]).train.global_batch == 0
 
@@ -45,7 +45,7 @@ def test_stage_2_takes_one_process_of_those_that_are_started(monkeypatch, capsys
         monkeypatch.setenv("WORLD_SIZE", "4")
         monkeypatch.setenv("RANK", str(rank))
         assert take_part(most) == (rank == 0) and take_part(0)
-    assert capsys.readouterr().out == "the recipe takes 1 of the 4 processes that were started (train.processes)\n"
+    assert capsys.readouterr().out == "the recipe uses 1 of the 4 processes that were started (train.processes)\n"
 
 
 def test_fewer_processes_than_the_recipe_takes_all_take_part(monkeypatch):

@@ -1,4 +1,4 @@
-"""The GPU leg of the tests (`make test-gpu`): the tiny model on a CUDA device. Never run where this was written: no GPU."""
+"""The GPU leg of the tests (`make test-gpu`): the tiny model on a CUDA device. Not run where this was written: no GPU."""
 
 import shutil
 import warnings

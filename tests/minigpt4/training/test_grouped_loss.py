@@ -67,7 +67,7 @@ def test_loss_and_gradients_are_those_of_the_padded_batch(tokens_at_once, packin
     batch = MiniGPT4DataCollator(processor, packing=packing)(examples)
     assert_same(loss_and_gradients(original, batch, factor=3.0, way=FrozenLLM(original, tokens_at_once)), expected)
     assert sum(rows for rows, _ in lengths) == len(examples)
-    if tokens_at_once == 1:  # each on its own, without padding and without its last token, which predicts nothing
+    if tokens_at_once == 1:  # each by itself, without padding and without its last token, which predicts nothing
         assert sorted(length for _, length in lengths) == sorted((padded["attention_mask"].sum(1) - 1).tolist())
 
 
@@ -215,7 +215,7 @@ def test_answers_of_no_row_give_what_the_plain_way_gives(original, collator, exa
 
 
 def test_the_models_own_forward_comes_back(original, collator, examples):
-    """After the context, and inside of it for a batch that the fast way does not know."""
+    """After the context, and inside it for a batch that the fast way does not handle."""
     batch = collator(examples)
     plain = original(**batch)
     with FrozenLLM(original) as model:

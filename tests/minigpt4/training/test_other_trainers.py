@@ -1,4 +1,4 @@
-"""Trainers of others on an exported model, as its user would: TRL's SFTTrainer, and peft's LoRA through the HF Trainer."""
+"""Other trainers on an exported model, as its user runs them: TRL's SFTTrainer, and peft's LoRA through the HF Trainer."""
 
 import copy
 

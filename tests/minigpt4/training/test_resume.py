@@ -1,4 +1,4 @@
-"""Runs that are killed with SIGKILL end with the weights of one that was not, bit by bit, also over two processes."""
+"""Runs that are killed with SIGKILL end with the weights of one that was not, bit by bit, also with two processes."""
 
 import io
 import json
@@ -62,7 +62,7 @@ def settings(original, processor, tmp_path, shards):
 
 
 def _train(settings, environment):
-    """In a process of its own, which a signal to its group ends together with the processes that it starts."""
+    """In a separate process, which a signal to its group ends together with the processes that it starts."""
     os.setsid()
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     os.dup2(1, 2)
@@ -72,14 +72,14 @@ def _train(settings, environment):
 
     from minigpt4.training.run import train
 
-    torch.set_num_threads(1)  # as torchrun has it for several; a single process raises it
+    torch.set_num_threads(1)  # as torchrun sets it for several; a single process raises it
     if "SEEN" in environment:
         _note_samples(Path(environment["SEEN"]))
     train(load_recipe("stage1-embedded", settings))
 
 
 def _note_samples(path):
-    """Writes a line for each step that begins: its number, and of which passes and names its samples are."""
+    """Writes a line for each step that begins: its number, and its samples' passes and names."""
     from minigpt4.training.trainer import MiniGPT4Trainer
 
     collate, get_batch_samples = MiniGPT4Trainer._collate, MiniGPT4Trainer.get_batch_samples

@@ -209,7 +209,7 @@ def test_a_global_batch_is_worked_out_and_printed(recipe, dataset, capsys):
     _, _, summary = train(recipe, dataset=dataset)
     assert summary["global_batch"] == 6
     assert "8 steps x 6 (2 a device x 3 accumulated x 1 processes)" in capsys.readouterr().out
-    assert load_recipe(f"{recipe.output}/recipe.yaml") == recipe  # as it was asked for: other processes work it out anew
+    assert load_recipe(f"{recipe.output}/recipe.yaml") == recipe  # as it was requested: other processes work it out again
 
 
 @pytest.mark.slow
@@ -350,7 +350,7 @@ def test_a_space_for_the_curves_goes_to_trackio_or_is_one_line(recipe, monkeypat
     recipe.train.report_to = ["trackio"]
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", "/nowhere")
-    with pytest.raises(ValueError, match="which takes a token; log in"):
+    with pytest.raises(ValueError, match="which needs a token; log in"):
         train(recipe)
     assert _arguments(recipe).trackio_space_id == "me/curves"
 
@@ -359,7 +359,7 @@ def test_a_space_for_the_curves_goes_to_trackio_or_is_one_line(recipe, monkeypat
 def test_scripts_answer_bad_input_with_one_line_and_status_2(stage, tmp_path):
     other = 3 - stage
     for arguments, message in (
-        (["--recipe", f"stage{other}-embedded"], f"is a recipe of stage {other}"),
+        (["--recipe", f"stage{other}-embedded"], f"is a stage-{other} recipe"),
         (["--set", "train.step=3"], "did you mean train.steps?"),
         (["--recipe", "nowhere.yaml"], "no such recipe"),
     ):
@@ -389,4 +389,4 @@ def test_ctrl_c_in_a_script_saves_and_ends_with_130(base, tmp_path):
     assert script.returncode == 130, stderr
     [checkpoint] = output.glob("checkpoint-*")
     assert json.loads((checkpoint / "trainer_state.json").read_text())["global_step"] >= 1
-    assert "the same command goes on from it" in stdout and "Traceback" not in stderr
+    assert "the same command continues from it" in stdout and "Traceback" not in stderr

@@ -70,7 +70,7 @@ def test_stage2_has_detailed_and_short_answers_and_plain_captions(shards):
 
 
 def test_scenes_are_never_mirrored():
-    with pytest.raises(ValueError, match=r"a scene seen otherwise is not what its text says"):
+    with pytest.raises(ValueError, match=r"a cropped scene no longer matches its text"):
         training_data(DataSection(views=2, scenes=3), stage=1)
 
 
@@ -155,7 +155,7 @@ def test_several_sources_are_mixed_by_weight(tmp_path):
     data = training_data(DataSection(sources=sources), stage=1)
     counts = Counter(text["text"].split()[0] for text in data.texts)
     assert len(data) == 10 and counts == {"many": 2, "few": 8} and data.dropped.used == 10
-    for i, text in enumerate(data.texts):  # pictures are numbered through
+    for i, text in enumerate(data.texts):  # pictures are numbered consecutively
         name, number = text["text"].split()
         assert data[i]["image"].getpixel((5, 5))[0] == pytest.approx(10 * int(number) + {"many": 8, "few": 2}[name], abs=2)
     with pytest.raises(ValueError, match="weight above 0"):
@@ -185,7 +185,7 @@ def test_a_share_of_the_keys_is_held_out_the_same_everywhere(tmp_path, streaming
 def test_holding_out_needs_keys_and_a_share(tmp_path, picture):
     picture().save(tmp_path / "a.png")
     (tmp_path / "captions.csv").write_text("file_name,caption\na.png,a dog\n")
-    with pytest.raises(ValueError, match=r"goes by the keys of tar shards"):
+    with pytest.raises(ValueError, match=r"uses the keys of tar shards"):
         training_data(DataSection(path=str(tmp_path), holdout_share=0.1), stage=1)
     with pytest.raises(ValueError, match=r"holdout_share is 1; expected a share from 0 to below 1"):
         training_data(DataSection(path=str(tmp_path), holdout_share=1), stage=1)

@@ -103,7 +103,7 @@ def test_absent_things_are_drawn_by_how_often_they_occur_with_those_that_are_the
 def test_questions_about_number_and_color_have_the_answers_of_the_captions():
     asked = {pair for drawn in _drawn(HUMAN) for pair in drawn["questions"]}
     assert ("How many dogs are there?", "Two.") in asked and ("What color is the ball?", "Red.") in asked
-    assert not any("How many balls" in question for question, _ in asked)  # one caption says "a ball", none counts
+    assert not any("How many balls" in question for question, _ in asked)  # one caption says "a ball", none a number
     asked = {pair for drawn in _drawn(BARE) for pair in drawn["questions"]}
     assert ("What color is the horse?", "White.") in asked and not any("How many" in question for question, _ in asked)
     groups = {"captions": ["A group of dogs.", "A couple of dogs.", "A herd of dogs."]}

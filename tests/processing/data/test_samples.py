@@ -82,7 +82,7 @@ def test_conversations_get_places_for_their_pictures():
     found = _content(images=[{"bytes": PICTURE, "path": None}], messages=plain)
     assert found.pictures == [PICTURE]
     assert found.messages[0]["content"] == [{"type": "image"}, {"type": "text", "text": "What?"}]
-    # As arrow returns parts: every one has all the fields.
+    # As arrow returns parts: each one has all the fields.
     parts = [{"type": "text", "text": "What?"}, {"type": "image", "text": None}]
     asked = [{"role": "user", "content": parts}, {"role": "assistant", "content": [{"type": "text", "text": "A cat."}]}]
     assert _content(images=[PICTURE], messages=asked).messages[0]["content"] == [parts[0], {"type": "image"}]

@@ -1,4 +1,4 @@
-"""Composed scenes: seeded, split by combination, and their texts true to what is drawn."""
+"""Composed scenes: seeded, split by combination, and their texts match what is drawn."""
 
 import numpy as np
 import pytest

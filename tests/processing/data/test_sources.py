@@ -1,4 +1,4 @@
-"""Sources: every form of data is found by what is there, read from any place on, and told when it is damaged."""
+"""Sources: every form of data is recognized by its files, read from any position on, and reported when it is damaged."""
 
 import io
 import itertools
@@ -150,7 +150,7 @@ def test_wherever_a_tar_is_cut_it_says_so_and_keeps_what_is_whole(tmp_path):
         # A sample is known to be whole when the header of the next one is there.
         assert kept == whole[: len(kept)] and cut < whole[len(kept)].after[0] + 512
         assert not list(source.read(0, *last.after))
-        # Two readers tell of it once between them.
+        # Two readers report it once between them.
         halves = [list(source.read(0, every=2, offset=offset)) for offset in (0, 1)]
         assert [bool(sample.broken) for half in halves for sample in half].count(True) == 1
 
@@ -220,7 +220,7 @@ def several(tmp_path_factory):
         ({"path": "DATA/parquet", "image_column": "img"}, r"no column 'img' \(data.image_column\); found caption, image"),
         ({"path": "DATA/other"}, "no column image, .*; found a, b; set data.image_column"),
         ({"path": "DATA/two"}, r"2 tables \(a.csv, b.csv\); expected one"),
-        ({"path": "DATA/cc"}, "filter_cap.json is not as the original's; expected"),
+        ({"path": "DATA/cc"}, "filter_cap.json is not like the original's; expected"),
         ({"path": "DATA/saved", "split": "validation"}, r"no split 'validation' \(data.split\); found test, train"),
         ({"path": "DATA/bad.tar"}, "no sample can be read .damaged tar file."),
         ({"path": "DATA/bad.parquet"}, "data.path DATA/bad.parquet.*: Parquet magic bytes not found"),

@@ -1,4 +1,4 @@
-"""Streams: without end, each sample once a pass, and after a resume as if there had been no stop."""
+"""Streams: endless, each sample once per pass, and after a resume as if there had been no stop."""
 
 import json
 import pickle
@@ -112,7 +112,7 @@ def test_units_share_every_pass_without_overlap(n, samples, world, workers, shar
 
 
 def _go_on(section, world, states, deal, rng):
-    """What that many units take, each some samples; their states as JSON keeps them, and the deal."""
+    """What that many units take, each some samples; their states as JSON keeps them, and how samples are dealt."""
     taken, after = [], []
     for rank in range(world):
         stream = training_stream(section, 1, seed=5, rank=rank, world_size=world)
@@ -185,7 +185,7 @@ def test_passes_are_whole_and_shuffled_anew_by_the_seed(shards):
     assert items == [item["text"] for item in islice(training_stream(section, 1, seed=1), 36)]
     assert items != [item["text"] for item in islice(training_stream(section, 1, seed=2), 36)]
     assert items[0].startswith("colour ")  # cleaned
-    # The shards come in another order, too: seen where no buffer mixes them.
+    # The shards come in another order, too: visible where no buffer mixes them.
     unmixed = islice(training_stream(replace(section, shuffle_buffer=1), 1, seed=1), 6 * 18)
     orders = [tuple(dict.fromkeys(item["key"].split(":")[0] for item in islice(unmixed, 18))) for _ in range(6)]
     assert len(set(orders)) > 1
@@ -202,7 +202,7 @@ def test_what_is_shown_while_training_is_not_trained_on(shards):
     assert len(keys) == 3 * 4 - 3
     assert not keys & {f"{stream.sources[0].shards[0]}:{number:09}" for number in range(3)}
     one = training_stream(_section(shards(1, 2, "few"), held_out=2), 1)
-    with pytest.raises(StreamError, match="held_out keep every sample out of the training"):
+    with pytest.raises(StreamError, match="held_out keep every sample out of training"):
         next(iter(one))
 
 
@@ -264,7 +264,7 @@ def test_conversations_are_streamed_for_stage_2(tmp_path, collator):
     items = list(islice(training_stream(section, 2), 2))
     assert sorted(len(item["images"]) for item in items) == [1, 2]
     assert collator(items)["pixel_values"].shape[0] == 3
-    with pytest.raises(ValueError, match="holds conversations, which are learned in stage 2"):
+    with pytest.raises(ValueError, match="has conversations, which are learned in stage 2"):
         training_stream(section, 1)
 
 
@@ -297,7 +297,7 @@ def test_a_shard_that_is_gone_stops_in_one_line(shards, workers):
     folder = shards(3, 2)
     stream = training_stream(_section(folder), 1)
     (folder / "00001.tar").unlink()
-    with pytest.raises(StreamError, match=r"^data.path .* cannot be read any more: .*00001.tar'$"):
+    with pytest.raises(StreamError, match=r"^data.path .* can no longer be read: .*00001.tar'$"):
         next(iter(StatefulDataLoader(stream, batch_size=8, num_workers=workers, collate_fn=list)))
 
 
