@@ -423,7 +423,8 @@ def _prepare_output(recipe, resume):
     if not resume:
         remove_checkpoints(output)
     written = output / RECIPE_FILE
-    if written.is_file() and last_checkpoint(output) and not same_training(written, recipe):
+    # Without its recipe, say when the folder was moved while the run was being stopped, nobody knows whose checkpoint it is.
+    if last_checkpoint(output) and not same_training(written, recipe):
         raise ValueError(
             f"{output}: has an unfinished run of another recipe; remove the folder, choose another with --set output=, or "
             "start over with --resume never"

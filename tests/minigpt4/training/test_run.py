@@ -155,6 +155,9 @@ def test_an_unfinished_run_of_another_recipe_is_not_overwritten(recipe, dataset,
     with pytest.raises(ValueError, match="unfinished run of another recipe"):
         train(recipe, dataset=dataset)
     assert load_recipe(tmp_path / "run" / "recipe.yaml").train.learning_rate == 1e-2
+    (tmp_path / "run" / "recipe.yaml").unlink()
+    with pytest.raises(ValueError, match="unfinished run of another recipe"):
+        train(recipe, dataset=dataset)
 
 
 def test_other_workers_are_not_another_recipe_but_another_step_is_no_step_of_the_run(recipe, dataset, tmp_path):
