@@ -67,7 +67,7 @@ class Budget:
             recipe.train.steps = steps
             recipe.train.warmup_steps = min(recipe.train.warmup_steps, steps // 4)
             recipe.data.scenes = kept["scenes"]
-        return kept["held_out"]
+        return kept.get("held_out", self.held_out)  # plans written before 2026-12-01 do not have it
 
     def step_seconds(self, recipe):
         """Seconds of a real training step of a recipe: forward, loss and backward of batches of its own texts, from short
