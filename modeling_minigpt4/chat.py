@@ -9,6 +9,9 @@
 An image goes through the vision tower once. The keys and values of everything said are kept, and a prompt is computed from
 its first token that they do not cover: for a follow-up, only its own tokens. The result is the same as that of
 `generate` on `apply_chat_template(chat.messages)`, with each answer kept as the ids that the model wrote.
+
+It imports nothing of this package, because the app.py of a Space contains it (see `minigpt4/hub/export.py`): what it needs,
+it asks of the model and its processor.
 """
 
 import base64
@@ -26,9 +29,6 @@ import torch
 from transformers.cache_utils import DynamicCache, DynamicLayer
 from transformers.generation import BaseStreamer, StoppingCriteria, StoppingCriteriaList
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-
-from ..processing.image_processing_minigpt4 import load_image
-from ..processing.processing_minigpt4 import ASKING
 
 # The longest answer in the original's demo, where the model's own generation config names none.
 MAX_NEW_TOKENS = 300
@@ -72,7 +72,7 @@ class ChatSession:
 
     def __init__(self, model, processor, messages=(), **generation):
         self.model, self.processor, self.generation = model, processor, generation
-        self.messages, self.dropped = _read(messages), []
+        self.messages, self.dropped = _read(messages, processor.image_processor.load_image), []
         self._seen = {}  # id of a picture: the picture, and its visual tokens [Q, D]
         self._cache, self._cached = None, _Prompt([], [])  # keys and values, and the prompt they belong to
         self._writing, self._cancelled = threading.Lock(), threading.Event()
@@ -92,7 +92,7 @@ class ChatSession:
             ValueError: an empty question; an image that cannot be read; a question that does not fit into the context
                 with its images and the answer; another answer still being written. The conversation is then unchanged.
         """
-        question = _question(text, images)
+        question = _question(text, images, self.processor.image_processor.load_image)
         if not self._writing.acquire(blocking=False):
             raise ValueError("an answer is still being written; read it to its end, or stop it with cancel()")
         with contextlib.ExitStack() as writing:
@@ -150,7 +150,7 @@ class ChatSession:
         """The conversation plus a question, shortened to fit the context; raises ValueError if it cannot be."""
         context = getattr(self.model.config.text_config, "max_position_embeddings", None) or float("inf")
         messages, dropped, shown = [*self.messages, question], [], max(len(_pictures([question])), 1)
-        ids = self.processor.conversation_ids(messages, **ASKING)
+        ids = self.processor.conversation_ids(messages, **self.processor.asking)
         wanted = context - new_tokens
         while len(ids) > wanted:
             if shorter := _without_oldest_turn(messages):
@@ -160,7 +160,7 @@ class ChatSession:
                 messages = _without_oldest_picture(messages)
             else:
                 break
-            ids = self.processor.conversation_ids(messages, **ASKING)
+            ids = self.processor.conversation_ids(messages, **self.processor.asking)
         if len(ids) > context - new_tokens:
             raise ValueError(
                 f"the conversation takes {len(ids)} tokens and the answer up to {new_tokens}, more than the {context} that "
@@ -333,20 +333,6 @@ class _Cancelled(StoppingCriteria):
         return torch.full((len(input_ids),), self.event.is_set(), device=input_ids.device)
 
 
-class EndsWith(StoppingCriteria):
-    """Stops a row as soon as its last ids are one of `sequences`, whatever the other rows of the batch do."""
-
-    def __init__(self, sequences):
-        self.sequences = [torch.tensor(sequence) for sequence in sequences]
-
-    def __call__(self, input_ids, scores, **kwargs):
-        """[B, L] -> bool [B]."""
-        ended = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
-        for sequence in self.sequences:
-            ended |= (input_ids[:, -len(sequence) :] == sequence.to(input_ids.device)).all(1)
-        return ended
-
-
 def end_ids(model, processor):
     """The ids that each end an answer: those of the model's generation config, or the tokenizer's if that has none."""
     ids = getattr(model.generation_config, "eos_token_id", None)
@@ -374,7 +360,7 @@ def _without_turn_end(processor, ids, eos):
     return ids
 
 
-def _question(text, images):
+def _question(text, images, load_image):
     """A user's message: images, then text."""
     if not isinstance(text, str) or not text.strip():
         raise ValueError("the question is empty; expected some text")
@@ -383,17 +369,17 @@ def _question(text, images):
     return {"role": "user", "content": [*pictures, {"type": "text", "text": text}]}
 
 
-def _read(messages):
+def _read(messages, load_image):
     """A copy of messages in the form that a session keeps: content as a list, images as PIL."""
     if not isinstance(messages, list | tuple):
         raise ValueError(f"the messages are a {type(messages).__name__}; expected a list")
-    read = [_read_message(number, message) for number, message in enumerate(messages, 1)]
+    read = [_read_message(number, message, load_image) for number, message in enumerate(messages, 1)]
     if read and read[-1]["role"] == "user":
         raise ValueError(f"message {len(read)} is a question without an answer; leave it out, and ask it")
     return read
 
 
-def _read_message(number, message):
+def _read_message(number, message, load_image):
     role = message.get("role") if isinstance(message, Mapping) else None
     if role not in ("user", "assistant") and (role != "system" or number > 1):
         raise ValueError(f"message {number} has role {role!r}; expected 'user' or 'assistant', or 'system' in the first")
@@ -403,10 +389,10 @@ def _read_message(number, message):
         raise ValueError(f"message {number} has a {type(content).__name__} as content; expected text, or a list of parts")
     if hasattr(message, "ids_for"):  # another session's answer, with its ids
         return copy.copy(message)
-    return {"role": role, "content": [_read_part(number, part) for part in parts]}
+    return {"role": role, "content": [_read_part(number, part, load_image) for part in parts]}
 
 
-def _read_part(number, part):
+def _read_part(number, part, load_image):
     kind = part.get("type") if isinstance(part, Mapping) else None
     if kind == "text" and isinstance(part.get("text"), str):
         return {"type": "text", "text": part["text"]}

@@ -33,9 +33,9 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import can_return_tuple, torch_compilable_check
 
 from ..configuration.configuration_minigpt4 import MiniGPT4Config
-from .chat import ChatSession, EndsWith
 from .own_head import OwnHead
 from .precision import fast_loading
+from .stopping import EndsWith
 from .vision_tower import build_vision_tower, look, merge_patches
 
 
@@ -299,13 +299,11 @@ class MiniGPT4ForConditionalGeneration(MiniGPT4PreTrainedModel, GenerationMixin)
         self.freeze()
 
     def chat_session(self, processor, messages=(), **generation):
-        """A conversation that keeps what it has computed: see `ChatSession` in chat.py.
-
-        >>> chat = model.chat_session(processor)
-        >>> print(chat.ask("What is in the image?", images="photo.jpg"))
-        >>> for piece in chat.ask("What is unusual about it?", stream=True):
-        ...     print(piece, end="", flush=True)
-        """
+        """A conversation that keeps what it has computed; only with the package installed. See `ChatSession` in chat.py."""
+        try:
+            from minigpt4.modeling_minigpt4.chat import ChatSession
+        except ImportError as error:
+            raise ImportError("a chat session needs the package; run `pip install minigpt4-hf`") from error
         return ChatSession(self, processor, messages, **generation)
 
     def compute_logits(self, hidden):

@@ -47,6 +47,11 @@ class MiniGPT4ImageProcessor(PilBackend):
             return load_image(image_url_or_urls)
         return image_url_or_urls
 
+    @staticmethod
+    def load_image(source):
+        """See `load_image`."""
+        return load_image(source)
+
     def convert_to_rgb(self, image, **kwargs):
         """PIL image of any mode -> uint8 [H, W, 3]; arrays pass through transformers' own conversion."""
         if isinstance(image, Image.Image):

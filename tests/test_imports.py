@@ -54,6 +54,7 @@ NOT_SHIPPED = {
     ("configuration.configuration_minigpt4", "modeling_minigpt4.tower_grid"),
     ("modeling_minigpt4.light", "hub.export"),
     ("modeling_minigpt4.light", "hub.from_parts"),
+    ("modeling_minigpt4.modeling_minigpt4", "modeling_minigpt4.chat"),
     ("processing.processing_minigpt4", "hub.export"),
     ("processing.processing_minigpt4", "processing.chat_templates"),
     ("processing.processing_minigpt4", "processing.for_model"),
@@ -92,9 +93,10 @@ def test_exported_files_import_only_each_other(kind):
     assert found == {edge for edge in NOT_SHIPPED if _files()[edge[0]].resolve() in shipped}
 
 
-@pytest.mark.parametrize("name", ["app.py", "handler.py"])
-def test_what_a_space_and_an_endpoint_run_imports_nothing_of_this_package(name):
-    assert not _imported("hub", ROOT / "minigpt4" / "hub" / name, _files(), by_name=True)
+@pytest.mark.parametrize("code", [export.space_app(), (ROOT / "minigpt4/hub/handler.py").read_text("utf-8")])
+def test_what_a_space_and_an_endpoint_run_imports_nothing_of_this_package(code, tmp_path):
+    (tmp_path / "code.py").write_text(code, "utf-8")
+    assert not _imported("hub.code", tmp_path / "code.py", _files(), by_name=True)
 
 
 def test_a_clone_has_each_folder_where_its_import_looks_for_it():

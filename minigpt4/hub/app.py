@@ -1,9 +1,10 @@
 """A page to talk about images: what `minigpt4 web` serves, and a Space, whose variable `MODEL_ID` names the model.
 
-It needs no other file of this package: as app.py of a Space with the Gradio SDK, together with the images in abilities/, it
-lets transformers download the model and its code. The server keeps the conversation, a `ChatSession` for each open page, and
-frees it when the page is closed. What a model writes is not trusted: its HTML is shown as text, or in a frame without
-scripts. On a Space with ZeroGPU, answers are written by a process that has the GPU only for that time.
+As app.py of a Space with the Gradio SDK, together with the images in abilities/, it lets transformers download the model and
+its code. It needs no other file of this package: in an export, the only module that it imports is part of it. The server
+keeps the conversation, a `ChatSession` for each open page, and frees it when the page is closed. What a model writes is not
+trusted: its HTML is shown as text, or in a frame without scripts. On a Space with ZeroGPU, answers are written by a process
+that has the GPU only for that time.
 """
 
 import html
@@ -16,6 +17,8 @@ from pathlib import Path
 import gradio as gr
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from ..modeling_minigpt4.chat import ChatSession
 
 # For a Space with ZeroGPU, whose package must be imported before torch looks for a GPU. Not needed elsewhere.
 GPU = None
@@ -97,7 +100,7 @@ def build(model, processor, name):
 
     def session(request):
         """The `ChatSession` of a page; the least recently used one makes room."""
-        chat = sessions.setdefault(request.session_hash, None) or model.chat_session(processor)
+        chat = sessions.setdefault(request.session_hash, None) or ChatSession(model, processor)
         sessions[request.session_hash] = chat
         sessions.move_to_end(request.session_hash)
         while len(sessions) > MAX_SESSIONS:
@@ -212,7 +215,7 @@ def speaker(model, processor, gpu=None):
 
     @gpu
     def there(messages, text, images, generation):
-        chat = model.chat_session(processor, messages)
+        chat = ChatSession(model, processor, messages)
         yield from chat.ask(text, images, stream=True, **generation)
         yield chat.export()
 
@@ -221,7 +224,7 @@ def speaker(model, processor, gpu=None):
             if isinstance(piece, str):
                 yield piece
             else:
-                chat.messages[:] = model.chat_session(processor, piece).messages
+                chat.messages[:] = ChatSession(model, processor, piece).messages
 
     return say
 
@@ -242,7 +245,7 @@ def offer(page, model, processor):
         """
         try:
             check(question.strip(), [image] if image else [])
-            return "".join(say(model.chat_session(processor), question.strip() or QUESTION, image))
+            return "".join(say(ChatSession(model, processor), question.strip() or QUESTION, image))
         except (ValueError, RuntimeError) as error:
             raise gr.Error(str(error).splitlines()[0], print_exception=False) from error
 

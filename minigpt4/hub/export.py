@@ -34,6 +34,7 @@ from safetensors import SafetensorError
 
 from ..configuration.configuration_minigpt4 import MiniGPT4Config
 from ..durable_files import folder_in_place
+from ..modeling_minigpt4 import chat
 from ..modeling_minigpt4.light import MiniGPT4ForConditionalGeneration, own_parameters
 from ..modeling_minigpt4.lora import LORA, has_lora, merged_state_dict
 from ..modeling_minigpt4.modeling_minigpt4 import MiniGPT4ForConditionalGeneration as FullMiniGPT4
@@ -49,10 +50,7 @@ LIGHT_CLASSES = {"AutoConfig": MiniGPT4Config, **dict.fromkeys(_MODELS, MiniGPT4
 PROCESSOR_CLASSES = {"AutoProcessor": MiniGPT4Processor}
 IMAGE_PROCESSOR_CLASSES = {"AutoImageProcessor": MiniGPT4ImageProcessor}
 
-_COPIED = [
-    *(REPOSITORY / name for name in ("LICENSE", "CITATION.cff")),
-    *(Path(__file__).with_name(name) for name in ("app.py", "handler.py")),
-]
+_COPIED = [*(REPOSITORY / name for name in ("LICENSE", "CITATION.cff")), Path(__file__).with_name("handler.py")]
 
 _RELATIVE_IMPORT = re.compile(r"^(\s*from )(\.+)((?:\w+\.)*)(\w+)(?= import )", re.MULTILINE)
 _EXPORTED_SUFFIXES = {".py", ".json", ".safetensors", ".jinja", ".model", ".txt", ".md", ".cff"}
@@ -242,6 +240,7 @@ def _write_about(model, folder, repo_id, light, card_data, examples, training):
     """Writes the rest: card, licence, citation, requirements, a Space's app.py, and the training runs for the card."""
     for source in _COPIED:
         shutil.copyfile(source, folder / source.name)
+    (folder / "app.py").write_text(space_app(), "utf-8")
     shutil.copytree(_ABILITIES, folder / _ABILITIES.name, copy_function=shutil.copyfile)
     requirements = _requirements(model, light)
     (folder / "requirements.txt").write_text("\n".join(requirements) + "\n", "utf-8")
@@ -249,6 +248,13 @@ def _write_about(model, folder, repo_id, light, card_data, examples, training):
         (folder / "training.json").write_text(json.dumps(list(training), indent=2) + "\n", "utf-8")
     card = model_card(model, repo_id, light, card_data, requirements, examples, training)
     card.save(folder / "README.md")
+
+
+def space_app():
+    """The code of a Space in one file: the page of `minigpt4 web`, with the module of its conversations in it."""
+    page = Path(__file__).with_name("app.py").read_text("utf-8")
+    conversation = Path(inspect.getfile(chat)).read_text("utf-8")
+    return page.replace(f"from ..modeling_minigpt4.chat import {chat.ChatSession.__name__}\n", f"\n{conversation}\n")
 
 
 def _write_benchmarks(entries, folder):

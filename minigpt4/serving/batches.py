@@ -18,7 +18,8 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList,
 from transformers.generation import EosTokenCriteria
 
 from ..inference.memory import cache_bytes
-from ..modeling_minigpt4.chat import AnswerStreamer, EndsWith
+from ..modeling_minigpt4.chat import AnswerStreamer
+from ..modeling_minigpt4.stopping import EndsWith
 from .guard import MAX_PICTURES
 
 _log = logging.getLogger(__name__)

@@ -8,6 +8,7 @@ import io
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -28,8 +29,8 @@ def consume(model, again, photo, **environment):
 
     Returns:
         dict: `classes` of the Auto classes, `answers` (all ids) of the models, what the `pipeline` and the example in
-        README.md (`snippet`) say, a conversation (`chat`), the `refusal` without trust, `projection_dtype`, `generation`
-        defaults.
+        README.md (`snippet`) say, a conversation as a Space has it (`chat`), the `refusal` without trust,
+        `projection_dtype`, `generation` defaults.
     """
     workplace = Path(again).parent
     photo.save(workplace / "photo.png")
@@ -83,7 +84,7 @@ def _examine(folder, again):
         "answers": answers,
         "classes": classes,
         "pipeline": _pipeline(folder),
-        "chat": _chat(model, processor),
+        "chat": _chat(folder, model, processor) if Path(folder, "app.py").is_file() else None,
         "snippet": _snippet(folder),
         "refusal": _refusal(folder),
         "projection_dtype": str(model.model.projection.weight.dtype),
@@ -100,10 +101,10 @@ def _pipeline(folder):
     return answered["generated_text"]
 
 
-def _chat(model, processor):
+def _chat(folder, model, processor):
     """Two answers, the second also without a session, and how many tokens the session ran for it."""
     lengths = []
-    chat = model.chat_session(processor, max_new_tokens=8)
+    chat = runpy.run_path(f"{folder}/app.py")["ChatSession"](model, processor, max_new_tokens=8)
     first = chat.ask(QUESTION, "photo.png")
     model.model.language_model.register_forward_pre_hook(
         lambda _, args, kwargs: lengths.append(kwargs["inputs_embeds"].shape[1]), with_kwargs=True
