@@ -11,7 +11,8 @@ with random weights in bf16. Without one: a small form in fp32, where tower, LLM
 
 Caption lengths: Conceptual Captions has 10.3 words a caption (standard deviation 4.5, median 9.0: Sharma et al. 2018, table
 2), drawn log-normal and taken at 1.3 tokens a word and one for the end; cut at 32. Stage 2: 80 to 160 tokens after a
-prompt of 30. Both losses are compared at each step. Writes benchmarks/results/stage{1,2}_{step,memory}_{cpu,cuda}.json.
+prompt of 30. Both losses are compared at each step. Writes
+benchmarks/results/stage{1,2}_{step,memory}_{cpu_avx2,cpu_avx512,cuda}.json.
 """
 
 import argparse
@@ -341,9 +342,10 @@ def main():
         raise ValueError("--float8 needs a GPU, and layers that are not compiled; leave out --float8 or --compile")
     if device == "cpu":
         print("no GPU: the small form, in fp32")
-        where = f"CPU, {torch.get_num_threads()} threads"
+        instructions = torch.backends.cpu.get_cpu_capability()
+        where, machine = f"CPU with {instructions}, {torch.get_num_threads()} threads", f"cpu_{instructions.lower()}"
     else:
-        where = torch.cuda.get_device_name()
+        where, machine = torch.cuda.get_device_name(), device
 
     stage, batch = arguments.stage, arguments.batch
     taken, model, floors, losses = measure_steps(device, stage, arguments)
@@ -384,7 +386,7 @@ def main():
         planned = {**drawn, "plan": plan_of(model, stage, lengths)}
         step["synchronisations_in_a_step"] = synchronisations(Step(model, our_loss(model, arguments.float8)), planned)
     print(step)
-    write_json(RESULTS / f"stage{stage}_step_{device}.json", step)
+    write_json(RESULTS / f"stage{stage}_step_{machine}.json", step)
 
     del model
     gc.collect()
@@ -399,7 +401,7 @@ def main():
         **common,
     }
     print(memory)
-    write_json(RESULTS / f"stage{stage}_memory_{device}.json", memory)
+    write_json(RESULTS / f"stage{stage}_memory_{machine}.json", memory)
 
 
 if __name__ == "__main__":

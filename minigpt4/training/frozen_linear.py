@@ -1,8 +1,8 @@
 """The fastest way to compute frozen linear layers: oneDNN on a CPU, and FP8 on a GPU if requested.
 
-PyTorch multiplies fp32 matrices with MKL, which uses AVX-512 only on Intel: on an AMD EPYC (Zen 5) it reaches 100 GFLOP/s
-per core, and oneDNN, which PyTorch also includes, 220, forward and backward. The arithmetic is fp32 either way; only the
-order of summation may differ.
+PyTorch multiplies fp32 matrices with MKL, which uses AVX-512 only on Intel: on an AMD EPYC (Zen 5) it reaches 105 GFLOP/s
+per core, and oneDNN, which PyTorch also includes, 225 to 250, forward and backward, or 125 if limited to AVX2. The
+arithmetic is fp32 either way; only the order of summation may differ.
 
 FP8 rounds weights, inputs and gradients (each row scaled to the range of e4m3) and accumulates in higher precision: two
 products in the time of one on Ada, Hopper and later. A frozen weight is rounded once. (torchao's layers for training round
@@ -67,7 +67,7 @@ class _OneDNNLinear(torch.autograd.Function):
 
 def _fits_onednn(inputs, weight):
     cpu = inputs.device.type == weight.device.type == "cpu" and weight.dtype == torch.float32
-    return cpu and torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX512"
+    return cpu and torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
 
 
 def _onednn(inputs, weight, bias=None):
