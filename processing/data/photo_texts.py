@@ -197,9 +197,7 @@ def described(row, rng):
         return [" ".join(map(_sentence, [*sentences, rng.choice(_MAIN)]))]
     if unnamed := [said(kind) for kind in sorted(present(row) - set(named_kinds(" . ".join(sentences))))]:
         sentences.append(_worded(rng.choice(_ALSO), _listing(rng.sample(unnamed, min(MAX_NAMED, len(unnamed))))))
-    sentences += [
-        f"the {said(kind)} {'are' if _is_many(said(kind)) else 'is'} {color}" for kind, color in _colors(row)[:1]
-    ]
+    sentences += [f"the {said(kind)} {'are' if _is_many(said(kind)) else 'is'} {color}" for kind, color in _colors(row)[:1]]
     places = {place for text in row["captions"] for place in _PLACE.findall(_plain(text))}
     sentences += [rng.choice(_TAKEN).format(rng.choice(sorted(places)))] if places else []
     return [" ".join(map(_sentence, sentences))]
