@@ -5,6 +5,7 @@ Subcommands import torch only when they run, not for `--help`. Bad input gives o
 
 import argparse
 import importlib
+import logging
 import signal
 import sys
 
@@ -50,6 +51,8 @@ def run_reporting_errors(run, name):
     Returns 0; 2 after a ValueError, an OSError or a missing package; 130 after Ctrl-C; 143 after SIGTERM.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    # Whatever imports it on a CPU with AVX512-BF16, it warns that a package for faster 4-bit layers is not installed.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     try:
         run()
     except (ValueError, OSError) as error:
