@@ -20,6 +20,7 @@ import ctypes
 import datetime
 import gc
 import multiprocessing
+import os
 import statistics
 import sys
 import tempfile
@@ -354,11 +355,12 @@ def main():
     speed = {name: batch / statistics.median(taken[name]) for name in taken}
     work = {part: statistics.mean(one[part] for one in floors) / batch / 1e9 for part in floors[0]}
     fastest = fastest_product(device)
+    limits = [f"{name}={os.environ[name]}" for name in ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA") if name in os.environ]
     common = {
         "device": where,
         "date": datetime.date.today().isoformat(),
         "versions": versions(),
-        "command": " ".join(["python", "benchmarks/peer_step.py", *sys.argv[1:]]),
+        "command": " ".join([*limits, "python", "benchmarks/peer_step.py", *sys.argv[1:]]),
     }
     step = {
         "name": f"stage {stage}, batch {batch}: images a second against Blip2ForConditionalGeneration",

@@ -146,7 +146,7 @@ class MiniGPT4Config(PreTrainedConfig):
     @property
     def image_size(self):
         """(height, width) in pixels of a picture as the vision tower takes it."""
-        return pair(self.vision_config.image_size)
+        return height_and_width(self.vision_config.image_size)
 
     @property
     def grid(self):
@@ -242,8 +242,8 @@ def _as_config(config, default):
     return CONFIG_MAPPING[model_type](**fields)
 
 
-def pair(size):
-    """(height, width) of a size that a config gives as one number or as two."""
+def height_and_width(size):
+    """(height, width) of a size given as one number or as two."""
     return tuple(size) if isinstance(size, list | tuple) else (size, size)
 
 
@@ -258,7 +258,7 @@ def _grid_of_vit(config):
     fields: list[Any] = [getattr(config, name, None) for name in ("image_size", "patch_size", "hidden_size")]
     if staged or not all(fields):
         return None
-    return tuple(side // patch for side, patch in zip(pair(fields[0]), pair(fields[1]), strict=True))
+    return tuple(side // patch for side, patch in zip(height_and_width(fields[0]), height_and_width(fields[1]), strict=True))
 
 
 def _measured(config, layer):

@@ -10,8 +10,8 @@ An image goes through the vision tower once. The keys and values of everything s
 its first token that they do not cover: for a follow-up, only its own tokens. The result is the same as that of
 `generate` on `apply_chat_template(chat.messages)`, with each answer kept as the ids that the model wrote.
 
-It imports nothing of this package, because the app.py of a Space contains it (see `minigpt4/hub/export.py`): what it needs,
-it asks of the model and its processor.
+This module imports nothing from the package, because the export inserts it into a Space's app.py (`space_app` in
+minigpt4/hub/export.py). It uses the model and the processor for everything else.
 """
 
 import base64
@@ -150,7 +150,7 @@ class ChatSession:
         """The conversation plus a question, shortened to fit the context; raises ValueError if it cannot be."""
         context = getattr(self.model.config.text_config, "max_position_embeddings", None) or float("inf")
         messages, dropped, shown = [*self.messages, question], [], max(len(_pictures([question])), 1)
-        ids = self.processor.conversation_ids(messages, **self.processor.asking)
+        ids = self._ids(messages)
         wanted = context - new_tokens
         while len(ids) > wanted:
             if shorter := _without_oldest_turn(messages):
@@ -160,7 +160,7 @@ class ChatSession:
                 messages = _without_oldest_picture(messages)
             else:
                 break
-            ids = self.processor.conversation_ids(messages, **self.processor.asking)
+            ids = self._ids(messages)
         if len(ids) > context - new_tokens:
             raise ValueError(
                 f"the conversation takes {len(ids)} tokens and the answer up to {new_tokens}, more than the {context} that "
@@ -175,6 +175,10 @@ class ChatSession:
                 stacklevel=3,
             )
         return _Prompt(messages, ids, self._visual_tokens(messages), dropped)
+
+    def _ids(self, messages):
+        """The ids of messages with an answer to follow, without thinking before it if the template has that switch."""
+        return self.processor.conversation_ids(messages, add_generation_prompt=True, enable_thinking=False)
 
     @torch.no_grad()
     def _visual_tokens(self, messages):

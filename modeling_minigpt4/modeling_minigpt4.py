@@ -299,7 +299,7 @@ class MiniGPT4ForConditionalGeneration(MiniGPT4PreTrainedModel, GenerationMixin)
         self.freeze()
 
     def chat_session(self, processor, messages=(), **generation):
-        """A conversation that keeps what it has computed; only with the package installed. See `ChatSession` in chat.py."""
+        """A conversation that keeps what it has computed: `ChatSession` in chat.py. It needs the installed package."""
         try:
             from minigpt4.modeling_minigpt4.chat import ChatSession
         except ImportError as error:

@@ -1,4 +1,4 @@
-"""Stops an answer where a turn ends in text: Vicuna v0 writes "###", which is no special token."""
+"""Stops an answer where a turn ends in text: Vicuna v0 writes "###", which is not a special token."""
 
 import torch
 from transformers.generation import StoppingCriteria

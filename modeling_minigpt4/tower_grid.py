@@ -6,7 +6,7 @@ import math
 import torch
 from transformers import MODEL_MAPPING
 
-from ..configuration.configuration_minigpt4 import pair
+from ..configuration.configuration_minigpt4 import height_and_width
 from .vision_tower import VISION_TOWERS, build_vision_tower, look
 
 
@@ -31,7 +31,7 @@ def measure(config, layer=-1):
     _check_inputs(tower, name)
     if not size:
         raise ValueError(f"{name}: its config has no image_size, which determines the number of visual tokens")
-    size = pair(size)
+    size = height_and_width(size)
     try:
         with torch.no_grad():
             pixel_values = torch.empty(1, 3, *size, device="meta")

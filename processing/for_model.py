@@ -12,7 +12,7 @@ from transformers.models.auto.image_processing_auto import (
     get_image_processor_config,
 )
 
-from ..configuration.configuration_minigpt4 import pair
+from ..configuration.configuration_minigpt4 import height_and_width
 from .chat_templates import VICUNA_V0, own_template, template_text, turn_markers, with_image_token
 from .image_processing_minigpt4 import MiniGPT4ImageProcessor
 
@@ -74,7 +74,7 @@ def image_processor_for(vision_config, repo=None, **hub):
     fields = {name: said[name] for name in _FOLLOWED if said.get(name) is not None}
     if not {"image_mean", "image_std"} <= fields.keys() and fields.get("do_normalize", True):
         fields = {**_of_family(vision_config.model_type), **fields}
-    height, width = pair(vision_config.image_size)
+    height, width = height_and_width(vision_config.image_size)
     return MiniGPT4ImageProcessor(size={"height": height, "width": width}, **fields)
 
 

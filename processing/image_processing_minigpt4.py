@@ -49,7 +49,7 @@ class MiniGPT4ImageProcessor(PilBackend):
 
     @staticmethod
     def load_image(source):
-        """See `load_image`."""
+        """One image (a path, bytes, a data URL or PIL) as RGB; the same as this module's function `load_image`."""
         return load_image(source)
 
     def convert_to_rgb(self, image, **kwargs):

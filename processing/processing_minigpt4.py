@@ -63,8 +63,6 @@ class MiniGPT4Processor(ProcessorMixin):
             the stage-2 form of a turn, if that differs.
     """
 
-    asking = ASKING  # for code that has a processor and cannot import this module: a chat session in a Space
-
     def __init__(
         self,
         image_processor=None,

@@ -51,7 +51,7 @@ def run_reporting_errors(run, name):
     Returns 0; 2 after a ValueError, an OSError or a missing package; 130 after Ctrl-C; 143 after SIGTERM.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    # Whatever imports it on a CPU with AVX512-BF16, it warns that a package for faster 4-bit layers is not installed.
+    # On a CPU with AVX512-BF16, importing bitsandbytes warns that the package `kernels` (faster 4-bit layers) is missing.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     try:
         run()

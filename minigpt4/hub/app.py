@@ -1,10 +1,10 @@
 """A page to talk about images: what `minigpt4 web` serves, and a Space, whose variable `MODEL_ID` names the model.
 
 As app.py of a Space with the Gradio SDK, together with the images in abilities/, it lets transformers download the model and
-its code. It needs no other file of this package: in an export, the only module that it imports is part of it. The server
-keeps the conversation, a `ChatSession` for each open page, and frees it when the page is closed. What a model writes is not
-trusted: its HTML is shown as text, or in a frame without scripts. On a Space with ZeroGPU, answers are written by a process
-that has the GPU only for that time.
+its code. It needs no other file of this package: the export replaces its one import from the package with that module's
+source. The server keeps the conversation, a `ChatSession` for each open page, and frees it when the page is closed. What a
+model writes is not trusted: its HTML is shown as text, or in a frame without scripts. On a Space with ZeroGPU, answers are
+written by a process that has the GPU only for that time.
 """
 
 import html

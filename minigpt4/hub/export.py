@@ -251,10 +251,10 @@ def _write_about(model, folder, repo_id, light, card_data, examples, training):
 
 
 def space_app():
-    """The code of a Space in one file: the page of `minigpt4 web`, with the module of its conversations in it."""
-    page = Path(__file__).with_name("app.py").read_text("utf-8")
-    conversation = Path(inspect.getfile(chat)).read_text("utf-8")
-    return page.replace(f"from ..modeling_minigpt4.chat import {chat.ChatSession.__name__}\n", f"\n{conversation}\n")
+    """A Space's app.py: the page of `minigpt4 web`, with the source of chat.py where it imports it."""
+    page, conversation = (Path(file).read_text("utf-8") for file in (Path(__file__).with_name("app.py"), chat.__file__))
+    before, after = page.split("from ..modeling_minigpt4.chat import ChatSession\n")
+    return f"{before}\n{conversation}\n{after}"
 
 
 def _write_benchmarks(entries, folder):

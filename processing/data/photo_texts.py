@@ -3,7 +3,8 @@
     row {"captions": [...], "objects": [...], "label", "detail", "made", "source"}  ->  texts(row, rng, statistics):
         captions      the row's own; those from a label, a list of things or a description have several wordings, so that
                       the form of a caption does not reveal where an image comes from
-        details       the image's own description, if it has one; else one made from what is known
+        details       the image's own description, if it has one; else one made from its label or from several people's
+                      captions, and none from a mere list
         questions     [(instruction, answer), ...]: what is there, is there a ...?, how many, what color
         conversation  messages of several turns about the image, each adding something new
 
@@ -178,11 +179,12 @@ def details(row):
 
 
 def described(row, rng):
-    """[a description in several sentences] of an image with a label, or that several people captioned; else [].
+    """[a description in several sentences] of an image that has a label or captions by several people; else [].
 
-    It consists of the caption that says most (or the label), two that add most to it, things not named yet, a color and
-    the place. Captions that are merely joined all begin alike, and a model that learns from them says one sentence twice.
-    Of a mere list of things no description is made: it would be short, and so would the model's descriptions.
+    It consists of the caption that says most (or the label) and up to two that add most to it; without a label, also
+    things not named yet, a color and the place. Captions that are merely joined all begin alike, and a model that learns
+    from them says one sentence twice. A mere list of things gives no description: it would be short, and would teach the
+    model to describe briefly.
     """
     by_people = sorted(written(row), key=lambda text: len(text.split()))
     if len(by_people) < 2 and not row.get("label"):

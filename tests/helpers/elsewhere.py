@@ -29,8 +29,8 @@ def consume(model, again, photo, **environment):
 
     Returns:
         dict: `classes` of the Auto classes, `answers` (all ids) of the models, what the `pipeline` and the example in
-        README.md (`snippet`) say, a conversation as a Space has it (`chat`), the `refusal` without trust,
-        `projection_dtype`, `generation` defaults.
+        README.md (`snippet`) say, a conversation as a Space has it (`chat`; None without app.py), what `chat_session` says
+        and the `refusal` without trust, `projection_dtype`, `generation` defaults.
     """
     workplace = Path(again).parent
     photo.save(workplace / "photo.png")
@@ -85,8 +85,10 @@ def _examine(folder, again):
         "classes": classes,
         "pipeline": _pipeline(folder),
         "chat": _chat(folder, model, processor) if Path(folder, "app.py").is_file() else None,
+        "chat_session": _error(ImportError, lambda: model.chat_session(processor)),
         "snippet": _snippet(folder),
-        "refusal": _refusal(folder),
+        # Without trust in the code.
+        "refusal": _error(ValueError, lambda: transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)),
         "projection_dtype": str(model.model.projection.weight.dtype),
         "generation": model.generation_config.to_diff_dict(),
     }
@@ -131,13 +133,11 @@ def _snippet(folder):
     return printed.getvalue()
 
 
-def _refusal(folder):
-    """What transformers says to someone who does not trust the code."""
-    from transformers import AutoConfig
-
+def _error(kind, call):
+    """The message of the error that a call raises; None if it raises none."""
     try:
-        AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except ValueError as error:
+        call()
+    except kind as error:
         return str(error)
 
 

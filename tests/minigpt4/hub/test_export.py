@@ -5,6 +5,7 @@ import json
 import os
 import re
 import runpy
+import symtable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -81,6 +82,7 @@ def test_loads_without_this_package_and_saves_again(tower, original, processor, 
     chat = report["chat"]
     assert (chat["first"], chat["second"]) == (text.strip(), chat["anew"].strip())
     assert chat["own_tokens"] < 0.6 * chat["all_tokens"]
+    assert report["chat_session"] == "a chat session needs the package; run `pip install minigpt4-hf`"
     assert report["snippet"] is not None
     assert "trust_remote_code=True" in report["refusal"]
     # What that process saved loads in the next one, too, which knows nothing of the first folder.
@@ -229,13 +231,13 @@ def test_code_that_a_user_of_a_full_export_must_read(original, processor, tmp_pa
 
 def test_the_page_and_its_conversation_fit_into_one_file():
     """The module of the conversation is inserted into the page: no name of one may replace a name of the other."""
-
-    def defined(source):
-        names = [getattr(node, "targets", [node])[0] for node in ast.parse(Path(source).read_text()).body]
-        return {name for node in names if (name := getattr(node, "id", None) or getattr(node, "name", None))}
-
-    assert not defined(app.__file__) & defined(chat.__file__)
-    assert "ChatSession" in defined(chat.__file__)
+    page, conversation = (
+        symtable.symtable(Path(module.__file__).read_text(), module.__name__, "exec").get_symbols() for module in (app, chat)
+    )
+    own = [{name.get_name() for name in names if name.is_assigned()} for names in (page, conversation)]
+    imported = [{name.get_name() for name in names if name.is_imported()} for names in (page, conversation)]
+    assert "ChatSession" in own[1] & imported[0]
+    assert not own[0] & (own[1] | imported[1]) and own[1] & imported[0] == {"ChatSession"}
     assert not re.findall(r"^\s*from \.", export_module.space_app(), re.MULTILINE)
 
 

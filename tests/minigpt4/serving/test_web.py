@@ -234,9 +234,6 @@ class Parrot:
     def __init__(self):
         self.messages, self.dropped = [], []
 
-    def chat_session(self, processor):
-        return Parrot()
-
     def num_parameters(self):
         return 10**6
 
@@ -249,8 +246,14 @@ class Parrot:
         yield from text.splitlines(keepends=True)
 
 
+@pytest.fixture
+def parrots(monkeypatch):
+    """Each page talks to a `Parrot`."""
+    monkeypatch.setattr(app, "ChatSession", lambda model, processor: Parrot())
+
+
 @pytest.mark.browser
-def test_what_a_model_writes_is_not_trusted(visit, free_port):
+def test_what_a_model_writes_is_not_trusted(visit, free_port, parrots):
     def serve(port):
         app.serve(app.build(Parrot(), None, "parrot"), server_port=port)
 
@@ -280,7 +283,7 @@ def test_what_a_model_writes_is_not_trusted(visit, free_port):
 
 
 @pytest.mark.browser
-def test_the_camera_and_the_clipboard_give_pictures(visit):
+def test_the_camera_and_the_clipboard_give_pictures(visit, parrots):
     ann = visit(lambda port: app.serve(app.build(Parrot(), None, "parrot"), server_port=port), width=390, height=844)
     ann.until(lambda: ann.all("#photograph"))[0].click()
     ann.until(lambda: [button for button in ann.all("#camera button") if "Webcam" in button.text])[0].click()

@@ -11,7 +11,8 @@ from minigpt4.training.frozen_linear import FrozenLinears, frozen_linears
 from minigpt4.training.frozen_llm import FrozenLLM
 
 needs_avx2 = pytest.mark.skipif(
-    torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"), reason="oneDNN is asked only on CPUs with AVX2"
+    torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"),
+    reason="oneDNN is used only on CPUs with AVX2 or AVX-512",
 )
 
 
