@@ -332,9 +332,9 @@ def texts_about(found, section, stage, rng, statistics=None):
 
 
 def _detailed_answer(row, made, section, rng):
-    """An image's description: its own, or one made from its label or captions that people wrote; "" if there is none."""
-    if made:
-        return rng.choice(made["details"] or [""])
+    """An image's description: its own, or one made from captions that people wrote; "" if there is neither."""
+    if made.get("details"):
+        return rng.choice(made["details"])
     if row.get("detail"):
         return "".join(photo_texts.details(row))
     by_people = photo_texts.written(row)

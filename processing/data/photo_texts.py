@@ -3,8 +3,7 @@
     row {"captions": [...], "objects": [...], "label", "detail", "made", "source"}  ->  texts(row, rng, statistics):
         captions      the row's own; those from a label, a list of things or a description have several wordings, so that
                       the form of a caption does not reveal where an image comes from
-        details       the image's own description, if it has one; else one made from its label or from several people's
-                      captions, and none from a mere list
+        details       the image's own description, if it has one; else one made from what is known
         questions     [(instruction, answer), ...]: what is there, is there a ...?, how many, what color
         conversation  messages of several turns about the image, each adding something new
 
@@ -179,30 +178,32 @@ def details(row):
 
 
 def described(row, rng):
-    """[a description in several sentences] of an image that has a label or captions by several people; else [].
+    """[a description in several sentences] of an image, unless too little is known; else [].
 
-    It consists of the caption that says most (or the label) and up to two that add most to it; without a label, also
+    It consists of the caption that says most (or the label, or two of the things listed), the one that adds most to it,
     things not named yet, a color and the place. Captions that are merely joined all begin alike, and a model that learns
-    from them says one sentence twice. A mere list of things gives no description: it would be short, and would teach the
-    model to describe briefly.
+    from them says one sentence twice.
     """
-    by_people = sorted(written(row), key=lambda text: len(text.split()))
-    if len(by_people) < 2 and not row.get("label"):
+    by_people, told = sorted(written(row), key=lambda text: len(text.split())), _told(row, rng, 2)
+    if not (by_people or told):
         return []
-    first = by_people.pop() if by_people else _worded("there {is} {}", _called(row))
+    first = by_people.pop() if by_people else _worded("there {is} {}", told)
     sentences = [f"in this image, {_begun_small(first)}"]
-    for closer in rng.sample(_CLOSER, min(2, len(by_people))):
-        more = max(by_people, key=lambda text: len(_words(text) - _words(*sentences)))
-        by_people.remove(more)
-        sentences.append(closer.format(_begun_small(more)))
+    if by_people:
+        second = max(by_people, key=lambda text: len(set(_plain(text).split()) - set(_plain(first).split())))
+        sentences.append(rng.choice(_CLOSER).format(_begun_small(second)))
+    unnamed = [said(kind) for kind in sorted(present(row) - set(named_kinds(" . ".join(sentences))))]
     if row.get("label"):
-        return [" ".join(map(_sentence, [*sentences, rng.choice(_MAIN)]))]
-    if unnamed := [said(kind) for kind in sorted(present(row) - set(named_kinds(" . ".join(sentences))))]:
+        sentences.append(rng.choice(_MAIN))
+    elif unnamed:
         sentences.append(_worded(rng.choice(_ALSO), _listing(rng.sample(unnamed, min(MAX_NAMED, len(unnamed))))))
-    sentences += [f"the {said(kind)} {'are' if _is_many(said(kind)) else 'is'} {color}" for kind, color in _colors(row)[:1]]
-    places = {place for text in row["captions"] for place in _PLACE.findall(_plain(text))}
-    sentences += [rng.choice(_TAKEN).format(rng.choice(sorted(places)))] if places else []
-    return [" ".join(map(_sentence, sentences))]
+    if by_people:  # of a single caption these would be said twice
+        sentences += [
+            f"the {said(kind)} {'are' if _is_many(said(kind)) else 'is'} {color}" for kind, color in _colors(row)[:1]
+        ]
+        places = {place for text in row["captions"] for place in _PLACE.findall(_plain(text))}
+        sentences += [rng.choice(_TAKEN).format(rng.choice(sorted(places)))] if places else []
+    return [" ".join(map(_sentence, sentences))] if len(sentences) > 1 else []
 
 
 def questions(row, rng, statistics):
@@ -332,12 +333,12 @@ def _listed(row):
     return [kind for kind in dict.fromkeys(row.get("objects") or []) if kind in KINDS]
 
 
-def _told(row, rng):
+def _told(row, rng, most=MAX_NAMED):
     """A phrase for what is known to be there: "a red fox", "a cat, a bench and skis"; "" if nothing is."""
     if row.get("label"):
         return _called(row)
     listed = [said(kind) for kind in _listed(row)]
-    return _listing(rng.sample(listed, min(MAX_NAMED, len(listed)))) if listed else ""
+    return _listing(rng.sample(listed, min(most, len(listed)))) if listed else ""
 
 
 def _called(row):
@@ -401,10 +402,6 @@ def _begun_once(text):
 def _without_lead_in(text):
     """ "The image shows a bowl of oatmeal." -> "a bowl of oatmeal."."""
     return _LEAD_IN.sub("", _begun_once(text))
-
-
-def _words(*texts):
-    return set(_plain(" ".join(texts)).split())
 
 
 def _plain(text):

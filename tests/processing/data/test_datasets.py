@@ -204,7 +204,6 @@ def test_what_is_known_of_a_picture_becomes_captions_questions_and_conversations
         "c": {"captions": ["A photo of an owl."], "label": "owl", "source": "y"},
         "d": {"captions": ["The image shows a tree."], "detail": "The image shows a tree. It is green."},
         "e": {"captions": ["A dog runs .", "a dog"], "label": 3, "objects": [7]},
-        "f": {"captions": ["A horse."]},
     }
     samples = {k: {"jpg": jpeg(10 * i), "json": json.dumps(row).encode()} for i, (k, row) in enumerate(rows.items())}
     write_tar(tmp_path / "0.tar", samples)
@@ -215,12 +214,10 @@ def test_what_is_known_of_a_picture_becomes_captions_questions_and_conversations
         return dict(zip(rows, of, strict=True))
 
     plain = texts(stage=1, varied_captions=3)
-    assert [len(plain[key]) for key in rows] == [3, 3, 3, 1, 2, 1] and plain["e"][0]["text"] == "a dog runs"
+    assert [len(plain[key]) for key in rows] == [3, 3, 3, 1, 2] and plain["e"][0]["text"] == "a dog runs"
     assert {"a fox", "an image of a fox"} < {text["text"] for text in texts(stage=1, varied_captions=9)["b"]}
     detailed = texts(detailed_answers=2)
-    assert [len(detailed[key]) for key in rows] == [0, 0, 0, 2, 2, 2]  # not of a label or a list
-    described = texts(detailed_answers=2, varied_captions=1)
-    assert [len(described[key]) for key in rows] == [0, 2, 2, 2, 2, 0]  # of a label; not of a single caption
+    assert [len(detailed[key]) for key in rows] == [0, 0, 0, 2, 2]  # not of a label or a list
     assert {text["text"] for text in detailed["d"]} == {"The image shows a tree. It is green."}
     assert not texts(detailed_answers=2, joined_captions=0, plain_captions=1)["e"][1:]
     asked = texts(detailed_answers=0, questions=9, conversations=1.0)
