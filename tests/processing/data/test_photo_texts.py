@@ -62,7 +62,7 @@ def test_a_description_that_begins_twice_begins_once_and_one_that_ends_in_the_mi
 
 
 def test_a_description_is_made_of_what_people_wrote_and_what_is_known_besides():
-    captions = ["A black dog runs on the beach.", "There is a dog with a stick near the ocean on a sunny day.", "A DOG."]
+    captions = ["A black dog runs on the beach.", "There is a dog with a stick near the ocean on a sunny day.", "A dog."]
     row = {"captions": captions, "objects": ["dog", "frisbee", "person"]}
     for drawn in _drawn(row, 20):
         [told] = drawn["details"]
@@ -70,6 +70,8 @@ def test_a_description_is_made_of_what_people_wrote_and_what_is_known_besides():
         assert "a black dog runs on the beach." in told and "The dog is black." in told
         assert "a frisbee and a person" in told.lower() or "a person and a frisbee" in told.lower()
         assert re.search(r"(?:near the ocean|on the beach)\.$", told) and told.count(".") == 5
+    [told] = texts({"captions": ["A man with a hat by a lake.", "A RED TRUCK."]}, random.Random(0), STATISTICS)["details"]
+    assert "a red truck." in told
     for drawn in _drawn(LISTED, 20):
         [told] = drawn["details"]
         assert re.match(r"In this image, there (?:is a|are skis)", told) and told.count(".") == 2
